@@ -1,0 +1,210 @@
+//! All that can be asked of one shard's machine, what it answers, and how it refuses.
+//!
+//! Requests that change something yield a fact; the others only look. A reply is released when the
+//! log is durable up to the last lsn that was installed when the reply was decided.
+
+use millstream_batch::ids::{
+    GroupEpoch, MemberId, Offset, Partition, PartitionSlot, ProducerEpoch, ProducerId, Sequence, Term, TimestampMs,
+    TopicId,
+};
+
+use crate::topic::{FilterBinding, TopicConfig, TopicMeta};
+
+#[derive(Clone, Debug)]
+pub enum Request {
+    // --- catalog shard only -------------------------------------------------------------------
+    /// `id` is drawn by the caller (the machine has no entropy).
+    CreateTopic { id: TopicId, name: String, partitions: u32, config: TopicConfig },
+    DeleteTopic { name: String },
+    /// Replaces the named settings; `None` inside a setting resets it to the default.
+    ConfigureTopic { name: String, set: Vec<(String, Option<String>)> },
+    AddPartitions { name: String, total: u32 },
+    /// A new producer id, or with `pid` set the next epoch of that id (fences the older).
+    InitProducer { pid: ProducerId },
+    DeployFilter { topic: String, binding: FilterBinding },
+    RemoveFilter { topic: String, name: String },
+
+    // --- every shard: the catalog's decisions applied; idempotent by `revision` -------------
+    ApplyTopic { meta: TopicMeta },
+    ForgetTopic { id: TopicId },
+
+    // --- the partition's shard ---------------------------------------------------------------
+    Produce(Produce),
+    /// Raise the start offset (retention, `delete records`). Below the current start: no effect.
+    TrimPartition { partition: Partition, start: Offset },
+    /// Offsets by time are resolved by the log's index; this gives the bounds.
+    DescribePartition { partition: Partition },
+    /// Fence older owners and learn where to go on. `epoch` must be above the one that holds.
+    ClaimPartition { group: String, partition: Partition, member: MemberId, epoch: GroupEpoch },
+    Commit(Commit),
+    CommittedOffset { group: String, partition: Partition },
+    /// An operator's reset. Refused while a member holds the partition, unless `force`.
+    ResetOffset { group: String, partition: Partition, offset: Offset, force: bool },
+    ForgetGroup { group: String },
+
+    // --- the group's home shard --------------------------------------------------------------
+    /// `member` 0 asks for a new one; a known member joins again and keeps what it owns.
+    JoinGroup { group: String, member: MemberId, client: String, topics: Vec<TopicId>, session_timeout_ms: u32 },
+    LeaveGroup { group: String, member: MemberId },
+    /// The member has stopped reading these partitions and committed what it wanted.
+    ReleasePartitions { group: String, member: MemberId, partitions: Vec<Partition> },
+    /// What a member owns now; answered at once (the shard does the waiting for changes).
+    GroupAssignment { group: String, member: MemberId },
+    /// Members unseen past their session timeout. Liveness is volatile; expiry is a fact.
+    ExpireMembers { group: String, members: Vec<MemberId> },
+    /// Groups whose topics changed: assign anew.
+    RebalanceGroup { group: String },
+    DeleteGroup { group: String },
+
+    // --- look-ups --------------------------------------------------------------------------
+    ListTopics,
+    DescribeTopic { name: String },
+    ListGroups,
+    DescribeGroup { group: String },
+
+    /// Logged maintenance: expire producers unused since `producer_unused_before`.
+    ExpireProducers { producer_unused_before: TimestampMs },
+}
+
+/// A batch to append, by its header's numbers; the bytes travel beside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Produce {
+    pub partition: Partition,
+    /// 0: no identity, no idempotence.
+    pub pid: ProducerId,
+    pub epoch: ProducerEpoch,
+    /// Sequence of the first record as the producer sent it.
+    pub sequence: Sequence,
+    /// Records as the producer sent them: what the sequence advances by.
+    pub sent: u32,
+    /// Records kept by the filters: what the offset advances by. 0 appends no batch, only the
+    /// producer's progress.
+    pub kept: u32,
+    /// Bytes of the batch as it will be stored.
+    pub bytes: u32,
+    pub max_timestamp: TimestampMs,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Commit {
+    pub group: String,
+    pub partition: Partition,
+    /// 0 and epoch 0 for consumers with fixed partitions: allowed while no member holds it.
+    pub member: MemberId,
+    pub epoch: GroupEpoch,
+    /// The next offset to read.
+    pub offset: Offset,
+    pub metadata: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reply {
+    Done,
+    /// The topic as it is now: the broker carries it to the other shards.
+    Topic(TopicMeta),
+    TopicGone { id: TopicId },
+    Topics(Vec<TopicMeta>),
+    Producer { pid: ProducerId, epoch: ProducerEpoch },
+    Produced(Produced),
+    Partition(PartitionInfo),
+    Claimed { committed: Option<Offset> },
+    Committed { offset: Option<Offset>, metadata: String },
+    Joined { member: MemberId, assignment: Assignment },
+    Assignment(Assignment),
+    Groups(Vec<String>),
+    Group(GroupInfo),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Produced {
+    /// Offset of the first record kept. `None`: nothing was kept, or the batch is a duplicate whose
+    /// offset is no longer remembered.
+    pub base_offset: Option<Offset>,
+    pub append_time: TimestampMs,
+    pub duplicate: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PartitionInfo {
+    pub partition: Partition,
+    pub slot: PartitionSlot,
+    pub start: Offset,
+    /// The next offset to be given, installed but perhaps not yet released.
+    pub end: Offset,
+    pub term: Term,
+    /// Bytes appended since creation.
+    pub bytes: u64,
+}
+
+/// What one member may read and must let go.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Assignment {
+    /// Rises with every change that touches this member.
+    pub version: u64,
+    /// Owned, with the epoch to claim and commit under.
+    pub owned: Vec<(Partition, GroupEpoch)>,
+    /// To be released: another member waits for these.
+    pub revoking: Vec<Partition>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct GroupInfo {
+    pub name: String,
+    pub epoch: GroupEpoch,
+    pub members: Vec<MemberInfo>,
+    /// Offsets committed on this shard's partitions.
+    pub offsets: Vec<(Partition, Offset, String)>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MemberInfo {
+    pub member: MemberId,
+    pub client: String,
+    pub topics: Vec<TopicId>,
+    pub partitions: Vec<Partition>,
+}
+
+/// Why a request was refused. Nothing changed. Each has one error code on the wire.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    #[error("no topic `{0}`")]
+    UnknownTopic(String),
+    #[error("topic `{0}` exists already")]
+    TopicExists(String),
+    #[error("no partition {0}")]
+    UnknownPartition(Partition),
+    #[error("`{0}` is not a name: use 1 to 249 of A-Z a-z 0-9 . _ -")]
+    BadName(String),
+    #[error("{0}")]
+    BadConfig(String),
+    #[error("a topic has 1 to {max} partitions, and their number only grows: asked {asked}, has {has}")]
+    BadPartitionCount { asked: u32, has: u32, max: u32 },
+    #[error("batch of {bytes} bytes is over the topic's {max}")]
+    BatchTooLarge { bytes: u32, max: u32 },
+    #[error("producer {pid}: epoch {sent} is fenced by {current}")]
+    ProducerFenced { pid: ProducerId, sent: ProducerEpoch, current: ProducerEpoch },
+    #[error("producer {pid}: sequence {sent} does not follow {expected}: records were lost or reordered")]
+    SequenceGap { pid: ProducerId, sent: Sequence, expected: Sequence },
+    #[error("producer {pid}: sequences {first} to {last} overlap the end of what is stored ({expected})")]
+    SequenceOverlap { pid: ProducerId, first: Sequence, last: Sequence, expected: Sequence },
+    #[error("producer {pid} expired: ask for a new id")]
+    ProducerExpired { pid: ProducerId },
+    #[error("producer id {pid} was never given out")]
+    UnknownProducer { pid: ProducerId },
+    #[error("no group `{0}`")]
+    UnknownGroup(String),
+    #[error("group `{group}` has no member {member}: join again")]
+    UnknownMember { group: String, member: MemberId },
+    #[error("member {member} (epoch {sent}) does not hold this partition (epoch {current})")]
+    MemberFenced { member: MemberId, sent: GroupEpoch, current: GroupEpoch },
+    #[error("group `{0}` has members: stop them first, or force")]
+    GroupBusy(String),
+    #[error("offset {offset} is outside {start}..={end}")]
+    OffsetOutOfRange { offset: Offset, start: Offset, end: Offset },
+    #[error("no filter `{0}` on this topic")]
+    UnknownFilter(String),
+    #[error("the shard's state is full: {0}")]
+    StateFull(String),
+    #[error("this shard is not the home of what was asked")]
+    NotHome,
+}

@@ -1,0 +1,176 @@
+//! What can be asked of a shard, as plain data, and what it answers.
+//!
+//! A shard is the machine and its log behind one queue. Everything here is `Send`: calls cross
+//! cores by being moved, payloads by reference count.
+
+use bytes::Bytes;
+use millstream_batch::ids::{GroupEpoch, MemberId, Offset, Partition, ShardId, TimestampMs};
+use millstream_machine::request::{Assignment, Refusal, Reply, Request};
+use millstream_machine::topic::TopicMeta;
+
+/// One call. Each gets exactly one [`Answer`], unless it is cancelled or the shard is gone.
+#[derive(Debug)]
+pub enum Call {
+    /// A request to the machine without a batch.
+    Machine(Request),
+    /// A batch: the machine's request and the bytes, in parts as they arrived, already checked
+    /// (header, CRC, limits). The shard runs the topic's produce filters before it decides.
+    Produce { request: millstream_machine::request::Produce, raw: Vec<Bytes> },
+    Fetch(Fetch),
+    /// Resolve a position to an offset.
+    OffsetAt { partition: Partition, at: Position },
+    /// Answered when the member's assignment is newer than `seen`, or after `wait_ms` with what
+    /// holds. Counts as a sign of life of the member.
+    WatchAssignment { group: String, member: MemberId, seen: u64, wait_ms: u32 },
+    /// Answered when the catalog on this shard is newer than `seen`, or after `wait_ms`.
+    WatchCatalog { seen: u64, wait_ms: u32 },
+    /// What `/metrics`, `doctor` and `describe` want to know.
+    Status,
+    /// Stop taking calls, flush, seal and snapshot; answered when that is durable.
+    Stop,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct Fetch {
+    pub partition: Partition,
+    pub offset: Offset,
+    /// Stop after this many bytes; at least one batch is returned when there is one.
+    pub bytes_max: usize,
+    /// With nothing to return, wait so long for the next released batch. 0 answers at once.
+    pub wait_ms: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Position {
+    Start,
+    /// The released end: the next offset a consumer could not read yet.
+    End,
+    /// The first record whose batch's largest timestamp is at or after this.
+    Timestamp(TimestampMs),
+}
+
+#[derive(Debug)]
+pub enum Answer {
+    Reply(Reply),
+    Fetched(Fetched),
+    /// `offset` and, for `Timestamp`, whether a record was found (else it is the end).
+    Offset { offset: Offset, found: bool },
+    Assignment(Assignment),
+    Catalog { version: u64, topics: Vec<TopicMeta> },
+    Status(Box<Status>),
+    Stopped,
+    Error(Error),
+}
+
+#[derive(Debug)]
+pub struct Fetched {
+    /// In offset order. The first may begin before the offset asked for; records below it are for
+    /// the reader to skip.
+    pub batches: Vec<Served>,
+    pub start: Offset,
+    /// Released end at the time of the answer.
+    pub end: Offset,
+}
+
+/// A batch as served: the stored bytes, shared, and beside them what the layout cannot hold.
+#[derive(Clone, Debug)]
+pub struct Served {
+    pub base_offset: Offset,
+    pub last_offset: Offset,
+    pub records: u32,
+    pub append_time: TimestampMs,
+    pub leader_epoch: u32,
+    /// Producer identity, 0 when it had none.
+    pub pid: u64,
+    pub epoch: u32,
+    pub sequence: u64,
+    /// The Kafka batch as stored. Base offset and leader epoch inside are not to be trusted: send a
+    /// fresh head with those above and the shared body.
+    pub batch: Bytes,
+}
+
+/// Why a call failed. `NotApplied` classes are safe to repeat; `Unknown` is not known to either side.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum Error {
+    #[error("{0}")]
+    Refused(#[from] Refusal),
+    #[error("offset {offset} is outside {start}..={end}")]
+    OffsetOutOfRange { offset: Offset, start: Offset, end: Offset },
+    #[error("offsets {from} to {to} are damaged on disk: see `millstream log verify`; skip them with an explicit seek")]
+    Damaged { from: Offset, to: Offset },
+    #[error("the disk is full: free space or lower retention; the broker resumes by itself")]
+    DiskFull,
+    #[error("the shard stopped writing after a disk failure ({0}); what is durable is still served")]
+    Stopped(String),
+    #[error("the outcome is unknown: the shard stopped while the write was under way ({0})")]
+    Unknown(String),
+    #[error("the shard is read-only: {0}")]
+    ReadOnly(String),
+    #[error("filter `{filter}`: {message}")]
+    Filter { filter: String, message: String, retriable: bool },
+    #[error("the batch cannot be read: {0}")]
+    BadBatch(String),
+    #[error("shard {shard} has {calls} calls waiting: slow down")]
+    Busy { shard: ShardId, calls: usize },
+    #[error("the shard is stopping")]
+    Stopping,
+    #[error("reading failed: {0}")]
+    Read(String),
+    #[error("a newer owner (epoch {0}) holds this partition")]
+    Fenced(GroupEpoch),
+}
+
+/// A shard's health and counters, for operators.
+#[derive(Clone, Debug, Default)]
+pub struct Status {
+    pub shard: ShardId,
+    pub topics: usize,
+    pub partitions: usize,
+    pub groups: usize,
+    pub last_lsn: u64,
+    pub durable_lsn: u64,
+    pub term: u32,
+    pub disk: String,
+    /// `serving`, `disk-full`, `read-only`, `stopped`, with why.
+    pub state: String,
+    pub why: Option<String>,
+    pub log_bytes: u64,
+    pub log_files: usize,
+    pub hot_tail_bytes: usize,
+    /// What keeps each old file: `wal-…: topic/3 below offset 71 (retention.ms = -1)`.
+    pub holders: Vec<String>,
+    pub batches_in: u64,
+    pub records_in: u64,
+    pub bytes_in: u64,
+    pub duplicates: u64,
+    pub refused: u64,
+    pub fetches_hot: u64,
+    pub fetches_cold: u64,
+    pub bytes_out: u64,
+    pub groups_written: u64,
+    pub syncs: u64,
+    /// Latency histograms in microseconds, as cumulative counts for the bounds in `LATENCY_BOUNDS_US`.
+    pub produce_us: Vec<u64>,
+    pub sync_us: Vec<u64>,
+    pub fetch_us: Vec<u64>,
+    /// By deployment: (name, calls, records, kept, errors, total microseconds, paused).
+    pub filters: Vec<FilterStatus>,
+    /// Lag by (group, topic, partition), bounded in number.
+    pub lag: Vec<(String, String, u32, u64)>,
+    pub recovery: String,
+}
+
+#[derive(Clone, Debug, Default)]
+pub struct FilterStatus {
+    pub name: String,
+    pub calls: u64,
+    pub records: u64,
+    pub kept: u64,
+    pub errors: u64,
+    pub micros: u64,
+    pub paused: bool,
+}
+
+/// Upper bounds of the latency histograms; the last bucket has none.
+pub const LATENCY_BOUNDS_US: [u64; 14] =
+    [50, 100, 200, 400, 800, 1_600, 3_200, 6_400, 12_800, 25_600, 51_200, 102_400, 409_600, 1_638_400];

@@ -1,0 +1,88 @@
+//! The way into a shard from any core: a bounded queue in, the caller's own queue out.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use millstream_batch::ids::ShardId;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::call::{Answer, Call, Error};
+
+/// Where an answer goes.
+#[derive(Debug)]
+pub enum ReplyTo {
+    /// One answer for one call.
+    Once(oneshot::Sender<Answer>),
+    /// Answers of many calls into one queue, told apart by `tag`: what a stream of pipelined batches
+    /// uses, so that a batch costs no channel of its own. The caller bounds what it has in flight.
+    Queue { tag: u64, queue: mpsc::UnboundedSender<(u64, Answer)> },
+}
+
+impl ReplyTo {
+    /// Deliver. A caller that went away is no error.
+    pub fn send(self, answer: Answer) {
+        match self {
+            Self::Once(to) => drop(to.send(answer)),
+            Self::Queue { tag, queue } => drop(queue.send((tag, answer))),
+        }
+    }
+}
+
+/// What travels to the shard's thread.
+#[derive(Debug)]
+pub struct Message {
+    pub call: Call,
+    pub reply: ReplyTo,
+    pub(crate) waiting: Waiting,
+}
+
+/// Counts the message as waiting while it lives.
+#[derive(Debug)]
+pub(crate) struct Waiting(Arc<AtomicUsize>);
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A shard, seen from any thread. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct ShardHandle {
+    shard: ShardId,
+    inbox: mpsc::UnboundedSender<Message>,
+    waiting: Arc<AtomicUsize>,
+    waiting_max: usize,
+}
+
+impl ShardHandle {
+    /// A handle and the shard's end of its queue. `waiting_max` bounds the calls not yet taken up.
+    #[must_use]
+    pub fn new(shard: ShardId, waiting_max: usize) -> (Self, mpsc::UnboundedReceiver<Message>) {
+        let (inbox, outbox) = mpsc::unbounded_channel();
+        (Self { shard, inbox, waiting: Arc::default(), waiting_max }, outbox)
+    }
+
+    #[must_use]
+    pub fn shard(&self) -> ShardId {
+        self.shard
+    }
+
+    /// Hand over a call. Never blocks. A full queue or a shard that is gone answers at once.
+    pub fn send(&self, call: Call, reply: ReplyTo) {
+        let calls = self.waiting.fetch_add(1, Ordering::Relaxed);
+        let message = Message { call, reply, waiting: Waiting(Arc::clone(&self.waiting)) };
+        if calls >= self.waiting_max {
+            message.reply.send(Answer::Error(Error::Busy { shard: self.shard, calls }));
+        } else if let Err(mpsc::error::SendError(message)) = self.inbox.send(message) {
+            message.reply.send(Answer::Error(Error::Stopping));
+        }
+    }
+
+    /// Call and wait for the answer.
+    pub async fn call(&self, call: Call) -> Answer {
+        let (to, answer) = oneshot::channel();
+        self.send(call, ReplyTo::Once(to));
+        answer.await.unwrap_or(Answer::Error(Error::Stopping))
+    }
+}

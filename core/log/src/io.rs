@@ -10,6 +10,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use millstream_batch::limits::BLOCK_BYTES;
+
 use crate::buffer::AlignedBuf;
 
 /// Names one request; unique in the life of a storage.
@@ -108,6 +110,33 @@ pub trait Storage {
     fn poll_done(&mut self, cx: &mut Context<'_>) -> Poll<IoDone>;
     /// How this storage does its work, for one line at start: `io_uring`, `portable`, `simulated`.
     fn describe(&self) -> String;
+}
+
+impl IoOp {
+    /// Refuse what breaks the contract of this module, before a kernel sees it.
+    ///
+    /// # Errors
+    /// [`IoErrorKind::Failed`] when an offset or length is not a multiple of `BLOCK_BYTES`, or a
+    /// write is longer than its buffer.
+    pub fn check(&self) -> Result<(), IoError> {
+        let (file, at, len, buffer) = match self {
+            Self::Allocate { file, len } => (file, 0, *len, u64::MAX),
+            Self::Write { file, at, buf, len, .. } => (file, *at, *len as u64, buf.len() as u64),
+            Self::Read { file, at, len } => (file, *at, *len as u64, u64::MAX),
+            _ => return Ok(()),
+        };
+        let block = BLOCK_BYTES as u64;
+        if at.is_multiple_of(block) && len.is_multiple_of(block) && len <= buffer {
+            return Ok(());
+        }
+        Err(IoError {
+            kind: IoErrorKind::Failed,
+            message: format!(
+                "{}: {len} bytes at {at} are not whole blocks of {block} inside their buffer: a bug in the caller",
+                file.file_name()
+            ),
+        })
+    }
 }
 
 impl FileId {

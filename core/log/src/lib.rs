@@ -5,6 +5,8 @@
 
 pub mod api;
 pub mod buffer;
+#[cfg(feature = "conformance")]
+pub mod conformance;
 pub mod io;
 
 pub use api::*;

@@ -1,1 +1,52 @@
-fn main() {}
+//! `cargo xtask`: the one entry for everything automated. CI only calls it.
+//!
+//! Kept small and almost without dependencies, so that it builds in seconds.
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a command-line program"
+)]
+
+mod bench;
+mod plugins;
+mod run;
+mod soak;
+mod test;
+mod tidy;
+mod vectors;
+
+use anyhow::{Result, bail};
+
+const HELP: &str = "\
+cargo xtask COMMAND
+
+  test [STAGE...]     all the tests, clients included; installs what is missing and says so.
+                      Stages: fmt tidy clippy workspace fuzz plugins vectors (default: all, in this order)
+  tidy                the tree's own rules: imports, sizes, docs, promises and their tests
+  vectors [--write]   check (or write) the bytes that every language must agree on
+  plugins [--check]   build the bundled components into plugins/dist (or rebuild and compare)
+  bench [ROW] ...     measure a row beside its ceiling program in one run; `bench --help` lists them
+  soak [MINUTES]      the simulator on random seeds, until one fails or the time is over (default 60)
+";
+
+fn main() -> Result<()> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    std::env::set_current_dir(run::root())?;
+    match words.as_slice() {
+        ["test", stages @ ..] => test::run(stages),
+        ["tidy"] => tidy::run(),
+        ["vectors"] => vectors::run(false),
+        ["vectors", "--write"] => vectors::run(true),
+        ["plugins"] => plugins::run(false),
+        ["plugins", "--check"] => plugins::run(true),
+        ["bench", rest @ ..] => bench::run(rest),
+        ["soak"] => soak::run("60"),
+        ["soak", minutes] => soak::run(minutes),
+        [] | ["help" | "--help" | "-h"] => {
+            print!("{HELP}");
+            Ok(())
+        }
+        other => bail!("unknown: `{}`\n\n{HELP}", other.join(" ")),
+    }
+}

@@ -34,11 +34,14 @@ pub enum Request {
     TrimPartition { partition: Partition, start: Offset },
     /// Offsets by time are resolved by the log's index; this gives the bounds.
     DescribePartition { partition: Partition },
-    /// Fence older owners and learn where to go on. `epoch` must be above the one that holds.
+    /// Fence older owners and learn where to go on. `epoch` must be above the one that holds, or
+    /// repeat the claim that holds. `member` 0 gives the partition up: sent for every
+    /// `State::unowned` partition of the group once its last owner is gone.
     ClaimPartition { group: String, partition: Partition, member: MemberId, epoch: GroupEpoch },
     Commit(Commit),
     CommittedOffset { group: String, partition: Partition },
-    /// An operator's reset. Refused while a member holds the partition, unless `force`.
+    /// An operator's reset. Refused while a member holds the partition, unless `force`, which also
+    /// fences that member.
     ResetOffset { group: String, partition: Partition, offset: Offset, force: bool },
     ForgetGroup { group: String },
 
@@ -54,6 +57,8 @@ pub enum Request {
     ExpireMembers { group: String, members: Vec<MemberId> },
     /// Groups whose topics changed: assign anew.
     RebalanceGroup { group: String },
+    /// Done also for a group that is not known: its offsets may lie on other shards, where
+    /// `ForgetGroup` follows.
     DeleteGroup { group: String },
 
     // --- look-ups --------------------------------------------------------------------------
@@ -62,8 +67,15 @@ pub enum Request {
     ListGroups,
     DescribeGroup { group: String },
 
-    /// Logged maintenance: expire producers unused since `producer_unused_before`.
-    ExpireProducers { producer_unused_before: TimestampMs },
+    // --- logged maintenance, every shard -----------------------------------------------------
+    /// Forget producers unused since `producer_unused_before` and raise the floor below which an
+    /// unknown id is refused. `floor_max` is the smallest `State::producer_floor_bound` of **all**
+    /// shards for the same time, so that an id that lives on another shard is not refused here.
+    ExpireProducers { producer_unused_before: TimestampMs, floor_max: ProducerId },
+    /// Bring logged time up to `now` however far that is. Sent by the driver when its monotonic
+    /// clock vouches for the gap (a start, an idle night); every other request moves logged time by
+    /// at most `CLOCK_STEP_MS_MAX`.
+    AdvanceClock,
 }
 
 /// A batch to append, by its header's numbers; the bytes travel beside.
@@ -141,9 +153,9 @@ pub struct PartitionInfo {
 pub struct Assignment {
     /// Rises with every change that touches this member.
     pub version: u64,
-    /// Owned, with the epoch to claim and commit under.
+    /// Owned and not `revoking`, with the epoch to claim and commit under.
     pub owned: Vec<(Partition, GroupEpoch)>,
-    /// To be released: another member waits for these.
+    /// Still owned, but to be released: another member waits for these.
     pub revoking: Vec<Partition>,
 }
 

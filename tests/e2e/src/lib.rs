@@ -61,6 +61,8 @@ impl Options {
         Self {
             data: data.into(),
             arguments: Vec::new(),
+            listen: None,
+            wrapper: Vec::new(),
         }
     }
 

@@ -1,0 +1,90 @@
+//! The one plug point to the end: a component deployed by command changes what is stored or delivered.
+
+use anyhow::Result;
+use millstream_e2e::Options;
+
+const COMPONENT: &str = concat!(
+    env!("CARGO_MANIFEST_DIR"),
+    "/../../plugins/dist/json-filter.wasm"
+);
+const INPUT: &[u8] = b"{\"level\":\"info\",\"n\":1}\n{\"level\":\"error\",\"n\":2}\n{\"level\":\"info\",\"n\":3}\n{\"level\":\"error\",\"n\":4}\n";
+
+/// At produce: dropped records are never stored and offsets stay dense; it survives a restart and
+/// ends when it is removed.
+#[test]
+fn a_produce_filter_drops_before_storing() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let broker = Options::on(dir.path().join("data")).start()?;
+    broker.ok("topic create logs --partitions 1")?;
+    broker.ok(&format!("plugin deploy {COMPONENT} --topic logs --at produce --name errors --param expr=level=='error'"))?;
+    broker.ok_with("pub logs", INPUT)?;
+    assert_eq!(
+        broker.ok("sub logs --from start --exit-at-end -f %o:%v\\n")?,
+        "0:{\"level\":\"error\",\"n\":2}\n1:{\"level\":\"error\",\"n\":4}\n"
+    );
+
+    let broker = Options::on(broker.kill()?).start()?;
+    let list = broker.json("plugin list")?;
+    assert!(list.to_string().contains("\"errors\""), "{list}");
+    broker.ok_with("pub logs", INPUT)?;
+    assert_eq!(
+        broker.ok("sub logs --from start --exit-at-end -f %o\\n")?,
+        "0\n1\n2\n3\n"
+    );
+    broker.ok("plugin remove errors --topic logs")?;
+    broker.ok_with("pub logs", INPUT)?;
+    assert_eq!(
+        broker
+            .ok("sub logs --from start --exit-at-end -f %o\\n")?
+            .lines()
+            .count(),
+        8
+    );
+    Ok(())
+}
+
+/// Per subscription: everything stays stored, offsets stay true.
+#[test]
+fn a_subscription_filter_drops_on_delivery() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let broker = Options::on(dir.path().join("data")).start()?;
+    broker.ok("topic create logs --partitions 1")?;
+    broker.ok_with("pub logs", INPUT)?;
+    broker.ok(&format!("plugin deploy {COMPONENT} --topic logs --at subscribe --name errors --param expr=level=='error'"))?;
+    assert_eq!(
+        broker.ok("sub logs --from start --exit-at-end -f %o\\n")?,
+        "1\n3\n"
+    );
+    broker.ok("plugin remove errors --topic logs")?;
+    assert_eq!(
+        broker.ok("sub logs --from start --exit-at-end -f %o\\n")?,
+        "0\n1\n2\n3\n"
+    );
+    Ok(())
+}
+
+/// Garbage is refused at deployment with words for its author.
+#[test]
+fn a_broken_component_is_refused() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let broker = Options::on(dir.path().join("data")).start()?;
+    broker.ok("topic create t")?;
+    let garbage = dir.path().join("garbage.wasm");
+    std::fs::write(&garbage, b"\0asm but not really")?;
+    let output = broker.cli(&[
+        "plugin",
+        "deploy",
+        &garbage.to_string_lossy(),
+        "--topic",
+        "t",
+        "--at",
+        "produce",
+    ])?;
+    assert!(!output.status.success());
+    assert!(
+        String::from_utf8_lossy(&output.stderr).contains("component"),
+        "{output:?}"
+    );
+    broker.ok_with("pub t", b"still works\n")?;
+    Ok(())
+}

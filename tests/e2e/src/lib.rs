@@ -154,6 +154,11 @@ impl Broker {
         self.data.join("context.toml")
     }
 
+    /// Where this process sees the broker's directory, when that is not where the broker sees it.
+    pub fn seen_at(&mut self, data: PathBuf) {
+        self.data = data;
+    }
+
     /// The UDP port it listens on.
     pub fn port(&self) -> u16 {
         self.listen

@@ -1,0 +1,136 @@
+//! Damaged, truncated and missing files: a clear word each, the healthy rest served, nothing dropped silently.
+
+use std::process::Command;
+
+use anyhow::Result;
+use millstream_crash::{flip_inside, truncate, wal_files};
+use millstream_e2e::{Options, binary};
+
+/// A flipped bit in an old batch: that range answers an error, everything else is served, and
+/// `log verify` names the place.
+#[test]
+fn a_flipped_byte_is_reported_and_the_rest_is_served() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let broker = Options::on(dir.path().join("data"))
+        .with("--shards 1")
+        .start()?;
+    broker.ok("topic create t --partitions 1")?;
+    broker.ok("topic create other --partitions 1")?;
+    for word in ["before", "needle-in-the-middle", "after"] {
+        broker.ok_with("pub t", format!("{word}\n").as_bytes())?;
+    }
+    broker.ok_with("pub other", b"healthy\n")?;
+    let data = broker.kill()?;
+    flip_inside(&wal_files(&data, 0)?[0], b"needle-in-the-middle")?;
+
+    let verify = Command::new(binary())
+        .args(["log", "verify", "--data"])
+        .arg(&data)
+        .output()?;
+    assert!(!verify.status.success(), "verify finds the damage");
+    let said = String::from_utf8_lossy(&verify.stdout).into_owned()
+        + &String::from_utf8_lossy(&verify.stderr);
+    assert!(said.contains("wal-"), "verify names the file: {said}");
+
+    let broker = Options::on(data).start()?;
+    assert_eq!(
+        broker.ok("sub other --from start --count 1 -f %v\\n")?,
+        "healthy\n"
+    );
+    assert_eq!(
+        broker.ok("sub t --from start --count 1 -f %v\\n")?,
+        "before\n"
+    );
+    assert_eq!(broker.ok("sub t --from 2 --count 1 -f %v\\n")?, "after\n");
+    let output = broker.cli(&["sub", "t", "--from", "1", "--count", "1"])?;
+    assert!(!output.status.success(), "the damaged offset is not served");
+    assert!(
+        String::from_utf8_lossy(&output.stderr)
+            .to_lowercase()
+            .contains("damaged"),
+        "{output:?}"
+    );
+    broker.ok_with("pub t", b"new\n")?;
+    assert_eq!(broker.ok("sub t --from 3 --count 1 -f %v\\n")?, "new\n");
+    Ok(())
+}
+
+/// A WAL file that lost its end below what was durable: said, not silently taken for the end.
+#[test]
+fn a_truncated_file_is_not_taken_for_the_end() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let broker = Options::on(dir.path().join("data"))
+        .with("--shards 1")
+        .start()?;
+    broker.ok("topic create t --partitions 1")?;
+    for i in 0..20 {
+        broker.ok_with("pub t", format!("record {i}\n").as_bytes())?;
+    }
+    let data = broker.stop()?;
+    truncate(&wal_files(&data, 0)?[0], 16 << 10)?;
+    let verify = Command::new(binary())
+        .args(["log", "verify", "--data"])
+        .arg(&data)
+        .output()?;
+    assert!(
+        !verify.status.success(),
+        "verify finds the truncation: {verify:?}"
+    );
+    let mut broker = Options::on(&data).spawn()?;
+    // Either it serves read-only and says so, or it refuses to start and says so: never silence.
+    let ready = broker.wait_ready();
+    let log = broker.log();
+    assert!(log.contains("wal-"), "the file is named: {log}");
+    if ready.is_ok() {
+        let output = broker.cli_with(&["pub", "t"], b"x\n")?;
+        assert!(
+            !output.status.success() || log.to_lowercase().contains("damage"),
+            "{output:?}\n{log}"
+        );
+    }
+    Ok(())
+}
+
+/// A missing WAL file is missed.
+#[test]
+fn a_missing_file_is_missed() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let data = dir.path().join("data");
+    let broker = Options::on(&data)
+        .with("--shards 1 --segment-bytes 16777216")
+        .start()?;
+    broker.ok("topic create t --partitions 1")?;
+    let line = "x".repeat(1_000) + "\n";
+    broker.ok_with("pub t", line.repeat(60_000).as_bytes())?;
+    let data = broker.kill()?;
+    let files = wal_files(&data, 0)?;
+    assert!(files.len() >= 3, "several files: {files:?}");
+    let missing = &files[files.len() / 2];
+    std::fs::remove_file(missing)?;
+    let verify = Command::new(binary())
+        .args(["log", "verify", "--data"])
+        .arg(&data)
+        .output()?;
+    assert!(
+        !verify.status.success(),
+        "verify misses the file: {verify:?}"
+    );
+    let mut broker = Options::on(&data).spawn()?;
+    if broker.wait_ready().is_ok() {
+        let output = broker.cli(&[
+            "sub", "t", "--from", "start", "--count", "60000", "-f", "%o\\n",
+        ])?;
+        assert!(!output.status.success(), "the hole is not skipped silently");
+    }
+    let name = missing
+        .file_name()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .into_owned();
+    let log = broker.log().to_lowercase();
+    assert!(
+        log.contains(&name) || log.contains("missing"),
+        "it is named: {log}"
+    );
+    Ok(())
+}

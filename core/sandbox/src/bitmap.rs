@@ -1,0 +1,95 @@
+//! A filter's answer: one bit a record. Deliberately absent: how records are then copied.
+
+/// Which records of a batch to keep. Record `i` is bit `i % 8`, lowest first, of byte `i / 8`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Bitmap {
+    bytes: Vec<u8>,
+    records: usize,
+}
+
+impl Bitmap {
+    /// Takes a component's bytes for a batch of `records`. The error says what is wrong with them.
+    pub(crate) fn parse(bytes: Vec<u8>, records: usize) -> Result<Self, String> {
+        let expected = records.div_ceil(8);
+        if bytes.len() != expected {
+            return Err(format!(
+                "the bitmap has {} bytes, but {records} records need exactly {expected}",
+                bytes.len()
+            ));
+        }
+        let past_the_end = match (bytes.last(), records % 8) {
+            (Some(last), used @ 1..) => last >> used,
+            _ => 0,
+        };
+        if past_the_end != 0 {
+            return Err(format!(
+                "the bitmap has bits set past the last of {records} records"
+            ));
+        }
+        Ok(Self { bytes, records })
+    }
+
+    /// Whether record `record` is kept. Panics past the last record.
+    #[must_use]
+    pub fn keeps(&self, record: usize) -> bool {
+        assert!(record < self.records, "record {record} of {}", self.records);
+        self.bytes[record / 8] >> (record % 8) & 1 == 1
+    }
+
+    /// Records that this answers for, kept or not.
+    #[must_use]
+    pub fn records(&self) -> usize {
+        self.records
+    }
+
+    /// Records kept.
+    #[must_use]
+    pub fn kept(&self) -> usize {
+        self.bytes.iter().map(|b| b.count_ones() as usize).sum()
+    }
+
+    /// Whether the batch passes as it is.
+    #[must_use]
+    pub fn keeps_all(&self) -> bool {
+        self.kept() == self.records
+    }
+
+    /// Whether nothing of the batch is left.
+    #[must_use]
+    pub fn keeps_none(&self) -> bool {
+        self.bytes.iter().all(|b| *b == 0)
+    }
+
+    /// Positions of the kept records, ascending.
+    pub fn iter_kept(&self) -> impl Iterator<Item = usize> + '_ {
+        (0..self.records).filter(|record| self.keeps(*record))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bits_are_counted_from_the_lowest() {
+        let bitmap = Bitmap::parse(vec![0b0000_0101, 0b1], 9).unwrap();
+        assert_eq!(bitmap.iter_kept().collect::<Vec<_>>(), [0, 2, 8]);
+        assert_eq!(bitmap.kept(), 3);
+        assert!(!bitmap.keeps_all() && !bitmap.keeps_none());
+    }
+
+    #[test]
+    fn answers_of_another_length_are_refused() {
+        for (bytes, records) in [(0, 1), (2, 8), (1, 9), (1, 0)] {
+            assert!(Bitmap::parse(vec![0; bytes], records).is_err());
+        }
+        assert!(Bitmap::parse(vec![], 0).unwrap().keeps_all());
+        assert!(Bitmap::parse(vec![255], 8).unwrap().keeps_all());
+    }
+
+    #[test]
+    fn bits_for_records_that_are_not_there_are_refused() {
+        assert!(Bitmap::parse(vec![0b0000_1000], 3).is_err());
+        assert!(Bitmap::parse(vec![0b0000_0111], 3).unwrap().keeps_all());
+    }
+}

@@ -130,9 +130,9 @@ impl fmt::Display for Partition {
 #[must_use]
 pub fn group_home(group: &str, shards: u16) -> ShardId {
     assert!(shards > 0, "a data directory has at least one shard");
-    let hash = group
-        .bytes()
-        .fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0000_0100_0000_01b3));
+    let hash = group.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |h, b| {
+        (h ^ u64::from(b)).wrapping_mul(0x0000_0100_0000_01b3)
+    });
     ShardId((hash % u64::from(shards)) as u16)
 }
 

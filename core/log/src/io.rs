@@ -126,7 +126,8 @@ impl IoOp {
             _ => return Ok(()),
         };
         let block = BLOCK_BYTES as u64;
-        if at.is_multiple_of(block) && len.is_multiple_of(block) && len <= buffer {
+        let fits = at.checked_add(len).is_some_and(|end| end <= i64::MAX as u64) && len <= buffer;
+        if fits && at.is_multiple_of(block) && len.is_multiple_of(block) {
             return Ok(());
         }
         Err(IoError {

@@ -1,1 +1,59 @@
+//! Disks that do what the log asks: io_uring inside a tokio current-thread runtime, and a portable
+//! fallback of a few threads behind the same [`Storage`] trait.
+//!
+//! The only io_uring and `O_DIRECT` code of the project. Absent on purpose: what is written and
+//! when (that is `millstream-log`), retries of a failed write or sync (nobody may do that).
 
+mod background;
+mod files;
+mod flight;
+mod portable;
+mod ring;
+mod sys;
+
+use std::io;
+use std::path::Path;
+
+use millstream_log::io::Storage;
+
+pub use portable::PortableStorage;
+pub use ring::RingStorage;
+
+/// Which storage to open.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Preference {
+    /// The ring if the kernel, the container and the runtime allow it, else the fallback.
+    #[default]
+    Auto,
+    /// The ring or an error.
+    Ring,
+    /// The fallback, always.
+    Portable,
+}
+
+/// Open the storage of one shard's directory (made if it is not there), and say in one line which
+/// it is and why.
+///
+/// Call it on the thread that will own the storage, inside its tokio runtime (with I/O enabled).
+///
+/// # Errors
+/// The directory cannot be made or opened; with [`Preference::Ring`], why the ring is not to be had.
+pub fn open(dir: &Path, preference: Preference) -> io::Result<Box<dyn Storage>> {
+    if preference == Preference::Portable {
+        let storage = PortableStorage::open(dir)?;
+        tracing::info!(dir = %dir.display(), "storage: {}, as configured", storage.describe());
+        return Ok(Box::new(storage));
+    }
+    match RingStorage::open(dir) {
+        Ok(storage) => {
+            tracing::info!(dir = %dir.display(), "storage: {}", storage.describe());
+            Ok(Box::new(storage))
+        }
+        Err(error) if preference == Preference::Auto && ring::is_refusal(&error) => {
+            let storage = PortableStorage::open(dir)?;
+            tracing::warn!(dir = %dir.display(), "storage: {}, because {error}", storage.describe());
+            Ok(Box::new(storage))
+        }
+        Err(error) => Err(error),
+    }
+}

@@ -1,0 +1,877 @@
+//! A simulated disk: the third [`Storage`], for runs that crash at every I/O.
+//!
+//! Two planes. The *live* plane is what the running system reads; the *durable* plane is what a
+//! power cut leaves. A write lands in the live plane and in a list of unsynced writes; a sync moves
+//! them to the durable plane; a crash keeps a seeded subset of their 512-byte sectors (torn and
+//! reordered) and makes that the live plane. A request in flight at a crash may have happened,
+//! partly happened, or not.
+//!
+//! A failed sync drops the unsynced writes from the durable plane for good while they stay readable
+//! in the live one, as Linux does ("fsyncgate"): who goes on after it loses data.
+//!
+//! Everything follows from the seed: the order of completions, delays, what a crash leaves. No
+//! clock, no threads. It panics when the log breaks its contract (two writes to one file in flight,
+//! a WAL file that grows): that is a bug in the log, not a fault of the disk.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+
+use bytes::Bytes;
+use millstream_log::buffer::AlignedBuf;
+use millstream_log::io::{FileId, Io, IoDone, IoError, IoErrorKind, IoId, IoOp, IoOutput, Storage};
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{RngCore, SeedableRng};
+
+/// What a disk writes or loses as a whole, bytes.
+pub const SECTOR_BYTES: usize = 512;
+
+/// What goes wrong by chance, each in parts per million of the requests it is about. All zero: a
+/// healthy disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Faults {
+    /// Writes that fail; any of their sectors may have been written.
+    pub write_fails: u32,
+    /// Syncs that fail; the unsynced writes are lost from the durable plane.
+    pub sync_fails: u32,
+    /// Reads that fail. The data stays as it is.
+    pub read_fails: u32,
+    /// Allocate, WriteFile, Rename, Remove that fail; they may have happened nevertheless.
+    pub directory_fails: u32,
+    /// Requests that are held back while any other can complete.
+    pub delayed: u32,
+}
+
+/// The simulated disk. Protocol of use: `submit` requests, then `complete_one` until it gives
+/// `None`; `crash` at any moment in between; faults at any moment.
+#[derive(Debug)]
+pub struct SimDisk {
+    dice: ChaCha8Rng,
+    faults: Faults,
+    /// Bytes that all files together may hold in the live plane.
+    capacity: u64,
+    live: BTreeMap<FileId, LiveFile>,
+    durable: BTreeMap<FileId, Vec<u8>>,
+    pending: Vec<Pending>,
+    fail_next_write: bool,
+    fail_next_sync: bool,
+    completed: u64,
+    waker: Option<Waker>,
+}
+
+#[derive(Debug, Default)]
+struct LiveFile {
+    bytes: Vec<u8>,
+    /// Writes since the last good sync, in order.
+    unsynced: Vec<Unsynced>,
+}
+
+#[derive(Debug)]
+struct Unsynced {
+    at: u64,
+    buf: Arc<AlignedBuf>,
+    len: usize,
+}
+
+#[derive(Debug)]
+struct Pending {
+    io: Io,
+    delayed: bool,
+}
+
+impl SimDisk {
+    /// An empty, healthy disk without end.
+    #[must_use]
+    pub fn new(seed: u64) -> Self {
+        Self {
+            dice: ChaCha8Rng::seed_from_u64(seed),
+            faults: Faults::default(),
+            capacity: u64::MAX,
+            live: BTreeMap::new(),
+            durable: BTreeMap::new(),
+            pending: Vec::new(),
+            fail_next_write: false,
+            fail_next_sync: false,
+            completed: 0,
+            waker: None,
+        }
+    }
+
+    /// What goes wrong by chance from now on.
+    pub fn set_faults(&mut self, faults: Faults) {
+        self.faults = faults;
+    }
+
+    /// The next write fails, whichever it is.
+    pub fn fail_next_write(&mut self) {
+        self.fail_next_write = true;
+    }
+
+    /// The next sync of a write fails, whichever it is.
+    pub fn fail_next_sync(&mut self) {
+        self.fail_next_sync = true;
+    }
+
+    /// How many bytes all files together may hold. Less than they hold now is allowed: nothing is
+    /// lost, nothing can grow.
+    pub fn set_capacity(&mut self, bytes: u64) {
+        self.capacity = bytes;
+    }
+
+    /// Bytes that all files hold.
+    #[must_use]
+    pub fn used(&self) -> u64 {
+        self.live.values().map(|file| file.bytes.len() as u64).sum()
+    }
+
+    /// Requests that have no answer yet.
+    #[must_use]
+    pub fn pending(&self) -> usize {
+        self.pending.len()
+    }
+
+    /// Requests answered in the life of the disk, crashes included: a position to crash at.
+    #[must_use]
+    pub fn completed(&self) -> u64 {
+        self.completed
+    }
+
+    /// The files that a power cut now would leave for certain, with their lengths in bytes.
+    #[must_use]
+    pub fn files(&self) -> Vec<(FileId, u64)> {
+        self.durable
+            .iter()
+            .map(|(file, bytes)| (*file, bytes.len() as u64))
+            .collect()
+    }
+
+    /// The durable bytes of a file, for checkers that look at the disk itself.
+    #[must_use]
+    pub fn durable(&self, file: FileId) -> Option<&[u8]> {
+        self.durable.get(&file).map(Vec::as_slice)
+    }
+
+    /// Rot: flip one bit at rest, counted from the start of the file; both planes show it. `false`
+    /// when the file is not there or shorter.
+    pub fn flip_bit(&mut self, file: FileId, bit: u64) -> bool {
+        let (at, mask) = ((bit / 8) as usize, 1_u8 << (bit % 8));
+        let Some(byte) = self
+            .durable
+            .get_mut(&file)
+            .and_then(|bytes| bytes.get_mut(at))
+        else {
+            return false;
+        };
+        *byte ^= mask;
+        if let Some(byte) = self
+            .live
+            .get_mut(&file)
+            .and_then(|file| file.bytes.get_mut(at))
+        {
+            *byte ^= mask;
+        }
+        true
+    }
+
+    /// An operator's or a broken file system's doing: the file is `len` bytes from now on, cut or
+    /// filled with zeros. `false` when it is not there.
+    pub fn truncate(&mut self, file: FileId, len: u64) -> bool {
+        let Some(durable) = self.durable.get_mut(&file) else {
+            return false;
+        };
+        durable.resize(len as usize, 0);
+        let bytes = durable.clone();
+        self.live.insert(
+            file,
+            LiveFile {
+                bytes,
+                unsynced: Vec::new(),
+            },
+        );
+        true
+    }
+
+    /// An operator's doing: the file is gone. `false` when it was not there.
+    pub fn lose(&mut self, file: FileId) -> bool {
+        self.live.remove(&file);
+        self.durable.remove(&file).is_some()
+    }
+
+    /// FNV-1a over all durable bytes: equal seeds must give equal digests.
+    #[must_use]
+    pub fn digest(&self) -> u64 {
+        let mut hash = Fnv::default();
+        for (file, bytes) in &self.durable {
+            hash.bytes(file.file_name().as_bytes());
+            hash.word(bytes.len() as u64);
+            hash.bytes(bytes);
+        }
+        hash.0
+    }
+
+    /// Power is cut. Nothing pending is answered; the disk comes back with what it kept.
+    pub fn crash(&mut self) {
+        // What was in flight may have reached the disk, in any order.
+        let mut pending = std::mem::take(&mut self.pending);
+        while !pending.is_empty() {
+            let next = self.below(pending.len());
+            let Io { op, .. } = pending.remove(next).io;
+            if op.check().is_ok() {
+                self.maybe_happen(op);
+            }
+        }
+        let kept = Kept::draw(&mut self.dice);
+        for (file, live) in &mut self.live {
+            let unsynced = std::mem::take(&mut live.unsynced);
+            if let Some(durable) = self.durable.get_mut(file) {
+                keep_some(&mut self.dice, kept, durable, &unsynced);
+            }
+        }
+        self.live = self
+            .durable
+            .iter()
+            .map(|(file, bytes)| {
+                (
+                    *file,
+                    LiveFile {
+                        bytes: bytes.clone(),
+                        unsynced: Vec::new(),
+                    },
+                )
+            })
+            .collect();
+        self.waker = None;
+    }
+
+    /// Answer one pending request, chosen by the seed. `None` when there is none.
+    pub fn complete_one(&mut self) -> Option<IoDone> {
+        let ready: Vec<usize> = (0..self.pending.len())
+            .filter(|at| !self.pending[*at].delayed)
+            .collect();
+        let at = match (ready.len(), self.pending.len()) {
+            (_, 0) => return None,
+            (0, all) => self.below(all),
+            (some, _) => ready[self.below(some)],
+        };
+        let Io { id, op } = self.pending.remove(at).io;
+        self.completed += 1;
+        let result = self.perform(op);
+        Some(IoDone { id, result })
+    }
+
+    fn perform(&mut self, op: IoOp) -> Result<IoOutput, IoError> {
+        op.check()?;
+        match op {
+            IoOp::List => {
+                let lengths = self
+                    .live
+                    .iter()
+                    .map(|(file, f)| (*file, f.bytes.len() as u64));
+                return Ok(IoOutput::Listed(lengths.collect()));
+            }
+            IoOp::Read { file, at, len } => {
+                let live = self
+                    .live
+                    .get(&file)
+                    .ok_or_else(|| not_found(file, "read"))?;
+                let from = usize::try_from(at)
+                    .unwrap_or(usize::MAX)
+                    .min(live.bytes.len());
+                let to = from.saturating_add(len).min(live.bytes.len());
+                let buf = AlignedBuf::copy_of(&live.bytes[from..to]);
+                if self.happens(self.faults.read_fails) {
+                    return Err(failed(file, "read: Input/output error (simulated)"));
+                }
+                return Ok(IoOutput::Read(buf));
+            }
+            IoOp::Write {
+                file,
+                at,
+                buf,
+                len,
+                sync,
+            } => self.write(file, at, buf, len, sync)?,
+            IoOp::Allocate { file, len } => {
+                let old = self.live.get(&file).map_or(0, |f| f.bytes.len() as u64);
+                self.change(IoOp::Allocate { file, len }, file, len.saturating_sub(old))?;
+            }
+            IoOp::WriteFile { file, bytes } => {
+                let old = self.live.get(&file).map_or(0, |f| f.bytes.len() as u64);
+                let grows = (bytes.len() as u64).saturating_sub(old);
+                self.change(IoOp::WriteFile { file, bytes }, file, grows)?;
+            }
+            IoOp::Rename { from, to } => {
+                if !self.live.contains_key(&from) {
+                    return Err(not_found(from, "rename"));
+                }
+                self.change(IoOp::Rename { from, to }, from, 0)?;
+            }
+            IoOp::Remove { file } => {
+                if !self.live.contains_key(&file) {
+                    return Err(not_found(file, "remove"));
+                }
+                self.change(IoOp::Remove { file }, file, 0)?;
+            }
+        }
+        Ok(IoOutput::Done)
+    }
+
+    fn write(
+        &mut self,
+        file: FileId,
+        at: u64,
+        buf: Arc<AlignedBuf>,
+        len: usize,
+        sync: bool,
+    ) -> Result<(), IoError> {
+        let live = self
+            .live
+            .get(&file)
+            .ok_or_else(|| not_found(file, "write"))?;
+        let grows = (at + len as u64).saturating_sub(live.bytes.len() as u64);
+        let is_log = matches!(file, FileId::Wal(_) | FileId::Spare(_));
+        assert!(
+            grows == 0 || !is_log,
+            "{file:?} must not grow: {len} bytes at {at}"
+        );
+        if grows > self.capacity.saturating_sub(self.used()) {
+            return Err(no_space(file));
+        }
+        let fails = std::mem::take(&mut self.fail_next_write);
+        let fails = fails || len > 0 && self.happens(self.faults.write_fails);
+        let live = self.live.get_mut(&file).expect("looked up above");
+        let write = Unsynced { at, buf, len };
+        if fails {
+            // Parts of it may have been written, and may be kept.
+            let durable = self.durable.entry(file).or_default();
+            let kept = Kept::draw(&mut self.dice);
+            keep_some(&mut self.dice, kept, durable, std::slice::from_ref(&write));
+            keep_some(
+                &mut self.dice,
+                kept,
+                &mut live.bytes,
+                std::slice::from_ref(&write),
+            );
+            return Err(failed(file, "write: Input/output error (simulated)"));
+        }
+        write.apply(&mut live.bytes);
+        if len > 0 {
+            live.unsynced.push(write);
+        }
+        if !sync {
+            return Ok(());
+        }
+        let fails = std::mem::take(&mut self.fail_next_sync);
+        let fails = fails || self.happens(self.faults.sync_fails);
+        let unsynced = self
+            .live
+            .get_mut(&file)
+            .map(|f| std::mem::take(&mut f.unsynced));
+        let unsynced = unsynced.unwrap_or_default();
+        let durable = self.durable.entry(file).or_default();
+        if fails {
+            let kept = Kept::draw(&mut self.dice);
+            keep_some(&mut self.dice, kept, durable, &unsynced);
+            return Err(failed(file, "fdatasync: Input/output error (simulated)"));
+        }
+        for write in &unsynced {
+            write.apply(durable);
+        }
+        Ok(())
+    }
+
+    /// A request that changes the directory: whole, or failed with or without having happened.
+    fn change(&mut self, op: IoOp, file: FileId, grows: u64) -> Result<(), IoError> {
+        if grows > self.capacity.saturating_sub(self.used()) {
+            return Err(no_space(file));
+        }
+        if self.happens(self.faults.directory_fails) {
+            self.maybe_happen(op);
+            return Err(failed(file, "Input/output error (simulated)"));
+        }
+        self.apply(op);
+        Ok(())
+    }
+
+    /// In both planes, completely.
+    fn apply(&mut self, op: IoOp) {
+        match op {
+            IoOp::Allocate { file, len } => self.put(file, vec![0; len as usize]),
+            IoOp::WriteFile { file, bytes } => self.put(file, bytes.to_vec()),
+            IoOp::Rename { from, to } => {
+                let live = self.live.remove(&from);
+                self.live.extend(live.map(|f| (to, f)));
+                let durable = self.durable.remove(&from);
+                self.durable.extend(durable.map(|f| (to, f)));
+            }
+            IoOp::Remove { file } => {
+                self.live.remove(&file);
+                self.durable.remove(&file);
+            }
+            IoOp::List | IoOp::Read { .. } | IoOp::Write { .. } => {}
+        }
+    }
+
+    fn put(&mut self, file: FileId, bytes: Vec<u8>) {
+        self.durable.insert(file, bytes.clone());
+        self.live.insert(
+            file,
+            LiveFile {
+                bytes,
+                unsynced: Vec::new(),
+            },
+        );
+    }
+
+    /// It was in flight, or failed: done, done in part, or not at all.
+    fn maybe_happen(&mut self, op: IoOp) {
+        match op {
+            IoOp::Write {
+                file, at, buf, len, ..
+            } => {
+                // Which sectors survive is drawn with those of the other unsynced writes.
+                if let Some(live) = self.live.get_mut(&file) {
+                    live.unsynced.push(Unsynced { at, buf, len });
+                }
+            }
+            // The entry may be durable before the content: any prefix, in whole sectors.
+            IoOp::Allocate { file, len } => match self.below(3) {
+                0 => {}
+                1 => {
+                    let sectors = self.below(len as usize / SECTOR_BYTES + 1);
+                    self.put(file, vec![0; sectors * SECTOR_BYTES]);
+                }
+                _ => self.put(file, vec![0; len as usize]),
+            },
+            IoOp::WriteFile { file, bytes } => match self.below(4) {
+                0 => {}
+                1 => self.put(file, Vec::new()),
+                2 => {
+                    // The length is durable, the content only in places.
+                    let mut torn = vec![0; bytes.len()];
+                    for (sector, part) in bytes.chunks(SECTOR_BYTES).enumerate() {
+                        if self.dice.next_u32().is_multiple_of(2) {
+                            torn[sector * SECTOR_BYTES..][..part.len()].copy_from_slice(part);
+                        }
+                    }
+                    self.put(file, torn);
+                }
+                _ => self.put(file, Bytes::to_vec(&bytes)),
+            },
+            // A journalled file system does these whole or not.
+            op @ (IoOp::Rename { .. } | IoOp::Remove { .. }) => {
+                if self.below(2) == 0 {
+                    self.apply(op);
+                }
+            }
+            IoOp::List | IoOp::Read { .. } => {}
+        }
+    }
+
+    fn happens(&mut self, per_million: u32) -> bool {
+        per_million > 0 && self.dice.next_u32() % 1_000_000 < per_million
+    }
+
+    fn below(&mut self, n: usize) -> usize {
+        (self.dice.next_u64() % n.max(1) as u64) as usize
+    }
+
+    /// The log's side of the contract.
+    fn assert_alone(&self, op: &IoOp) {
+        let writing = |op: &IoOp| -> BTreeSet<FileId> {
+            match op {
+                IoOp::List | IoOp::Read { .. } => BTreeSet::new(),
+                IoOp::Allocate { file, .. }
+                | IoOp::Write { file, .. }
+                | IoOp::WriteFile { file, .. }
+                | IoOp::Remove { file } => BTreeSet::from([*file]),
+                IoOp::Rename { from, to } => BTreeSet::from([*from, *to]),
+            }
+        };
+        let ours = writing(op);
+        for other in &self.pending {
+            assert!(
+                ours.is_disjoint(&writing(&other.io.op)),
+                "two changes of one file in flight: {op:?} while {:?}",
+                other.io.op
+            );
+        }
+    }
+}
+
+impl Storage for SimDisk {
+    fn submit(&mut self, io: Io) {
+        self.assert_alone(&io.op);
+        assert!(
+            self.pending.iter().all(|p| p.io.id != io.id),
+            "{:?} is used twice",
+            io.id
+        );
+        let delayed = self.happens(self.faults.delayed);
+        self.pending.push(Pending { io, delayed });
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+    }
+
+    fn poll_done(&mut self, cx: &mut Context<'_>) -> Poll<IoDone> {
+        match self.complete_one() {
+            Some(done) => Poll::Ready(done),
+            None => {
+                self.waker = Some(cx.waker().clone());
+                Poll::Pending
+            }
+        }
+    }
+
+    fn describe(&self) -> String {
+        "simulated".to_owned()
+    }
+}
+
+impl Unsynced {
+    fn apply(&self, bytes: &mut Vec<u8>) {
+        let at = self.at as usize;
+        grow(bytes, at + self.len);
+        bytes[at..at + self.len].copy_from_slice(&self.buf[..self.len]);
+    }
+}
+
+/// What a power cut keeps of the unsynced sectors. Drawn once a crash, so that the plain cases
+/// (nothing, everything, a clean cut) come up as often as the wild ones.
+#[derive(Clone, Copy, Debug)]
+enum Kept {
+    Nothing,
+    Everything,
+    /// In the order written, up to some sector.
+    Prefix,
+    /// All but a few.
+    Most,
+    /// Each by the toss of a coin.
+    Any,
+}
+
+impl Kept {
+    fn draw(dice: &mut ChaCha8Rng) -> Self {
+        match dice.next_u32() % 5 {
+            0 => Self::Nothing,
+            1 => Self::Everything,
+            2 => Self::Prefix,
+            3 => Self::Most,
+            _ => Self::Any,
+        }
+    }
+}
+
+fn keep_some(dice: &mut ChaCha8Rng, kept: Kept, durable: &mut Vec<u8>, unsynced: &[Unsynced]) {
+    let sectors: usize = unsynced.iter().map(|write| write.len / SECTOR_BYTES).sum();
+    if sectors == 0 {
+        return;
+    }
+    let cut = (dice.next_u64() % (sectors as u64 + 1)) as usize;
+    let mut number = 0;
+    for write in unsynced {
+        for (nth, sector) in write.buf[..write.len].chunks(SECTOR_BYTES).enumerate() {
+            let keep = match kept {
+                Kept::Nothing => false,
+                Kept::Everything => true,
+                Kept::Prefix => number < cut,
+                Kept::Most => number != cut && !dice.next_u32().is_multiple_of(16),
+                Kept::Any => dice.next_u32().is_multiple_of(2),
+            };
+            number += 1;
+            if keep {
+                let at = write.at as usize + nth * SECTOR_BYTES;
+                grow(durable, at + sector.len());
+                durable[at..at + sector.len()].copy_from_slice(sector);
+            }
+        }
+    }
+}
+
+fn grow(bytes: &mut Vec<u8>, len: usize) {
+    if bytes.len() < len {
+        bytes.resize(len, 0);
+    }
+}
+
+fn not_found(file: FileId, what: &str) -> IoError {
+    let message = format!(
+        "{}: {what}: No such file or directory (simulated)",
+        file.file_name()
+    );
+    IoError {
+        kind: IoErrorKind::NotFound,
+        message,
+    }
+}
+
+fn no_space(file: FileId) -> IoError {
+    let message = format!("{}: No space left on device (simulated)", file.file_name());
+    IoError {
+        kind: IoErrorKind::NoSpace,
+        message,
+    }
+}
+
+fn failed(file: FileId, what: &str) -> IoError {
+    IoError {
+        kind: IoErrorKind::Failed,
+        message: format!("{}: {what}", file.file_name()),
+    }
+}
+
+/// FNV-1a, eight bytes at a time.
+struct Fnv(u64);
+
+impl Default for Fnv {
+    fn default() -> Self {
+        Self(0xcbf2_9ce4_8422_2325)
+    }
+}
+
+impl Fnv {
+    fn word(&mut self, word: u64) {
+        self.0 = (self.0 ^ word).wrapping_mul(0x0100_0000_01b3);
+        self.0 ^= self.0 >> 29;
+    }
+
+    fn bytes(&mut self, bytes: &[u8]) {
+        let (words, rest) = bytes.as_chunks::<8>();
+        for word in words {
+            self.word(u64::from_le_bytes(*word));
+        }
+        for byte in rest {
+            self.word(u64::from(*byte));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FILE: FileId = FileId::Wal(1);
+    const BLOCK: usize = 4096;
+
+    fn run(disk: &mut SimDisk, id: u64, op: IoOp) -> Result<IoOutput, IoError> {
+        disk.submit(Io { id: IoId(id), op });
+        let done = disk.complete_one().expect("one is pending");
+        assert_eq!(done.id, IoId(id));
+        done.result
+    }
+
+    fn write(at: u64, byte: u8, len: usize, sync: bool) -> IoOp {
+        let buf = Arc::new(AlignedBuf::copy_of(&vec![byte; len]));
+        IoOp::Write {
+            file: FILE,
+            at,
+            buf,
+            len,
+            sync,
+        }
+    }
+
+    fn disk(seed: u64) -> SimDisk {
+        let mut disk = SimDisk::new(seed);
+        run(
+            &mut disk,
+            0,
+            IoOp::Allocate {
+                file: FILE,
+                len: 16 * BLOCK as u64,
+            },
+        )
+        .expect("allocated");
+        disk
+    }
+
+    fn read(disk: &mut SimDisk) -> Vec<u8> {
+        let op = IoOp::Read {
+            file: FILE,
+            at: 0,
+            len: 16 * BLOCK,
+        };
+        match run(disk, 99, op) {
+            Ok(IoOutput::Read(bytes)) => bytes.to_vec(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn it_conforms() {
+        let mut seed = 0;
+        let mut make = || {
+            seed += 1;
+            let mut disk = SimDisk::new(seed);
+            disk.set_faults(Faults {
+                delayed: 300_000,
+                ..Faults::default()
+            });
+            Box::new(disk) as Box<dyn Storage>
+        };
+        let mut suite = Box::pin(millstream_log::conformance::run(&mut make));
+        let mut cx = Context::from_waker(Waker::noop());
+        // The disk answers at once, so one poll runs the suite to its end.
+        assert!(suite.as_mut().poll(&mut cx).is_ready());
+    }
+
+    #[test]
+    fn a_crash_keeps_what_was_synced() {
+        for seed in 0..200 {
+            let mut disk = disk(seed);
+            run(&mut disk, 1, write(0, 1, 2 * BLOCK, true)).expect("written");
+            run(&mut disk, 2, write(2 * BLOCK as u64, 2, 2 * BLOCK, false)).expect("written");
+            disk.submit(Io {
+                id: IoId(3),
+                op: write(4 * BLOCK as u64, 3, 2 * BLOCK, true),
+            });
+            disk.crash();
+            assert_eq!(disk.pending(), 0);
+            let bytes = read(&mut disk);
+            assert!(bytes[..2 * BLOCK].iter().all(|b| *b == 1));
+            for (sector, content) in bytes[2 * BLOCK..].chunks(SECTOR_BYTES).enumerate() {
+                let wrote = if sector < 16 { 2 } else { 3 };
+                let whole = content.iter().all(|b| *b == content[0]);
+                assert!(whole && (content[0] == 0 || content[0] == wrote && sector < 32));
+            }
+        }
+    }
+
+    /// Over the seeds, a crash shows each shape that recovery must survive.
+    #[test]
+    fn crashes_are_of_every_kind() {
+        let (mut none, mut all, mut torn, mut reordered) = (0, 0, 0, 0);
+        for seed in 0..200 {
+            let mut disk = disk(seed);
+            disk.submit(Io {
+                id: IoId(3),
+                op: write(0, 3, 8 * BLOCK, true),
+            });
+            disk.crash();
+            let bytes = read(&mut disk);
+            let kept: Vec<bool> = bytes[..8 * BLOCK]
+                .chunks(SECTOR_BYTES)
+                .map(|s| s[0] == 3)
+                .collect();
+            match kept.iter().filter(|kept| **kept).count() {
+                0 => none += 1,
+                64 => all += 1,
+                _ => torn += 1,
+            }
+            reordered += usize::from(kept.windows(2).any(|w| !w[0] && w[1]));
+        }
+        assert!(none > 10 && all > 10 && torn > 50 && reordered > 30);
+    }
+
+    /// Rebello et al., "Can Applications Recover from fsync Failures?": ext4 keeps the pages
+    /// readable, marks them clean, and a later sync succeeds without writing them.
+    #[test]
+    fn after_a_failed_sync_the_pages_are_gone_for_good() {
+        let mut lost = 0;
+        for seed in 0..100 {
+            let mut disk = disk(seed);
+            disk.fail_next_sync();
+            let error = run(&mut disk, 1, write(0, 1, BLOCK, true)).expect_err("it fails");
+            assert_eq!(error.kind, IoErrorKind::Failed);
+            assert_eq!(
+                read(&mut disk)[..BLOCK],
+                [1; BLOCK],
+                "the live plane shows it"
+            );
+            let durable = disk.durable(FILE).map(<[u8]>::to_vec);
+            run(&mut disk, 2, write(BLOCK as u64, 0, 0, true)).expect("the next sync succeeds");
+            assert_eq!(disk.durable(FILE), durable.as_deref(), "and writes nothing");
+            disk.crash();
+            lost += usize::from(read(&mut disk)[..BLOCK] != [1; BLOCK]);
+        }
+        assert!(lost > 50, "{lost} of 100");
+    }
+
+    #[test]
+    fn a_full_disk_refuses_and_heals() {
+        let mut disk = disk(1);
+        disk.set_capacity(20 * BLOCK as u64);
+        let other = FileId::Spare(1);
+        let allocate = || IoOp::Allocate {
+            file: other,
+            len: 8 * BLOCK as u64,
+        };
+        let error = run(&mut disk, 1, allocate()).expect_err("no room");
+        assert_eq!(error.kind, IoErrorKind::NoSpace);
+        run(&mut disk, 2, write(0, 1, BLOCK, true)).expect("written in place");
+        run(&mut disk, 3, IoOp::Remove { file: FILE }).expect("removed");
+        run(&mut disk, 4, allocate()).expect("there is room again");
+        assert_eq!(disk.used(), 8 * BLOCK as u64);
+    }
+
+    #[test]
+    fn rot_shows_at_once_and_stays() {
+        let mut disk = disk(1);
+        assert!(disk.flip_bit(FILE, 8 * 5000 + 3));
+        assert!(!disk.flip_bit(FILE, 8 * 16 * BLOCK as u64));
+        for _ in 0..2 {
+            assert_eq!(read(&mut disk)[5000], 8);
+            disk.crash();
+        }
+    }
+
+    #[test]
+    fn a_seed_is_a_run() {
+        let run_of = |seed| {
+            let mut disk = disk(seed);
+            disk.set_faults(Faults {
+                write_fails: 100_000,
+                sync_fails: 100_000,
+                read_fails: 10_000,
+                directory_fails: 50_000,
+                delayed: 200_000,
+            });
+            let mut story = Vec::new();
+            for id in 0..400_u64 {
+                let file = FileId::Wal(id % 5);
+                let buf = Arc::new(AlignedBuf::copy_of(&vec![id as u8; BLOCK]));
+                let op = if id % 7 == 0 {
+                    IoOp::Allocate {
+                        file,
+                        len: 16 * BLOCK as u64,
+                    }
+                } else {
+                    IoOp::Write {
+                        file,
+                        at: id % 16 * BLOCK as u64,
+                        buf,
+                        len: BLOCK,
+                        sync: id % 3 == 0,
+                    }
+                };
+                disk.submit(Io { id: IoId(id), op });
+                if id % 5 == 4 {
+                    while let Some(done) = disk.complete_one() {
+                        story.push((done.id, done.result.is_ok()));
+                    }
+                    if id % 50 == 49 {
+                        disk.crash();
+                    }
+                }
+            }
+            (disk.digest(), story)
+        };
+        assert_eq!(run_of(7), run_of(7));
+        assert_ne!(run_of(7), run_of(8));
+    }
+
+    #[test]
+    #[should_panic(expected = "two changes of one file in flight")]
+    fn two_writes_to_one_file_are_a_bug_of_the_log() {
+        let mut disk = disk(1);
+        disk.submit(Io {
+            id: IoId(1),
+            op: write(0, 1, BLOCK, false),
+        });
+        disk.submit(Io {
+            id: IoId(2),
+            op: write(0, 2, BLOCK, false),
+        });
+    }
+}

@@ -271,7 +271,7 @@ fn retain_keeps_what_the_bitmap_names() {
                 );
                 match mode {
                     KeptOffsets::Renumber => {
-                        header.check_produced().expect("still fit to be produced")
+                        header.check_produced().expect("still fit to be produced");
                     }
                     KeptOffsets::Sparse => {
                         assert_eq!(

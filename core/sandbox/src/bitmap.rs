@@ -36,6 +36,12 @@ impl Bitmap {
         self.bytes[record / 8] >> (record % 8) & 1 == 1
     }
 
+    /// The bits as the batch crate's `retain` takes them: ⌈records / 8⌉ bytes.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
     /// Records that this answers for, kept or not.
     #[must_use]
     pub fn records(&self) -> usize {

@@ -13,6 +13,7 @@
 
 use std::sync::Arc;
 
+use millstream_batch::STRIDE;
 use millstream_batch::ids::{Offset, TimestampMs};
 use wasmtime::component::{ComponentType, Func, Lower, TypedFunc};
 use wasmtime::{PoolConcurrencyLimitError, Store, Trap, WasmBacktrace};
@@ -25,8 +26,6 @@ use crate::log::GuestLog;
 
 /// The exported interface.
 pub(crate) const FILTER_VIEW: &str = "millstream:plugin/filter-view@0.1.0";
-/// Numbers of the index for each record; `wit/types.wit` says which.
-pub const INDEX_STRIDE: usize = 6;
 /// Bytes that one call may hand to the host: the bitmap of the largest batch is 128 KiB, the rest is
 /// for an error text or a log line.
 const HOSTCALL_BYTES_MAX: usize = 256 << 10;
@@ -150,8 +149,9 @@ impl Filter {
         Ok(filter)
     }
 
-    /// Asks which records of a batch to keep. `index`, `timestamps` and `raw` are the batch view of
-    /// `wit/types.wit`, already checked by whoever made the index; a batch that is not is our bug.
+    /// Asks which records of a batch to keep. `index` and `timestamps` are those of a
+    /// [`RecordIndex`](millstream_batch::RecordIndex) over `raw`, the inflated records section; other
+    /// lengths are our bug.
     pub fn call(
         &mut self,
         context: &Context<'_>,
@@ -162,8 +162,8 @@ impl Filter {
         let records = timestamps.len();
         assert_eq!(
             index.len(),
-            records * INDEX_STRIDE,
-            "an index has {INDEX_STRIDE} numbers a record"
+            records * STRIDE,
+            "an index has {STRIDE} numbers a record"
         );
         let mut instance = match self.instance.take() {
             Some(instance) => instance,

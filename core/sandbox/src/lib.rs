@@ -33,7 +33,7 @@ pub use component::{Component, Digest, Origin, PlugPoint};
 pub use deployment::{Deployment, Placement, Stats};
 pub use engine::{Engine, EngineConfig};
 pub use error::{CompileError, EngineError, Erred, FilterError, StartError};
-pub use filter::{Budget, Context, Filter, INDEX_STRIDE, Stage};
+pub use filter::{Budget, Context, Filter, Stage};
 pub use host::Parameters;
 pub use log::GuestLog;
 pub use poison::{NoPoison, Poison, find_poison};

@@ -1,11 +1,11 @@
 //! Finding the record that a component dies of, by halving the batch. Deliberately absent: what then
 //! becomes of the record.
 
-use millstream_batch::ids::Offset;
+use millstream_batch::STRIDE;
 use thiserror::Error;
 
 use crate::error::FilterError;
-use crate::filter::{Context, Filter, INDEX_STRIDE};
+use crate::filter::{Context, Filter};
 
 /// The record at fault.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,13 +47,10 @@ pub fn find_poison(
 ) -> Result<Poison, NoPoison> {
     let (mut first, mut end) = (0, timestamps.len());
     let mut error = None;
+    // The records keep their offset deltas, so the base offset stays what it is.
     let mut try_part = |from: usize, to: usize| {
-        let part = Context {
-            base_offset: context.base_offset.map(|o| Offset(o.0 + from as u64)),
-            ..*context
-        };
-        let index = &index[from * INDEX_STRIDE..to * INDEX_STRIDE];
-        match filter.call(&part, index, &timestamps[from..to], raw) {
+        let index = &index[from * STRIDE..to * STRIDE];
+        match filter.call(context, index, &timestamps[from..to], raw) {
             Err(FilterError::Restart(start)) => Err(NoPoison::Broken(FilterError::Restart(start))),
             Err(error) if error.is_kill() => Ok(Some(error)),
             _ => Ok(None),

@@ -1,0 +1,201 @@
+//! What the sandbox's tests share: engines, batches, and components written in WebAssembly text.
+
+#![allow(dead_code, reason = "each test crate uses a part of it")]
+
+use std::path::Path;
+use std::sync::Arc;
+
+use millstream_batch::ids::{Offset, TimestampMs};
+use millstream_batch::limits::BATCH_BYTES_MAX;
+use millstream_batch::{BatchBuilder, Codec, Encoding, RecordIndex};
+use millstream_sandbox::{
+    Bitmap, Budget, Component, Context, Engine, EngineConfig, Filter, FilterError, GuestLog,
+    Parameters, Stage,
+};
+
+pub(crate) const CONTEXT: Context<'static> = Context {
+    topic: "orders",
+    partition: 3,
+    stage: Stage::Produce,
+    time: TimestampMs(1_700_000_000_000),
+    base_offset: None,
+};
+
+/// An engine for a few instances, that keeps nothing.
+pub(crate) fn engine() -> Engine {
+    engine_with(EngineConfig::default())
+}
+
+pub(crate) fn engine_with(config: EngineConfig) -> Engine {
+    Engine::new(&EngineConfig {
+        instances_max: 8,
+        ..config
+    })
+    .unwrap()
+}
+
+/// A component that ships with the broker.
+pub(crate) fn bundled(name: &str) -> Vec<u8> {
+    let dist = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../plugins/dist");
+    std::fs::read(dist.join(name).with_extension("wasm")).unwrap()
+}
+
+pub(crate) fn parameters(pairs: &[(&str, &str)]) -> Parameters {
+    pairs
+        .iter()
+        .map(|(k, v)| ((*k).into(), (*v).into()))
+        .collect()
+}
+
+pub(crate) fn filter(engine: &Engine, wasm: &[u8], pairs: &[(&str, &str)]) -> Filter {
+    filter_with(&engine.compile(wasm).unwrap(), pairs, Budget::default())
+}
+
+pub(crate) fn filter_with(
+    component: &Arc<Component>,
+    pairs: &[(&str, &str)],
+    budget: Budget,
+) -> Filter {
+    Filter::new(component, parameters(pairs), budget, &GuestLog::new("test")).unwrap()
+}
+
+/// A batch as the broker holds it when it calls a filter.
+#[derive(Debug)]
+pub(crate) struct Batch {
+    pub(crate) index: RecordIndex,
+    pub(crate) raw: Vec<u8>,
+}
+
+/// One record: key, value, headers.
+pub(crate) type Record<'a> = (
+    Option<&'a [u8]>,
+    Option<&'a [u8]>,
+    &'a [(&'a str, Option<&'a [u8]>)],
+);
+
+impl Batch {
+    pub(crate) fn of_values<'a>(values: impl IntoIterator<Item = &'a [u8]>) -> Self {
+        Self::of(values.into_iter().map(|value| (None, Some(value), &[][..])))
+    }
+
+    pub(crate) fn of<'a>(records: impl IntoIterator<Item = Record<'a>>) -> Self {
+        let mut builder = BatchBuilder::new(Encoding::None, BATCH_BYTES_MAX);
+        for (key, value, headers) in records {
+            let headers = headers.iter().copied();
+            builder
+                .append(key, value, headers, 1_700_000_000_000)
+                .unwrap();
+        }
+        let batch = builder.build().unwrap();
+        let raw = batch.inflated(&mut Codec::new()).unwrap().to_vec();
+        let mut index = RecordIndex::new();
+        index.build(batch.header(), &raw).unwrap();
+        Self { index, raw }
+    }
+
+    pub(crate) fn ask(&self, filter: &mut Filter) -> Result<Bitmap, FilterError> {
+        self.ask_as(filter, &CONTEXT)
+    }
+
+    pub(crate) fn ask_as(
+        &self,
+        filter: &mut Filter,
+        context: &Context<'_>,
+    ) -> Result<Bitmap, FilterError> {
+        filter.call(
+            context,
+            self.index.index(),
+            self.index.timestamps(),
+            &self.raw,
+        )
+    }
+}
+
+pub(crate) fn subscription(base_offset: u64) -> Context<'static> {
+    Context {
+        stage: Stage::Subscription,
+        base_offset: Some(Offset(base_offset)),
+        ..CONTEXT
+    }
+}
+
+/// A filter in WebAssembly text. `keep` is its body: locals 7 and 8 are the index (address, numbers),
+/// 9 and 10 the timestamps, 11 and 12 the raw bytes; it leaves the address of an answer, for which
+/// `(call $bitmap …)`, `(call $error)` and 4 KiB of memory from 1024 are there.
+pub(crate) fn wat_filter(keep: &str) -> Vec<u8> {
+    wat_component("", keep, "", "")
+}
+
+pub(crate) fn wat_component(
+    start: &str,
+    keep: &str,
+    imports: &str,
+    module_imports: &str,
+) -> Vec<u8> {
+    let text = format!(
+        r#"
+(component
+  (import "millstream:plugin/types@0.1.0" (instance $types
+    (type $s (enum "produce" "subscription"))
+    (export "stage" (type $stage (eq $s)))
+    (type $c (record (field "topic" string) (field "partition" u32) (field "stage" $stage)
+      (field "time" s64) (field "base-offset" (option u64))))
+    (export "context" (type (eq $c)))
+    (type $b (record (field "index" (list u32)) (field "timestamps" (list s64)) (field "raw" (list u8))))
+    (export "batch-view" (type (eq $b)))))
+  (alias export $types "context" (type $context))
+  (alias export $types "batch-view" (type $batch))
+  {imports}
+  (core module $module
+    (memory (export "memory") 2)
+    (global $next (mut i32) (i32.const 65536))
+    (data (i32.const 512) "no, thank you")
+    ;; Memory for arguments, given anew to every call; it grows as needed and is never freed.
+    (func (export "realloc") (param i32 i32 i32 i32) (result i32) (local $at i32)
+      (local.set $at (i32.and (i32.add (global.get $next) (i32.const 15)) (i32.const -16)))
+      (global.set $next (i32.add (local.get $at) (local.get 3)))
+      (block $fits (loop $grow
+        (br_if $fits (i32.le_u (global.get $next) (i32.mul (memory.size) (i32.const 65536))))
+        (br_if $grow (i32.ne (memory.grow (i32.const 16)) (i32.const -1)))
+        unreachable))
+      (local.get $at))
+    (func $bitmap (param $at i32) (param $len i32) (result i32)
+      (i32.store8 (i32.const 16) (i32.const 0))
+      (i32.store (i32.const 20) (local.get $at))
+      (i32.store (i32.const 24) (local.get $len))
+      (i32.const 16))
+    (func $error (result i32)
+      (i32.store8 (i32.const 16) (i32.const 1))
+      (i32.store (i32.const 20) (i32.const 512))
+      (i32.store (i32.const 24) (i32.const 13))
+      (i32.const 16))
+    (func $records (param $numbers i32) (result i32)
+      (i32.div_u (local.get $numbers) (i32.const 6)))
+    ;; All bits set for this many records.
+    (func $all (param $records i32) (result i32) (local $i i32)
+      (memory.fill (i32.const 1024) (i32.const 255) (i32.div_u (local.get $records) (i32.const 8)))
+      (i32.store8 (i32.add (i32.const 1024) (i32.div_u (local.get $records) (i32.const 8)))
+        (i32.sub (i32.shl (i32.const 1) (i32.rem_u (local.get $records) (i32.const 8))) (i32.const 1)))
+      (call $bitmap (i32.const 1024)
+        (i32.div_u (i32.add (local.get $records) (i32.const 7)) (i32.const 8))))
+    {module_imports}
+    (func (export "start") (result i32)
+      {start}
+      (call $bitmap (i32.const 0) (i32.const 0)))
+    (func (export "keep")
+      (param i32 i32 i32 i32 i64 i32 i64 i32 i32 i32 i32 i32 i32) (result i32) (local $i i32)
+      (global.set $next (i32.const 65536))
+      {keep}))
+  (core instance $main (instantiate $module))
+  (alias core export $main "memory" (core memory $memory))
+  (alias core export $main "realloc" (core func $realloc))
+  (func $start (result (result (error string)))
+    (canon lift (core func $main "start") (memory $memory)))
+  (func $keep (param "context" $context) (param "batch" $batch) (result (result (list u8) (error string)))
+    (canon lift (core func $main "keep") (memory $memory) (realloc (func $realloc))))
+  (instance $filter (export "start" (func $start)) (export "keep" (func $keep)))
+  (export "millstream:plugin/filter-view@0.1.0" (instance $filter)))
+"#
+    );
+    wat::parse_str(&text).unwrap_or_else(|error| panic!("{error}\n{text}"))
+}

@@ -1,0 +1,1 @@
+use millstream_plugin as _;

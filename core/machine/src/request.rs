@@ -4,8 +4,8 @@
 //! log is durable up to the last lsn that was installed when the reply was decided.
 
 use millstream_batch::ids::{
-    GroupEpoch, MemberId, Offset, Partition, PartitionSlot, ProducerEpoch, ProducerId, Sequence, Term, TimestampMs,
-    TopicId,
+    GroupEpoch, MemberId, Offset, Partition, PartitionSlot, ProducerEpoch, ProducerId, Sequence,
+    Term, TimestampMs, TopicId,
 };
 
 use crate::topic::{FilterBinding, TopicConfig, TopicMeta};
@@ -14,64 +14,139 @@ use crate::topic::{FilterBinding, TopicConfig, TopicMeta};
 pub enum Request {
     // --- catalog shard only -------------------------------------------------------------------
     /// `id` is drawn by the caller (the machine has no entropy).
-    CreateTopic { id: TopicId, name: String, partitions: u32, config: TopicConfig },
-    DeleteTopic { name: String },
+    CreateTopic {
+        id: TopicId,
+        name: String,
+        partitions: u32,
+        config: TopicConfig,
+    },
+    DeleteTopic {
+        name: String,
+    },
     /// Replaces the named settings; `None` inside a setting resets it to the default.
-    ConfigureTopic { name: String, set: Vec<(String, Option<String>)> },
-    AddPartitions { name: String, total: u32 },
+    ConfigureTopic {
+        name: String,
+        set: Vec<(String, Option<String>)>,
+    },
+    AddPartitions {
+        name: String,
+        total: u32,
+    },
     /// A new producer id, or with `pid` set the next epoch of that id (fences the older).
-    InitProducer { pid: ProducerId },
-    DeployFilter { topic: String, binding: FilterBinding },
-    RemoveFilter { topic: String, name: String },
+    InitProducer {
+        pid: ProducerId,
+    },
+    DeployFilter {
+        topic: String,
+        binding: FilterBinding,
+    },
+    RemoveFilter {
+        topic: String,
+        name: String,
+    },
 
     // --- every shard: the catalog's decisions applied; idempotent by `revision` -------------
-    ApplyTopic { meta: TopicMeta },
-    ForgetTopic { id: TopicId },
+    ApplyTopic {
+        meta: TopicMeta,
+    },
+    ForgetTopic {
+        id: TopicId,
+    },
 
     // --- the partition's shard ---------------------------------------------------------------
     Produce(Produce),
     /// Raise the start offset (retention, `delete records`). Below the current start: no effect.
-    TrimPartition { partition: Partition, start: Offset },
+    TrimPartition {
+        partition: Partition,
+        start: Offset,
+    },
     /// Offsets by time are resolved by the log's index; this gives the bounds.
-    DescribePartition { partition: Partition },
+    DescribePartition {
+        partition: Partition,
+    },
     /// Fence older owners and learn where to go on. `epoch` must be above the one that holds, or
     /// repeat the claim that holds. `member` 0 gives the partition up: sent for every
     /// `State::unowned` partition of the group once its last owner is gone.
-    ClaimPartition { group: String, partition: Partition, member: MemberId, epoch: GroupEpoch },
+    ClaimPartition {
+        group: String,
+        partition: Partition,
+        member: MemberId,
+        epoch: GroupEpoch,
+    },
     Commit(Commit),
-    CommittedOffset { group: String, partition: Partition },
+    CommittedOffset {
+        group: String,
+        partition: Partition,
+    },
     /// An operator's reset. Refused while a member holds the partition, unless `force`, which also
     /// fences that member.
-    ResetOffset { group: String, partition: Partition, offset: Offset, force: bool },
-    ForgetGroup { group: String },
+    ResetOffset {
+        group: String,
+        partition: Partition,
+        offset: Offset,
+        force: bool,
+    },
+    ForgetGroup {
+        group: String,
+    },
 
     // --- the group's home shard --------------------------------------------------------------
     /// `member` 0 asks for a new one; a known member joins again and keeps what it owns.
-    JoinGroup { group: String, member: MemberId, client: String, topics: Vec<TopicId>, session_timeout_ms: u32 },
-    LeaveGroup { group: String, member: MemberId },
+    JoinGroup {
+        group: String,
+        member: MemberId,
+        client: String,
+        topics: Vec<TopicId>,
+        session_timeout_ms: u32,
+    },
+    LeaveGroup {
+        group: String,
+        member: MemberId,
+    },
     /// The member has stopped reading these partitions and committed what it wanted.
-    ReleasePartitions { group: String, member: MemberId, partitions: Vec<Partition> },
+    ReleasePartitions {
+        group: String,
+        member: MemberId,
+        partitions: Vec<Partition>,
+    },
     /// What a member owns now; answered at once (the shard does the waiting for changes).
-    GroupAssignment { group: String, member: MemberId },
+    GroupAssignment {
+        group: String,
+        member: MemberId,
+    },
     /// Members unseen past their session timeout. Liveness is volatile; expiry is a fact.
-    ExpireMembers { group: String, members: Vec<MemberId> },
+    ExpireMembers {
+        group: String,
+        members: Vec<MemberId>,
+    },
     /// Groups whose topics changed: assign anew.
-    RebalanceGroup { group: String },
+    RebalanceGroup {
+        group: String,
+    },
     /// Done also for a group that is not known: its offsets may lie on other shards, where
     /// `ForgetGroup` follows.
-    DeleteGroup { group: String },
+    DeleteGroup {
+        group: String,
+    },
 
     // --- look-ups --------------------------------------------------------------------------
     ListTopics,
-    DescribeTopic { name: String },
+    DescribeTopic {
+        name: String,
+    },
     ListGroups,
-    DescribeGroup { group: String },
+    DescribeGroup {
+        group: String,
+    },
 
     // --- logged maintenance, every shard -----------------------------------------------------
     /// Forget producers unused since `producer_unused_before` and raise the floor below which an
     /// unknown id is refused. `floor_max` is the smallest `State::producer_floor_bound` of **all**
     /// shards for the same time, so that an id that lives on another shard is not refused here.
-    ExpireProducers { producer_unused_before: TimestampMs, floor_max: ProducerId },
+    ExpireProducers {
+        producer_unused_before: TimestampMs,
+        floor_max: ProducerId,
+    },
     /// Bring logged time up to `now` however far that is. Sent by the driver when its monotonic
     /// clock vouches for the gap (a start, an idle night); every other request moves logged time by
     /// at most `CLOCK_STEP_MS_MAX`.
@@ -114,14 +189,27 @@ pub enum Reply {
     Done,
     /// The topic as it is now: the broker carries it to the other shards.
     Topic(TopicMeta),
-    TopicGone { id: TopicId },
+    TopicGone {
+        id: TopicId,
+    },
     Topics(Vec<TopicMeta>),
-    Producer { pid: ProducerId, epoch: ProducerEpoch },
+    Producer {
+        pid: ProducerId,
+        epoch: ProducerEpoch,
+    },
     Produced(Produced),
     Partition(PartitionInfo),
-    Claimed { committed: Option<Offset> },
-    Committed { offset: Option<Offset>, metadata: String },
-    Joined { member: MemberId, assignment: Assignment },
+    Claimed {
+        committed: Option<Offset>,
+    },
+    Committed {
+        offset: Option<Offset>,
+        metadata: String,
+    },
+    Joined {
+        member: MemberId,
+        assignment: Assignment,
+    },
     Assignment(Assignment),
     Groups(Vec<String>),
     Group(GroupInfo),
@@ -189,16 +277,35 @@ pub enum Refusal {
     BadName(String),
     #[error("{0}")]
     BadConfig(String),
-    #[error("a topic has 1 to {max} partitions, and their number only grows: asked {asked}, has {has}")]
+    #[error(
+        "a topic has 1 to {max} partitions, and their number only grows: asked {asked}, has {has}"
+    )]
     BadPartitionCount { asked: u32, has: u32, max: u32 },
     #[error("batch of {bytes} bytes is over the topic's {max}")]
     BatchTooLarge { bytes: u32, max: u32 },
     #[error("producer {pid}: epoch {sent} is fenced by {current}")]
-    ProducerFenced { pid: ProducerId, sent: ProducerEpoch, current: ProducerEpoch },
-    #[error("producer {pid}: sequence {sent} does not follow {expected}: records were lost or reordered")]
-    SequenceGap { pid: ProducerId, sent: Sequence, expected: Sequence },
-    #[error("producer {pid}: sequences {first} to {last} overlap the end of what is stored ({expected})")]
-    SequenceOverlap { pid: ProducerId, first: Sequence, last: Sequence, expected: Sequence },
+    ProducerFenced {
+        pid: ProducerId,
+        sent: ProducerEpoch,
+        current: ProducerEpoch,
+    },
+    #[error(
+        "producer {pid}: sequence {sent} does not follow {expected}: records were lost or reordered"
+    )]
+    SequenceGap {
+        pid: ProducerId,
+        sent: Sequence,
+        expected: Sequence,
+    },
+    #[error(
+        "producer {pid}: sequences {first} to {last} overlap the end of what is stored ({expected})"
+    )]
+    SequenceOverlap {
+        pid: ProducerId,
+        first: Sequence,
+        last: Sequence,
+        expected: Sequence,
+    },
     #[error("producer {pid} expired: ask for a new id")]
     ProducerExpired { pid: ProducerId },
     #[error("producer id {pid} was never given out")]
@@ -208,11 +315,19 @@ pub enum Refusal {
     #[error("group `{group}` has no member {member}: join again")]
     UnknownMember { group: String, member: MemberId },
     #[error("member {member} (epoch {sent}) does not hold this partition (epoch {current})")]
-    MemberFenced { member: MemberId, sent: GroupEpoch, current: GroupEpoch },
+    MemberFenced {
+        member: MemberId,
+        sent: GroupEpoch,
+        current: GroupEpoch,
+    },
     #[error("group `{0}` has members: stop them first, or force")]
     GroupBusy(String),
     #[error("offset {offset} is outside {start}..={end}")]
-    OffsetOutOfRange { offset: Offset, start: Offset, end: Offset },
+    OffsetOutOfRange {
+        offset: Offset,
+        start: Offset,
+        end: Offset,
+    },
     #[error("no filter `{0}` on this topic")]
     UnknownFilter(String),
     #[error("the shard's state is full: {0}")]

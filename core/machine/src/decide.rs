@@ -1,0 +1,132 @@
+//! The table of requests: which handler decides each. Looks, does not touch.
+
+use millstream_batch::ids::{Term, TimestampMs};
+use smallvec::{SmallVec, smallvec};
+
+use crate::fact::Fact;
+use crate::request::{Refusal, Reply, Request};
+use crate::state::State;
+use crate::{clock, groups, offsets, partitions, producers, topics};
+
+/// What was decided: facts to log and install, in order, and the answer once they are durable.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Decision {
+    /// At most one so far: what must hold together is one fact.
+    pub facts: SmallVec<[Fact; 1]>,
+    pub reply: Reply,
+}
+
+impl Decision {
+    /// Nothing changes.
+    pub(crate) fn look(reply: Reply) -> Self {
+        Self {
+            facts: SmallVec::new(),
+            reply,
+        }
+    }
+
+    pub(crate) fn of(fact: Fact, reply: Reply) -> Self {
+        Self {
+            facts: smallvec![fact],
+            reply,
+        }
+    }
+}
+
+/// Decides one request. `now` is the wall clock's reading, `term` that of the shard's log.
+///
+/// The facts must be appended and installed before the next request is decided.
+pub fn decide(
+    state: &State,
+    now: TimestampMs,
+    term: Term,
+    request: &Request,
+) -> Result<Decision, Refusal> {
+    let time = clock::logged(state.shard.clock, now);
+    match request {
+        Request::CreateTopic {
+            id,
+            name,
+            partitions,
+            config,
+        } => topics::create(state, time, *id, name, *partitions, config),
+        Request::DeleteTopic { name } => topics::delete(state, time, name),
+        Request::ConfigureTopic { name, set } => topics::configure(state, time, name, set),
+        Request::AddPartitions { name, total } => topics::add_partitions(state, time, name, *total),
+        Request::InitProducer { pid } => producers::init(state, time, *pid),
+        Request::DeployFilter { topic, binding } => {
+            topics::deploy_filter(state, time, topic, binding)
+        }
+        Request::RemoveFilter { topic, name } => topics::remove_filter(state, time, topic, name),
+
+        Request::ApplyTopic { meta } => topics::apply(state, time, meta),
+        Request::ForgetTopic { id } => Ok(topics::forget(state, time, *id)),
+
+        Request::Produce(batch) => producers::produce(state, time, term, batch),
+        Request::TrimPartition { partition, start } => partitions::trim(state, *partition, *start),
+        Request::DescribePartition { partition } => partitions::describe(state, term, *partition),
+        Request::ClaimPartition {
+            group,
+            partition,
+            member,
+            epoch,
+        } => offsets::claim(state, group, *partition, *member, *epoch),
+        Request::Commit(commit) => offsets::commit(state, time, commit),
+        Request::CommittedOffset { group, partition } => {
+            offsets::committed(state, group, *partition)
+        }
+        Request::ResetOffset {
+            group,
+            partition,
+            offset,
+            force,
+        } => offsets::reset(state, time, group, *partition, *offset, *force),
+        Request::ForgetGroup { group } => offsets::forget(state, group),
+
+        Request::JoinGroup {
+            group,
+            member,
+            client,
+            topics,
+            session_timeout_ms,
+        } => groups::join(
+            state,
+            time,
+            group,
+            *member,
+            client,
+            topics,
+            *session_timeout_ms,
+        ),
+        Request::LeaveGroup { group, member } => groups::leave(state, time, group, *member),
+        Request::ReleasePartitions {
+            group,
+            member,
+            partitions,
+        } => groups::release(state, time, group, *member, partitions),
+        Request::GroupAssignment { group, member } => groups::assignment(state, group, *member),
+        Request::ExpireMembers { group, members } => groups::expire(state, time, group, members),
+        Request::RebalanceGroup { group } => groups::rebalance(state, time, group),
+        Request::DeleteGroup { group } => groups::delete(state, group),
+
+        Request::ListTopics => Ok(topics::list(state)),
+        Request::DescribeTopic { name } => topics::describe(state, name),
+        Request::ListGroups => Ok(groups::list(state)),
+        Request::DescribeGroup { group } => groups::describe(state, group),
+
+        Request::ExpireProducers {
+            producer_unused_before,
+            floor_max,
+        } => Ok(producers::expire(
+            state,
+            *producer_unused_before,
+            *floor_max,
+        )),
+        Request::AdvanceClock => Ok(producers::advance_clock(state, now)),
+    }
+}
+
+/// The refusal of what would pass a bound.
+pub(crate) fn full(what: &str, would_be: usize, max: usize) -> Refusal {
+    Refusal::StateFull(format!("{would_be} {what}, at most {max}"))
+}

@@ -1,0 +1,392 @@
+//! Committed offsets and the fence before them, kept with the partition they point into.
+//!
+//! (group, partition) → (member, epoch) is a fact of the partition's shard, and a commit is checked
+//! against it alone: a member that was replaced is refused here whatever it believes. Absent on
+//! purpose: who should own what (the group's home, [`crate::groups`]).
+
+use std::collections::BTreeMap;
+
+use millstream_batch::ids::{
+    GroupEpoch, Lsn, MemberId, Offset, Partition, PartitionSlot, TimestampMs,
+};
+use millstream_batch::limits::{COMMIT_METADATA_BYTES_MAX, is_name};
+
+use crate::decide::{Decision, full};
+use crate::fact::Fact;
+use crate::fact::archive::{GroupForgotten, OffsetCommitted, OffsetReset, PartitionClaimed};
+use crate::partitions;
+use crate::request::{Commit, Refusal, Reply};
+use crate::snapshot::key;
+use crate::state::State;
+
+/// What a group has in one partition.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Held {
+    /// 0: nobody; consumers with fixed partitions may commit.
+    pub(crate) member: MemberId,
+    /// Of the last claim, also after it was given up: never goes back.
+    pub(crate) epoch: GroupEpoch,
+    /// The next offset to read.
+    pub(crate) offset: Option<Offset>,
+    pub(crate) metadata: Box<str>,
+    pub(crate) committed: TimestampMs,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Offsets {
+    groups: BTreeMap<Box<str>, BTreeMap<PartitionSlot, Held>>,
+    /// Counted, not archived.
+    count: usize,
+    metadata_bytes: usize,
+}
+
+impl Offsets {
+    pub(crate) fn len(&self) -> usize {
+        self.count
+    }
+
+    pub(crate) fn cell(&self, group: &str, slot: PartitionSlot) -> Option<&Held> {
+        self.groups.get(group)?.get(&slot)
+    }
+
+    pub(crate) fn groups(&self) -> impl Iterator<Item = &str> + '_ {
+        self.groups.keys().map(|group| &**group)
+    }
+
+    pub(crate) fn of_group(
+        &self,
+        group: &str,
+    ) -> impl Iterator<Item = (PartitionSlot, &Held)> + '_ {
+        self.groups
+            .get(group)
+            .into_iter()
+            .flatten()
+            .map(|(slot, held)| (*slot, held))
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, PartitionSlot, &Held)> + '_ {
+        self.after(None)
+    }
+
+    pub(crate) fn after(
+        &self,
+        last: Option<(&str, PartitionSlot)>,
+    ) -> impl Iterator<Item = (&str, PartitionSlot, &Held)> + '_ {
+        use std::ops::Bound::{Excluded, Unbounded};
+        let rest = last.and_then(|(group, slot)| Some((self.groups.get_key_value(group)?, slot)));
+        let rest = rest.into_iter().flat_map(|((group, cells), slot)| {
+            cells
+                .range((Excluded(slot), Unbounded))
+                .map(move |(slot, held)| (&**group, *slot, held))
+        });
+        let groups = self.groups.range::<str, _>((
+            last.map_or(Unbounded, |(group, _)| Excluded(group)),
+            Unbounded,
+        ));
+        rest.chain(groups.flat_map(|(group, cells)| {
+            cells
+                .iter()
+                .map(move |(slot, held)| (&**group, *slot, held))
+        }))
+    }
+
+    /// Changes a cell, made empty if there is none.
+    pub(crate) fn change(
+        &mut self,
+        group: &str,
+        slot: PartitionSlot,
+        change: impl FnOnce(&mut Held),
+    ) {
+        if !self.groups.contains_key(group) {
+            self.groups.insert(group.into(), BTreeMap::new());
+        }
+        let cells = self.groups.get_mut(group).expect("inserted above");
+        let before = cells.len();
+        let held = cells.entry(slot).or_default();
+        let metadata_before = held.metadata.len();
+        change(held);
+        self.metadata_bytes = self.metadata_bytes + held.metadata.len() - metadata_before;
+        self.count += cells.len() - before;
+    }
+
+    fn remove(&mut self, group: &str, slot: PartitionSlot) {
+        let Some(cells) = self.groups.get_mut(group) else {
+            return;
+        };
+        if let Some(held) = cells.remove(&slot) {
+            self.count -= 1;
+            self.metadata_bytes -= held.metadata.len();
+        }
+        if cells.is_empty() {
+            self.groups.remove(group);
+        }
+    }
+
+    /// `slots` are sorted.
+    pub(crate) fn remove_slots(&mut self, slots: &[u32]) {
+        let (Some(first), Some(last)) = (slots.first(), slots.last()) else {
+            return;
+        };
+        let range = PartitionSlot(*first)..=PartitionSlot(*last);
+        let gone: Vec<(Box<str>, PartitionSlot)> = self
+            .groups
+            .iter()
+            .flat_map(|(group, cells)| {
+                cells
+                    .range(range.clone())
+                    .map(move |(slot, _)| (group.clone(), *slot))
+            })
+            .filter(|(_, slot)| slots.binary_search(&slot.0).is_ok())
+            .collect();
+        for (group, slot) in gone {
+            self.remove(&group, slot);
+        }
+    }
+}
+
+/// Fences whoever held the partition before. Repeating the claim that holds changes nothing.
+pub(crate) fn claim(
+    state: &State,
+    group: &str,
+    partition: Partition,
+    member: MemberId,
+    epoch: GroupEpoch,
+) -> Result<Decision, Refusal> {
+    named(group)?;
+    let (slot, _) = partitions::find(state, partition)?;
+    let held = state.offsets.cell(group, slot);
+    let committed = held.and_then(|held| held.offset);
+    let reply = Reply::Claimed { committed };
+    match held {
+        Some(held) if held.member == member && held.epoch == epoch => {
+            return Ok(Decision::look(reply));
+        }
+        Some(held) if epoch <= held.epoch => {
+            return Err(Refusal::MemberFenced {
+                member,
+                sent: epoch,
+                current: held.epoch,
+            });
+        }
+        Some(_) => {}
+        None if epoch.0 == 0 => {
+            return Err(Refusal::MemberFenced {
+                member,
+                sent: epoch,
+                current: GroupEpoch(0),
+            });
+        }
+        None => room(state)?,
+    }
+    let fact = PartitionClaimed {
+        group: group.to_owned(),
+        slot: slot.0,
+        member: member.0,
+        epoch: epoch.0,
+    };
+    Ok(Decision::of(Fact::PartitionClaimed(Box::new(fact)), reply))
+}
+
+/// By the member that holds the partition, under its epoch; by nobody (member 0) while nobody holds
+/// it. Any offset up to the end: retention may have passed the reader.
+pub(crate) fn commit(
+    state: &State,
+    time: TimestampMs,
+    commit: &Commit,
+) -> Result<Decision, Refusal> {
+    let Commit {
+        group,
+        partition,
+        member,
+        epoch,
+        offset,
+        metadata,
+    } = commit;
+    named(group)?;
+    let (slot, cell) = partitions::find(state, *partition)?;
+    let held = state.offsets.cell(group, slot);
+    let (holder, current) = held.map_or((MemberId(0), GroupEpoch(0)), |held| {
+        (held.member, held.epoch)
+    });
+    if holder != *member || (member.0 != 0 && *epoch != current) {
+        return Err(Refusal::MemberFenced {
+            member: *member,
+            sent: *epoch,
+            current,
+        });
+    }
+    if *offset > cell.end {
+        return Err(Refusal::OffsetOutOfRange {
+            offset: *offset,
+            start: cell.start,
+            end: cell.end,
+        });
+    }
+    if metadata.len() > COMMIT_METADATA_BYTES_MAX {
+        return Err(full(
+            "bytes of a commit's metadata",
+            metadata.len(),
+            COMMIT_METADATA_BYTES_MAX,
+        ));
+    }
+    if held.is_some_and(|held| held.offset == Some(*offset) && *held.metadata == **metadata) {
+        return Ok(Decision::look(Reply::Done));
+    }
+    if held.is_none() {
+        room(state)?;
+    }
+    let before = held.map_or(0, |held| held.metadata.len());
+    let bytes = state.offsets.metadata_bytes - before + metadata.len();
+    if bytes > state.limits.metadata_bytes {
+        return Err(full(
+            "bytes of commit metadata",
+            bytes,
+            state.limits.metadata_bytes,
+        ));
+    }
+    let fact = OffsetCommitted {
+        group: group.clone(),
+        slot: slot.0,
+        offset: offset.0,
+        metadata: metadata.clone(),
+        time_ms: time.0,
+    };
+    Ok(Decision::of(
+        Fact::OffsetCommitted(Box::new(fact)),
+        Reply::Done,
+    ))
+}
+
+pub(crate) fn committed(
+    state: &State,
+    group: &str,
+    partition: Partition,
+) -> Result<Decision, Refusal> {
+    named(group)?;
+    let (slot, _) = partitions::find(state, partition)?;
+    let held = state.offsets.cell(group, slot);
+    let offset = held.and_then(|held| held.offset);
+    let metadata = held
+        .map(|held| held.metadata.to_string())
+        .unwrap_or_default();
+    Ok(Decision::look(Reply::Committed { offset, metadata }))
+}
+
+/// With `force`, the member that holds the partition is fenced: it must join again to go on.
+pub(crate) fn reset(
+    state: &State,
+    time: TimestampMs,
+    group: &str,
+    partition: Partition,
+    offset: Offset,
+    force: bool,
+) -> Result<Decision, Refusal> {
+    named(group)?;
+    let (slot, cell) = partitions::find(state, partition)?;
+    let held = state.offsets.cell(group, slot);
+    if !force && held.is_some_and(|held| held.member.0 != 0) {
+        return Err(Refusal::GroupBusy(group.to_owned()));
+    }
+    if offset < cell.start || offset > cell.end {
+        return Err(Refusal::OffsetOutOfRange {
+            offset,
+            start: cell.start,
+            end: cell.end,
+        });
+    }
+    if held.is_none() {
+        room(state)?;
+    }
+    let fact = OffsetReset {
+        group: group.to_owned(),
+        slot: slot.0,
+        offset: offset.0,
+        time_ms: time.0,
+    };
+    Ok(Decision::of(Fact::OffsetReset(Box::new(fact)), Reply::Done))
+}
+
+pub(crate) fn forget(state: &State, group: &str) -> Result<Decision, Refusal> {
+    named(group)?;
+    if state.offsets.of_group(group).next().is_none() {
+        return Ok(Decision::look(Reply::Done));
+    }
+    let fact = GroupForgotten {
+        group: group.to_owned(),
+    };
+    Ok(Decision::of(
+        Fact::GroupForgotten(Box::new(fact)),
+        Reply::Done,
+    ))
+}
+
+pub(crate) fn install_claimed(state: &mut State, lsn: Lsn, fact: &PartitionClaimed) {
+    let slot = PartitionSlot(fact.slot);
+    if state.guard.holds(lsn, || key::offset(&fact.group, slot)) {
+        return;
+    }
+    state.offsets.change(&fact.group, slot, |held| {
+        assert!(held.epoch.0 < fact.epoch, "a claim raises the epoch");
+        held.member = MemberId(fact.member);
+        held.epoch = GroupEpoch(fact.epoch);
+    });
+}
+
+pub(crate) fn install_committed(state: &mut State, lsn: Lsn, fact: &OffsetCommitted) {
+    let slot = PartitionSlot(fact.slot);
+    state.shard.tick(fact.time_ms);
+    if state.guard.holds(lsn, || key::offset(&fact.group, slot)) {
+        return;
+    }
+    state.offsets.change(&fact.group, slot, |held| {
+        held.offset = Some(Offset(fact.offset));
+        held.metadata = fact.metadata.as_str().into();
+        held.committed = TimestampMs(fact.time_ms);
+    });
+}
+
+pub(crate) fn install_reset(state: &mut State, lsn: Lsn, fact: &OffsetReset) {
+    let slot = PartitionSlot(fact.slot);
+    state.shard.tick(fact.time_ms);
+    if state.guard.holds(lsn, || key::offset(&fact.group, slot)) {
+        return;
+    }
+    state.offsets.change(&fact.group, slot, |held| {
+        held.member = MemberId(0);
+        held.offset = Some(Offset(fact.offset));
+        held.metadata = Box::default();
+        held.committed = TimestampMs(fact.time_ms);
+    });
+}
+
+pub(crate) fn install_forgotten(state: &mut State, lsn: Lsn, fact: &GroupForgotten) {
+    let slots: Vec<_> = state
+        .offsets
+        .of_group(&fact.group)
+        .map(|(slot, _)| slot)
+        .collect();
+    for slot in slots {
+        if !state.guard.holds(lsn, || key::offset(&fact.group, slot)) {
+            state.offsets.remove(&fact.group, slot);
+        }
+    }
+}
+
+fn named(group: &str) -> Result<(), Refusal> {
+    if is_name(group) {
+        Ok(())
+    } else {
+        Err(Refusal::BadName(group.to_owned()))
+    }
+}
+
+fn room(state: &State) -> Result<(), Refusal> {
+    if state.offsets.len() < state.limits.offsets {
+        return Ok(());
+    }
+    Err(full(
+        "groups' offsets on the shard",
+        state.offsets.len() + 1,
+        state.limits.offsets,
+    ))
+}

@@ -1,0 +1,205 @@
+//! Partitions: where each starts and ends, by slot.
+//!
+//! Absent on purpose: batches and where they lie (the log's index); retention's choice of what to
+//! trim (the driver's, from the log's files).
+
+use millstream_batch::ids::{Lsn, Offset, Partition, PartitionSlot, Term, TimestampMs};
+
+use crate::decide::Decision;
+use crate::fact::Fact;
+use crate::fact::archive::PartitionTrimmed;
+use crate::request::{PartitionInfo, Refusal, Reply};
+use crate::snapshot::key;
+use crate::state::{PartitionView, State};
+
+/// ```text
+///   0 ── trimmed ── start ── stored ── end
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct PartitionCell {
+    pub(crate) partition: Partition,
+    pub(crate) start: Offset,
+    pub(crate) end: Offset,
+    pub(crate) bytes: u64,
+    pub(crate) last_append: TimestampMs,
+    /// Producers known here. Counted, not archived.
+    pub(crate) producers: u32,
+}
+
+impl PartitionCell {
+    pub(crate) fn view(&self, slot: PartitionSlot) -> PartitionView {
+        let Self {
+            partition,
+            start,
+            end,
+            bytes,
+            last_append,
+            ..
+        } = *self;
+        PartitionView {
+            partition,
+            slot,
+            start,
+            end,
+            bytes,
+            last_append,
+        }
+    }
+}
+
+/// Cells by slot. Slots are never reused, so a deleted partition leaves a hole of one pointer.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Partitions {
+    cells: Vec<Option<Box<PartitionCell>>>,
+    count: usize,
+}
+
+impl PartialEq for Partitions {
+    fn eq(&self, other: &Self) -> bool {
+        self.count == other.count && self.iter().eq(other.iter()) // holes at the end say nothing
+    }
+}
+
+impl Partitions {
+    pub(crate) fn len(&self) -> usize {
+        self.count
+    }
+
+    pub(crate) fn at(&self, slot: PartitionSlot) -> Option<&PartitionCell> {
+        self.cells.get(slot.0 as usize)?.as_deref()
+    }
+
+    pub(crate) fn at_mut(&mut self, slot: PartitionSlot) -> Option<&mut PartitionCell> {
+        self.cells.get_mut(slot.0 as usize)?.as_deref_mut()
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (PartitionSlot, &PartitionCell)> + '_ {
+        self.from(PartitionSlot(0))
+    }
+
+    pub(crate) fn from(
+        &self,
+        slot: PartitionSlot,
+    ) -> impl Iterator<Item = (PartitionSlot, &PartitionCell)> + '_ {
+        let cells = self.cells.iter().enumerate().skip(slot.0 as usize);
+        cells.filter_map(|(slot, cell)| Some((PartitionSlot(slot as u32), cell.as_deref()?)))
+    }
+
+    pub(crate) fn create(&mut self, slot: PartitionSlot, partition: Partition, producers: u32) {
+        let cell = PartitionCell {
+            partition,
+            start: Offset(0),
+            end: Offset(0),
+            bytes: 0,
+            last_append: TimestampMs(0),
+            producers,
+        };
+        self.put(slot, cell);
+    }
+
+    pub(crate) fn put(&mut self, slot: PartitionSlot, cell: PartitionCell) {
+        let at = slot.0 as usize;
+        if at >= self.cells.len() {
+            self.cells.resize_with(at + 1, || None);
+        }
+        assert!(self.cells[at].is_none(), "slot {slot} is given out once");
+        self.cells[at] = Some(Box::new(cell));
+        self.count += 1;
+    }
+
+    pub(crate) fn remove(&mut self, slot: PartitionSlot) {
+        if self
+            .cells
+            .get_mut(slot.0 as usize)
+            .and_then(Option::take)
+            .is_some()
+        {
+            self.count -= 1;
+        }
+    }
+}
+
+/// The slot and cell of a partition, or why this shard has none.
+pub(crate) fn find(
+    state: &State,
+    partition: Partition,
+) -> Result<(PartitionSlot, &PartitionCell), Refusal> {
+    let topic = state
+        .topics
+        .cell(partition.topic)
+        .ok_or(Refusal::UnknownPartition(partition))?;
+    if let Some(slot) = topic.slot(partition.index) {
+        let cell = state
+            .partitions
+            .at(slot)
+            .expect("a topic's slot holds its partition");
+        return Ok((slot, cell));
+    }
+    if partition.shard(state.shards) == state.id {
+        Err(Refusal::UnknownPartition(partition))
+    } else {
+        Err(Refusal::NotHome)
+    }
+}
+
+pub(crate) fn describe(
+    state: &State,
+    term: Term,
+    partition: Partition,
+) -> Result<Decision, Refusal> {
+    let (slot, cell) = find(state, partition)?;
+    let PartitionCell {
+        start, end, bytes, ..
+    } = *cell;
+    Ok(Decision::look(Reply::Partition(PartitionInfo {
+        partition,
+        slot,
+        start,
+        end,
+        term,
+        bytes,
+    })))
+}
+
+/// A start that is not above the present one does nothing.
+pub(crate) fn trim(
+    state: &State,
+    partition: Partition,
+    start: Offset,
+) -> Result<Decision, Refusal> {
+    let (slot, cell) = find(state, partition)?;
+    if start > cell.end {
+        return Err(Refusal::OffsetOutOfRange {
+            offset: start,
+            start: cell.start,
+            end: cell.end,
+        });
+    }
+    if start <= cell.start {
+        return Ok(Decision::look(Reply::Done));
+    }
+    Ok(Decision::of(
+        Fact::PartitionTrimmed(PartitionTrimmed {
+            slot: slot.0,
+            start: start.0,
+        }),
+        Reply::Done,
+    ))
+}
+
+pub(crate) fn install_trimmed(state: &mut State, lsn: Lsn, fact: &PartitionTrimmed) {
+    let slot = PartitionSlot(fact.slot);
+    if state.guard.holds(lsn, || key::partition(slot)) {
+        return;
+    }
+    let cell = state
+        .partitions
+        .at_mut(slot)
+        .expect("a trimmed partition is known");
+    assert!(
+        cell.start.0 < fact.start && fact.start <= cell.end.0,
+        "trim of slot {slot} to {}",
+        fact.start
+    );
+    cell.start = Offset(fact.start);
+}

@@ -1,0 +1,140 @@
+//! Topic settings by name: what each is called, what values it takes, and how it reads.
+
+use millstream_batch::limits::BATCH_BYTES_MAX;
+
+use crate::request::Refusal;
+use crate::topic::TopicConfig;
+
+/// The settings a topic has, in the order in which they are shown.
+pub const NAMES: [&str; 3] = ["retention.ms", "retention.bytes", "max.message.bytes"];
+
+/// Sets one setting from its text. `None` resets it to the broker's default.
+pub fn apply(config: &mut TopicConfig, name: &str, value: Option<&str>) -> Result<(), Refusal> {
+    match name {
+        "retention.ms" => {
+            config.retention_ms = value.map(|value| bound(name, value)).transpose()?;
+        }
+        "retention.bytes" => {
+            config.retention_bytes = value.map(|value| bound(name, value)).transpose()?;
+        }
+        "max.message.bytes" => {
+            config.batch_bytes_max = value.map(|value| batch_bytes(name, value)).transpose()?;
+        }
+        _ => {
+            let names = NAMES.join(", ");
+            return Err(Refusal::BadConfig(format!(
+                "there is no setting `{name}`; there are {names}"
+            )));
+        }
+    }
+    check(config)
+}
+
+/// Every setting with its text; `None` is the default.
+#[must_use]
+pub fn show(config: &TopicConfig) -> [(&'static str, Option<String>); 3] {
+    let [retention_ms, retention_bytes, batch_bytes_max] = NAMES;
+    [
+        (
+            retention_ms,
+            config.retention_ms.map(|value| value.to_string()),
+        ),
+        (
+            retention_bytes,
+            config.retention_bytes.map(|value| value.to_string()),
+        ),
+        (
+            batch_bytes_max,
+            config.batch_bytes_max.map(|value| value.to_string()),
+        ),
+    ]
+}
+
+/// Whether values that did not come as text are ones a setting may have.
+pub fn check(config: &TopicConfig) -> Result<(), Refusal> {
+    let [retention_ms, retention_bytes, batch_bytes_max] = NAMES;
+    for (name, value) in [
+        (retention_ms, config.retention_ms),
+        (retention_bytes, config.retention_bytes),
+    ] {
+        if let Some(value) = value.filter(|value| *value < -1) {
+            return Err(bad_bound(name, &value.to_string()));
+        }
+    }
+    match config.batch_bytes_max {
+        Some(value) if value == 0 || value as usize > BATCH_BYTES_MAX => {
+            Err(bad_batch_bytes(batch_bytes_max, &value.to_string()))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn bound(name: &str, value: &str) -> Result<i64, Refusal> {
+    value.parse().map_err(|_| bad_bound(name, value))
+}
+
+fn batch_bytes(name: &str, value: &str) -> Result<u32, Refusal> {
+    value.parse().map_err(|_| bad_batch_bytes(name, value))
+}
+
+fn bad_bound(name: &str, value: &str) -> Refusal {
+    let unit = if name.ends_with(".ms") {
+        "milliseconds"
+    } else {
+        "bytes"
+    };
+    Refusal::BadConfig(format!(
+        "`{name}` takes a whole number of {unit} from 0, or -1 for no bound; `{value}` is not"
+    ))
+}
+
+fn bad_batch_bytes(name: &str, value: &str) -> Refusal {
+    Refusal::BadConfig(format!(
+        "`{name}` takes a number of bytes from 1 to {BATCH_BYTES_MAX}; `{value}` is not"
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_are_parsed_or_refused_with_their_name() {
+        let mut config = TopicConfig::default();
+        apply(&mut config, "retention.ms", Some("-1")).unwrap();
+        apply(&mut config, "retention.bytes", Some("1073741824")).unwrap();
+        apply(&mut config, "max.message.bytes", Some("1048588")).unwrap();
+        let expected = TopicConfig {
+            retention_ms: Some(-1),
+            retention_bytes: Some(1 << 30),
+            batch_bytes_max: Some(1_048_588),
+        };
+        assert_eq!(config, expected);
+        assert_eq!(show(&config)[0], ("retention.ms", Some("-1".to_owned())));
+        for name in NAMES {
+            apply(&mut config, name, None).unwrap();
+        }
+        assert_eq!(config, TopicConfig::default());
+        for (name, value) in [
+            ("retention.ms", "-2"),
+            ("retention.ms", "7d"),
+            ("retention.bytes", ""),
+            ("retention.bytes", "9223372036854775808"),
+            ("max.message.bytes", "0"),
+            ("max.message.bytes", "8388609"),
+            ("max.message.bytes", "-1"),
+            ("cleanup.policy", "compact"),
+        ] {
+            let refusal = apply(&mut config, name, Some(value)).unwrap_err();
+            assert!(
+                refusal.to_string().contains(&format!("`{name}`")),
+                "{refusal}"
+            );
+        }
+        let wrong = TopicConfig {
+            batch_bytes_max: Some(0),
+            ..TopicConfig::default()
+        };
+        assert!(check(&wrong).is_err());
+    }
+}

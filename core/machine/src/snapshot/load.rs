@@ -1,0 +1,196 @@
+//! Archives to cells.
+
+use millstream_batch::ids::{
+    GroupEpoch, Lsn, MemberId, Offset, Partition, PartitionSlot, ProducerEpoch, ProducerId,
+    Sequence, ShardId, TimestampMs, TopicId,
+};
+
+use super::archive::{GroupCell, OffsetCell, ProducerCell, ShardRecord, Slice, TopicCell};
+use super::{HEAD_BYTES, MAGIC, SnapshotError};
+use crate::fact::decode;
+use crate::groups::{Group, Hold, Member};
+use crate::offsets::Held;
+use crate::partitions::PartitionCell;
+use crate::producers::{Producer, Remembered};
+use crate::shard::ShardCell;
+use crate::state::{GivenEpoch, State};
+use crate::topic::TopicMeta;
+
+pub(super) fn part(state: &mut State, bytes: &[u8]) -> Result<(), SnapshotError> {
+    let malformed = |what| SnapshotError::Malformed {
+        bytes: bytes.len(),
+        what,
+    };
+    let Some((head, archive)) = bytes.split_at_checked(HEAD_BYTES) else {
+        return Err(malformed("too short"));
+    };
+    if head[..8] != MAGIC || head[12..] != [0; 4] {
+        return Err(SnapshotError::UnknownVersion);
+    }
+    let shard = ShardId(u16::from_le_bytes([head[8], head[9]]));
+    let shards = u16::from_le_bytes([head[10], head[11]]);
+    if (shard, shards) != (state.id, state.shards) {
+        return Err(SnapshotError::OtherShard { shard, shards });
+    }
+    let slice: Slice = decode(archive).ok_or_else(|| malformed("not an archive"))?;
+    if state.guard.covered_to().map_or(&[][..], |to| to.as_slice()) != slice.from
+        || slice.to <= slice.from
+    {
+        return Err(SnapshotError::Incomplete);
+    }
+    cells(state, &slice).map_err(malformed)?;
+    state.guard.cover(slice.to, Lsn(slice.as_of));
+    Ok(())
+}
+
+fn cells(state: &mut State, slice: &Slice) -> Result<(), &'static str> {
+    for record in &slice.shard {
+        state.shard = shard(record);
+    }
+    for cell in &slice.topics {
+        topic(state, cell)?;
+    }
+    for cell in &slice.partitions {
+        let slot = PartitionSlot(cell.slot);
+        // Slots are given out in order and bounded, so a wild one would only waste memory.
+        if cell.slot == u32::MAX || state.partitions.at(slot).is_some() || cell.start > cell.end {
+            return Err("a partition that cannot be");
+        }
+        let partition = PartitionCell {
+            partition: Partition {
+                topic: TopicId(cell.topic),
+                index: cell.index,
+            },
+            start: Offset(cell.start),
+            end: Offset(cell.end),
+            bytes: cell.bytes,
+            last_append: TimestampMs(cell.last_append_ms),
+            producers: 0,
+        };
+        state.partitions.put(slot, partition);
+    }
+    for cell in &slice.producers {
+        producer(state, cell)?;
+    }
+    for cell in &slice.epochs {
+        let given = GivenEpoch {
+            epoch: ProducerEpoch(cell.epoch),
+            given: TimestampMs(cell.given_ms),
+        };
+        state.epochs.insert(ProducerId(cell.pid), given);
+    }
+    for cell in &slice.offsets {
+        offset(state, cell);
+    }
+    for cell in &slice.groups {
+        state.groups.insert(cell.name.as_str().into(), group(cell));
+    }
+    Ok(())
+}
+
+fn shard(record: &ShardRecord) -> ShardCell {
+    ShardCell {
+        clock: TimestampMs(record.clock_ms),
+        revision: record.revision,
+        slot_next: PartitionSlot(record.slot_next),
+        pid_next: ProducerId(record.pid_next),
+        producer_floor: ProducerId(record.producer_floor),
+        group_epoch_floor: GroupEpoch(record.group_epoch_floor),
+        marks: record
+            .marks
+            .iter()
+            .map(|mark| (TimestampMs(mark.time_ms), ProducerId(mark.pid)))
+            .collect(),
+        forgotten: record.forgotten.iter().map(|id| TopicId(*id)).collect(),
+    }
+}
+
+fn topic(state: &mut State, cell: &TopicCell) -> Result<(), &'static str> {
+    let id = TopicId(cell.topic.id);
+    let sorted = cell
+        .slots
+        .is_sorted_by(|a, b| a.index < b.index && a.slot < b.slot);
+    if !cell.topic.is_sound() || !sorted || state.topics.cell(id).is_some() {
+        return Err("a topic that cannot be");
+    }
+    let slots = cell
+        .slots
+        .iter()
+        .map(|record| (record.index, PartitionSlot(record.slot)));
+    state.topics.put(TopicMeta::from(&cell.topic), slots);
+    Ok(())
+}
+
+fn producer(state: &mut State, cell: &ProducerCell) -> Result<(), &'static str> {
+    let (slot, pid) = (PartitionSlot(cell.slot), ProducerId(cell.pid));
+    if state.producers.cell(slot, pid).is_some() {
+        return Err("a producer twice");
+    }
+    let batches = cell.batches.iter().map(|batch| Remembered {
+        sequence: Sequence(batch.sequence),
+        sent: batch.sent,
+        base_offset: batch.base_offset.as_ref().copied().map(Offset),
+        append_time: TimestampMs(batch.append_time_ms),
+    });
+    let producer = Producer {
+        epoch: ProducerEpoch(cell.epoch),
+        next: Sequence(cell.next),
+        last_used: TimestampMs(cell.last_used_ms),
+        batches: batches.collect(),
+    };
+    state.producers.put(slot, pid, producer);
+    if let Some(partition) = state.partitions.at_mut(slot) {
+        partition.producers += 1; // a partition that the tail creates counts then
+    }
+    Ok(())
+}
+
+fn offset(state: &mut State, cell: &OffsetCell) {
+    state
+        .offsets
+        .change(&cell.group, PartitionSlot(cell.slot), |held| {
+            *held = Held {
+                member: MemberId(cell.member),
+                epoch: GroupEpoch(cell.epoch),
+                offset: cell.offset.map(Offset),
+                metadata: cell.metadata.as_str().into(),
+                committed: TimestampMs(cell.committed_ms),
+            };
+        });
+}
+
+fn group(cell: &GroupCell) -> Group {
+    let members = cell.members.iter().map(|versioned| {
+        let member = Member {
+            client: versioned.member.client.as_str().into(),
+            topics: versioned
+                .member
+                .topics
+                .iter()
+                .map(|topic| TopicId(*topic))
+                .collect(),
+            session_timeout_ms: versioned.member.session_timeout_ms,
+            version: versioned.version,
+        };
+        (MemberId(versioned.member.member), member)
+    });
+    let holds = cell.holds.iter().map(|record| {
+        let hold = Hold {
+            member: MemberId(record.member),
+            epoch: GroupEpoch(record.epoch),
+            revoking: record.revoking,
+        };
+        (
+            Partition {
+                topic: TopicId(record.topic),
+                index: record.index,
+            },
+            hold,
+        )
+    });
+    Group {
+        epoch: GroupEpoch(cell.epoch),
+        members: members.collect(),
+        holds: holds.collect(),
+    }
+}

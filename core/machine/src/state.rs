@@ -1,0 +1,313 @@
+//! One shard's state: cells, and the look-ups of the driver.
+//!
+//! ```text
+//!   shard      clock, counters, floors                    one cell
+//!   topics     id → description, slots owned here         ┐
+//!   partitions slot → start, end, bytes                   │
+//!   producers  (slot, pid) → epoch, sequence, memory      │ one cell a key, sorted: a snapshot
+//!   epochs     pid → epoch given (catalog)                │ is cut anywhere between two keys
+//!   offsets    (group, slot) → fence, committed offset    │
+//!   groups     name → members, holds (home)               ┘
+//! ```
+//!
+//! Protocol of use: [`State::new`] (or [`State::restore`]), then [`crate::install`] for every fact in
+//! log order. [`crate::decide`] and everything here only look. Absent on purpose: what is volatile
+//! (who is waiting, who was seen when), which the driver keeps.
+
+use std::collections::BTreeMap;
+
+use millstream_batch::ids::{
+    CATALOG_SHARD, GroupEpoch, Lsn, MemberId, Offset, Partition, PartitionSlot, ProducerEpoch,
+    ProducerId, ShardId, TimestampMs, TopicId, group_home,
+};
+
+use crate::bounds::Limits;
+use crate::clock::{self, Skew};
+use crate::groups::Group;
+use crate::offsets::Offsets;
+use crate::partitions::Partitions;
+use crate::producers::Producers;
+use crate::shard::ShardCell;
+use crate::snapshot::Guard;
+use crate::topic::{FilterBinding, TopicMeta};
+use crate::topics::Topics;
+
+/// The state of one shard. Two states are equal when the same facts made them, whether live or from
+/// a snapshot and the tail.
+#[derive(Clone, Debug)]
+pub struct State {
+    pub(crate) id: ShardId,
+    pub(crate) shards: u16,
+    pub(crate) limits: Limits,
+    /// Lsn of the last fact installed.
+    pub(crate) installed: Lsn,
+    /// While the tail is replayed: what the snapshot holds already.
+    pub(crate) guard: Guard,
+    pub(crate) shard: ShardCell,
+    pub(crate) topics: Topics,
+    pub(crate) partitions: Partitions,
+    pub(crate) producers: Producers,
+    pub(crate) epochs: BTreeMap<ProducerId, GivenEpoch>,
+    pub(crate) offsets: Offsets,
+    pub(crate) groups: BTreeMap<Box<str>, Group>,
+}
+
+/// The epoch the catalog gave a producer last, and when. Ids still at epoch 0 have none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct GivenEpoch {
+    pub(crate) epoch: ProducerEpoch,
+    pub(crate) given: TimestampMs,
+}
+
+/// A partition as the driver sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PartitionView {
+    pub partition: Partition,
+    pub slot: PartitionSlot,
+    pub start: Offset,
+    /// The next offset to be given.
+    pub end: Offset,
+    /// Bytes appended since creation.
+    pub bytes: u64,
+    pub last_append: TimestampMs,
+}
+
+/// How much the state holds, for metrics and `StateFull`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    pub topics: usize,
+    pub partitions: usize,
+    /// (partition, producer) pairs.
+    pub producers: usize,
+    pub groups: usize,
+    pub members: usize,
+    /// (group, partition) pairs.
+    pub offsets: usize,
+}
+
+impl State {
+    /// An empty shard.
+    #[must_use]
+    pub fn new(shard: ShardId, shards: u16, limits: Limits) -> Self {
+        assert!(shard.0 < shards, "shard {shard} of {shards}");
+        Self {
+            id: shard,
+            shards,
+            limits,
+            installed: Lsn(0),
+            guard: Guard::default(),
+            shard: ShardCell::default(),
+            topics: Topics::default(),
+            partitions: Partitions::default(),
+            producers: Producers::default(),
+            epochs: BTreeMap::new(),
+            offsets: Offsets::default(),
+            groups: BTreeMap::new(),
+        }
+    }
+
+    #[must_use]
+    pub fn shard(&self) -> ShardId {
+        self.id
+    }
+
+    #[must_use]
+    pub fn shards(&self) -> u16 {
+        self.shards
+    }
+
+    #[must_use]
+    pub fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    /// Lsn of the last fact installed.
+    #[must_use]
+    pub fn installed(&self) -> Lsn {
+        self.installed
+    }
+
+    /// Logged time: that of the newest fact.
+    #[must_use]
+    pub fn clock(&self) -> TimestampMs {
+        self.shard.clock
+    }
+
+    /// How the wall stands to logged time: for a warning and a metric.
+    #[must_use]
+    pub fn clock_skew(&self, now: TimestampMs) -> Skew {
+        clock::skew(self.shard.clock, now)
+    }
+
+    #[must_use]
+    pub fn counts(&self) -> Counts {
+        Counts {
+            topics: self.topics.len(),
+            partitions: self.partitions.len(),
+            producers: self.producers.len(),
+            groups: self.groups.len(),
+            members: self.groups.values().map(|group| group.members.len()).sum(),
+            offsets: self.offsets.len(),
+        }
+    }
+
+    // --- topics and partitions -----------------------------------------------------------------
+
+    #[must_use]
+    pub fn topic(&self, id: TopicId) -> Option<&TopicMeta> {
+        self.topics.cell(id).map(|topic| &topic.meta)
+    }
+
+    #[must_use]
+    pub fn topic_by_name(&self, name: &str) -> Option<&TopicMeta> {
+        self.topics.by_name(name).map(|topic| &topic.meta)
+    }
+
+    /// All topics, by id.
+    pub fn topics(&self) -> impl Iterator<Item = &TopicMeta> + '_ {
+        self.topics.iter().map(|topic| &topic.meta)
+    }
+
+    /// A partition owned by this shard.
+    #[must_use]
+    pub fn partition(&self, partition: Partition) -> Option<PartitionView> {
+        self.partition_of(self.slot(partition)?)
+    }
+
+    /// The partition kept in a slot.
+    #[must_use]
+    pub fn partition_of(&self, slot: PartitionSlot) -> Option<PartitionView> {
+        self.partitions.at(slot).map(|cell| cell.view(slot))
+    }
+
+    /// The partitions of this shard, by slot.
+    pub fn partitions(&self) -> impl Iterator<Item = PartitionView> + '_ {
+        self.partitions.iter().map(|(slot, cell)| cell.view(slot))
+    }
+
+    /// The slot that keeps a partition of this shard.
+    #[must_use]
+    pub fn slot(&self, partition: Partition) -> Option<PartitionSlot> {
+        self.topics.cell(partition.topic)?.slot(partition.index)
+    }
+
+    /// The filters bound to a partition's topic, in the order in which they run.
+    #[must_use]
+    pub fn filters(&self, partition: Partition) -> &[FilterBinding] {
+        self.topics
+            .cell(partition.topic)
+            .map_or(&[], |topic| &topic.meta.filters)
+    }
+
+    // --- producers -----------------------------------------------------------------------------
+
+    /// The smallest producer id that lives as far as this shard knows: used since `before`, or (on
+    /// the catalog's shard) given out since. `u64::MAX`: none. The smallest over all shards is
+    /// what `ExpireProducers` takes as `floor_max`.
+    #[must_use]
+    pub fn producer_floor_bound(&self, before: TimestampMs) -> ProducerId {
+        let used = self.producers.lowest_used_since(before);
+        let given = if self.id == CATALOG_SHARD {
+            let bumped = self
+                .epochs
+                .iter()
+                .find(|(_, given)| given.given >= before)
+                .map(|(pid, _)| *pid);
+            bumped
+                .into_iter()
+                .chain([self.shard.given_since(before)])
+                .min()
+        } else {
+            None
+        };
+        used.into_iter()
+            .chain(given)
+            .min()
+            .unwrap_or(ProducerId(u64::MAX))
+    }
+
+    /// Unknown producers below this are refused.
+    #[must_use]
+    pub fn producer_floor(&self) -> ProducerId {
+        self.shard.producer_floor
+    }
+
+    // --- groups --------------------------------------------------------------------------------
+
+    /// Every member of the groups at home here, with its session timeout in milliseconds: whom the
+    /// driver must hear from.
+    pub fn members(&self) -> impl Iterator<Item = (&str, MemberId, u32)> + '_ {
+        self.groups.iter().flat_map(|(name, group)| {
+            group
+                .members
+                .iter()
+                .map(|(id, member)| (&**name, *id, member.session_timeout_ms))
+        })
+    }
+
+    /// The version of each member's assignment: a member whose version rose is to be told.
+    pub fn assignment_versions(&self, group: &str) -> impl Iterator<Item = (MemberId, u64)> + '_ {
+        let group = self.groups.get(group);
+        group.into_iter().flat_map(|group| {
+            group
+                .members
+                .iter()
+                .map(|(id, member)| (*id, member.version))
+        })
+    }
+
+    /// Partitions of the group that had an owner and have none, with the epoch to claim them under
+    /// for member 0, so that consumers with fixed partitions may commit again. Claiming twice does
+    /// nothing, so the driver may repeat it at start.
+    pub fn unowned(&self, group: &str) -> impl Iterator<Item = (Partition, GroupEpoch)> + '_ {
+        let group = self.groups.get(group);
+        group.into_iter().flat_map(|group| {
+            group
+                .holds
+                .iter()
+                .filter(|(_, hold)| hold.member.0 == 0)
+                .map(|(partition, hold)| (*partition, hold.epoch))
+        })
+    }
+
+    /// Groups whose topics gained partitions or are gone. Looks at every group: ask at start and
+    /// after a fact that [`crate::Fact::touches_topics`].
+    #[must_use]
+    pub fn groups_to_rebalance(&self) -> Vec<String> {
+        let stale = |group: &Group| group.is_stale(|topic| self.partition_count(topic));
+        self.groups
+            .iter()
+            .filter(|(_, group)| stale(group))
+            .map(|(name, _)| name.to_string())
+            .collect()
+    }
+
+    /// Every committed offset on this shard: (group, slot, next offset to read), for lag.
+    pub fn committed(&self) -> impl Iterator<Item = (&str, PartitionSlot, Offset)> + '_ {
+        self.offsets
+            .iter()
+            .filter_map(|(group, slot, held)| Some((group, slot, held.offset?)))
+    }
+
+    pub(crate) fn partition_count(&self, topic: TopicId) -> u32 {
+        self.topic(topic).map_or(0, |meta| meta.partitions)
+    }
+
+    pub(crate) fn is_home(&self, group: &str) -> bool {
+        group_home(group, self.shards) == self.id
+    }
+}
+
+impl PartialEq for State {
+    fn eq(&self, other: &Self) -> bool {
+        self.id == other.id
+            && self.shards == other.shards
+            && self.shard == other.shard
+            && self.topics == other.topics
+            && self.partitions == other.partitions
+            && self.producers == other.producers
+            && self.epochs == other.epochs
+            && self.offsets == other.offsets
+            && self.groups == other.groups
+    }
+}

@@ -1,0 +1,429 @@
+//! Topics: the catalog's decisions, and their application on every shard.
+//!
+//! One fact, `TopicApplied`, does both: on the catalog's shard it is the decision, elsewhere its
+//! copy; on each it gives slots to the partitions that the shard owns. Absent on purpose: carrying
+//! the description from shard to shard (the broker does, and repeats it at start).
+
+use std::collections::BTreeMap;
+
+use millstream_batch::ids::{CATALOG_SHARD, Lsn, Partition, PartitionSlot, TimestampMs, TopicId};
+use millstream_batch::limits::{TOPIC_PARTITIONS_MAX, is_name};
+use rustc_hash::FxHashMap;
+
+use crate::decide::{Decision, full};
+use crate::fact::Fact;
+use crate::fact::archive::{SlotRecord, TopicApplied, TopicForgotten};
+use crate::request::{Refusal, Reply};
+use crate::settings;
+use crate::snapshot::key;
+use crate::state::State;
+use crate::topic::{FilterBinding, TopicConfig, TopicMeta};
+
+/// A topic and where this shard keeps its part of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Topic {
+    pub(crate) meta: TopicMeta,
+    /// (index, slot) of the partitions owned here, by index.
+    pub(crate) slots: Vec<(u32, PartitionSlot)>,
+}
+
+impl Topic {
+    pub(crate) fn slot(&self, index: u32) -> Option<PartitionSlot> {
+        let at = self
+            .slots
+            .binary_search_by_key(&index, |(index, _)| *index)
+            .ok()?;
+        Some(self.slots[at].1)
+    }
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Topics {
+    cells: BTreeMap<TopicId, Topic>,
+    /// Ids by name. More than one while a deletion has not reached this shard yet.
+    names: FxHashMap<String, Vec<TopicId>>,
+}
+
+impl Topics {
+    pub(crate) fn len(&self) -> usize {
+        self.cells.len()
+    }
+
+    pub(crate) fn cell(&self, id: TopicId) -> Option<&Topic> {
+        self.cells.get(&id)
+    }
+
+    /// The topic of that name; the newest if a deleted namesake is still here.
+    pub(crate) fn by_name(&self, name: &str) -> Option<&Topic> {
+        let ids = self.names.get(name)?;
+        ids.iter()
+            .filter_map(|id| self.cells.get(id))
+            .max_by_key(|topic| topic.meta.revision)
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Topic> + '_ {
+        self.cells.values()
+    }
+
+    pub(crate) fn after(&self, id: Option<TopicId>) -> impl Iterator<Item = &Topic> + '_ {
+        use std::ops::Bound::{Excluded, Unbounded};
+        self.cells
+            .range((id.map_or(Unbounded, Excluded), Unbounded))
+            .map(|(_, topic)| topic)
+    }
+
+    /// Puts a description in place of an older one and adds slots.
+    pub(crate) fn put(
+        &mut self,
+        meta: TopicMeta,
+        added: impl Iterator<Item = (u32, PartitionSlot)>,
+    ) {
+        let ids = self.names.entry(meta.name.clone()).or_default();
+        if let Err(at) = ids.binary_search(&meta.id) {
+            ids.insert(at, meta.id);
+        }
+        match self.cells.entry(meta.id) {
+            std::collections::btree_map::Entry::Occupied(cell) => {
+                let cell = cell.into_mut();
+                cell.meta = meta;
+                cell.slots.extend(added);
+            }
+            std::collections::btree_map::Entry::Vacant(cell) => {
+                cell.insert(Topic {
+                    meta,
+                    slots: added.collect(),
+                });
+            }
+        }
+    }
+
+    fn remove(&mut self, id: TopicId) {
+        let Some(topic) = self.cells.remove(&id) else {
+            return;
+        };
+        let ids = self
+            .names
+            .get_mut(&topic.meta.name)
+            .expect("every topic is listed under its name");
+        ids.retain(|other| *other != id);
+        if ids.is_empty() {
+            self.names.remove(&topic.meta.name);
+        }
+    }
+}
+
+// --- the catalog ---------------------------------------------------------------------------------
+
+pub(crate) fn create(
+    state: &State,
+    time: TimestampMs,
+    id: TopicId,
+    name: &str,
+    partitions: u32,
+    config: &TopicConfig,
+) -> Result<Decision, Refusal> {
+    catalog(state)?;
+    if !is_name(name) {
+        return Err(Refusal::BadName(name.to_owned()));
+    }
+    if state.topics.by_name(name).is_some() {
+        return Err(Refusal::TopicExists(name.to_owned()));
+    }
+    if state.topics.cell(id).is_some() || state.shard.forgotten.contains(&id) {
+        return Err(Refusal::BadConfig(format!(
+            "topic id {id} was used before: draw another"
+        )));
+    }
+    if partitions == 0 || partitions > TOPIC_PARTITIONS_MAX {
+        return Err(Refusal::BadPartitionCount {
+            asked: partitions,
+            has: 0,
+            max: TOPIC_PARTITIONS_MAX,
+        });
+    }
+    settings::check(config)?;
+    let meta = TopicMeta {
+        id,
+        name: name.to_owned(),
+        partitions,
+        config: config.clone(),
+        revision: 0, // `change` gives it
+        filters: Vec::new(),
+    };
+    change(state, time, meta)
+}
+
+pub(crate) fn delete(state: &State, time: TimestampMs, name: &str) -> Result<Decision, Refusal> {
+    catalog(state)?;
+    let topic = by_name(state, name)?;
+    let id = topic.meta.id;
+    Ok(Decision::of(gone(topic, time), Reply::TopicGone { id }))
+}
+
+pub(crate) fn configure(
+    state: &State,
+    time: TimestampMs,
+    name: &str,
+    set: &[(String, Option<String>)],
+) -> Result<Decision, Refusal> {
+    catalog(state)?;
+    let mut meta = by_name(state, name)?.meta.clone();
+    let before = meta.config.clone();
+    for (setting, value) in set {
+        settings::apply(&mut meta.config, setting, value.as_deref())?;
+    }
+    if meta.config == before {
+        return Ok(Decision::look(Reply::Topic(meta)));
+    }
+    change(state, time, meta)
+}
+
+pub(crate) fn add_partitions(
+    state: &State,
+    time: TimestampMs,
+    name: &str,
+    total: u32,
+) -> Result<Decision, Refusal> {
+    catalog(state)?;
+    let mut meta = by_name(state, name)?.meta.clone();
+    if total < meta.partitions || total > TOPIC_PARTITIONS_MAX {
+        let (asked, has, max) = (total, meta.partitions, TOPIC_PARTITIONS_MAX);
+        return Err(Refusal::BadPartitionCount { asked, has, max });
+    }
+    if total == meta.partitions {
+        return Ok(Decision::look(Reply::Topic(meta)));
+    }
+    meta.partitions = total;
+    change(state, time, meta)
+}
+
+/// A binding of the same name is replaced where it stands; a new one runs last.
+pub(crate) fn deploy_filter(
+    state: &State,
+    time: TimestampMs,
+    topic: &str,
+    binding: &FilterBinding,
+) -> Result<Decision, Refusal> {
+    catalog(state)?;
+    if !is_name(&binding.name) {
+        return Err(Refusal::BadName(binding.name.clone()));
+    }
+    if binding.budget.memory_bytes_max == 0 || binding.budget.batch_ms_max == 0 {
+        return Err(Refusal::BadConfig(
+            "a filter's budget needs memory and time above zero".to_owned(),
+        ));
+    }
+    let bytes: usize = binding
+        .parameters
+        .iter()
+        .map(|(key, value)| key.len() + value.len())
+        .sum();
+    if bytes > state.limits.parameter_bytes {
+        return Err(full(
+            "bytes of filter parameters",
+            bytes,
+            state.limits.parameter_bytes,
+        ));
+    }
+    let mut meta = by_name(state, topic)?.meta.clone();
+    let mut binding = binding.clone();
+    binding.parameters.sort();
+    let bound = meta.filters.len();
+    match meta
+        .filters
+        .iter_mut()
+        .find(|filter| filter.name == binding.name)
+    {
+        Some(filter) if *filter == binding => return Ok(Decision::look(Reply::Topic(meta))),
+        Some(filter) => *filter = binding,
+        None if bound >= state.limits.filters_per_topic => {
+            return Err(full(
+                "filters on the topic",
+                bound + 1,
+                state.limits.filters_per_topic,
+            ));
+        }
+        None => meta.filters.push(binding),
+    }
+    change(state, time, meta)
+}
+
+pub(crate) fn remove_filter(
+    state: &State,
+    time: TimestampMs,
+    topic: &str,
+    name: &str,
+) -> Result<Decision, Refusal> {
+    catalog(state)?;
+    let mut meta = by_name(state, topic)?.meta.clone();
+    let before = meta.filters.len();
+    meta.filters.retain(|filter| filter.name != name);
+    if meta.filters.len() == before {
+        return Err(Refusal::UnknownFilter(name.to_owned()));
+    }
+    change(state, time, meta)
+}
+
+pub(crate) fn describe(state: &State, name: &str) -> Result<Decision, Refusal> {
+    Ok(Decision::look(Reply::Topic(
+        by_name(state, name)?.meta.clone(),
+    )))
+}
+
+pub(crate) fn list(state: &State) -> Decision {
+    let mut topics: Vec<_> = state
+        .topics
+        .iter()
+        .map(|topic| topic.meta.clone())
+        .collect();
+    topics.sort_by(|a, b| a.name.cmp(&b.name).then(a.id.cmp(&b.id)));
+    Decision::look(Reply::Topics(topics))
+}
+
+// --- every shard ---------------------------------------------------------------------------------
+
+/// Idempotent: an old revision, and a description of a topic deleted lately, do nothing.
+pub(crate) fn apply(
+    state: &State,
+    time: TimestampMs,
+    meta: &TopicMeta,
+) -> Result<Decision, Refusal> {
+    let known = state.topics.cell(meta.id);
+    if known.is_some_and(|topic| topic.meta.revision >= meta.revision)
+        || state.shard.forgotten.contains(&meta.id)
+    {
+        return Ok(Decision::look(Reply::Done));
+    }
+    let has = known.map_or(0, |topic| topic.meta.partitions);
+    if meta.partitions == 0 || meta.partitions < has || meta.partitions > TOPIC_PARTITIONS_MAX {
+        return Err(Refusal::BadPartitionCount {
+            asked: meta.partitions,
+            has,
+            max: TOPIC_PARTITIONS_MAX,
+        });
+    }
+    if !is_name(&meta.name) {
+        return Err(Refusal::BadName(meta.name.clone()));
+    }
+    settings::check(&meta.config)?;
+    Ok(Decision::of(applied(state, time, meta)?, Reply::Done))
+}
+
+pub(crate) fn forget(state: &State, time: TimestampMs, id: TopicId) -> Decision {
+    match state.topics.cell(id) {
+        Some(topic) => Decision::of(gone(topic, time), Reply::Done),
+        None => Decision::look(Reply::Done),
+    }
+}
+
+pub(crate) fn install_applied(state: &mut State, lsn: Lsn, fact: &TopicApplied) {
+    let id = TopicId(fact.topic.id);
+    state.shard.tick(fact.time_ms);
+    state.shard.revision = state.shard.revision.max(fact.topic.revision);
+    if let Some(last) = fact.added.last() {
+        state.shard.slot_next = state.shard.slot_next.max(PartitionSlot(last.slot + 1));
+    }
+    if !state.guard.holds(lsn, || key::topic(id)) {
+        let added = fact
+            .added
+            .iter()
+            .map(|added| (added.index, PartitionSlot(added.slot)));
+        state.topics.put(TopicMeta::from(&fact.topic), added);
+    }
+    for added in &fact.added {
+        let slot = PartitionSlot(added.slot);
+        if !state.guard.holds(lsn, || key::partition(slot)) {
+            let producers = state.producers.count(slot);
+            state.partitions.create(
+                slot,
+                Partition {
+                    topic: id,
+                    index: added.index,
+                },
+                producers,
+            );
+        }
+    }
+}
+
+pub(crate) fn install_forgotten(state: &mut State, lsn: Lsn, fact: &TopicForgotten) {
+    let id = TopicId(fact.id);
+    state.shard.tick(fact.time_ms);
+    if !state.guard.holds(lsn, key::shard) {
+        state.shard.forget(id);
+    }
+    // Neither ids nor slots are used again, so what a snapshot holds of them was taken before this fact.
+    state.topics.remove(id);
+    for slot in fact.slots.iter().map(|slot| PartitionSlot(*slot)) {
+        state.partitions.remove(slot);
+        state.producers.remove_slot(slot);
+    }
+    state.offsets.remove_slots(&fact.slots);
+}
+
+// --- helpers -------------------------------------------------------------------------------------
+
+pub(crate) fn catalog(state: &State) -> Result<(), Refusal> {
+    if state.id == CATALOG_SHARD {
+        Ok(())
+    } else {
+        Err(Refusal::NotHome)
+    }
+}
+
+fn by_name<'a>(state: &'a State, name: &str) -> Result<&'a Topic, Refusal> {
+    state
+        .topics
+        .by_name(name)
+        .ok_or_else(|| Refusal::UnknownTopic(name.to_owned()))
+}
+
+/// Gives the description the next revision.
+fn change(state: &State, time: TimestampMs, mut meta: TopicMeta) -> Result<Decision, Refusal> {
+    meta.revision = state.shard.revision + 1;
+    Ok(Decision::of(
+        applied(state, time, &meta)?,
+        Reply::Topic(meta),
+    ))
+}
+
+/// The fact that brings this shard to `meta`: the partitions it newly owns get the next slots.
+fn applied(state: &State, time: TimestampMs, meta: &TopicMeta) -> Result<Fact, Refusal> {
+    let known = state.topics.cell(meta.id);
+    if known.is_none() && state.topics.len() >= state.limits.topics {
+        return Err(full("topics", state.topics.len() + 1, state.limits.topics));
+    }
+    let from = known.map_or(0, |topic| topic.meta.partitions);
+    let owned = |index: &u32| {
+        Partition {
+            topic: meta.id,
+            index: *index,
+        }
+        .shard(state.shards)
+            == state.id
+    };
+    let first = state.shard.slot_next.0;
+    let added: Vec<_> = (from..meta.partitions)
+        .filter(owned)
+        .zip(first..u32::MAX)
+        .map(|(index, slot)| SlotRecord { index, slot })
+        .collect();
+    let partitions = state.partitions.len() + added.len();
+    if partitions > state.limits.partitions {
+        return Err(full("partitions", partitions, state.limits.partitions));
+    }
+    Ok(Fact::TopicApplied(Box::new(TopicApplied {
+        topic: meta.into(),
+        added,
+        time_ms: time.0,
+    })))
+}
+
+fn gone(topic: &Topic, time: TimestampMs) -> Fact {
+    let slots = topic.slots.iter().map(|(_, slot)| slot.0).collect();
+    Fact::TopicForgotten(Box::new(TopicForgotten {
+        id: topic.meta.id.0,
+        slots,
+        time_ms: time.0,
+    }))
+}

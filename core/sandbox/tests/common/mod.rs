@@ -132,7 +132,17 @@ pub(crate) fn wat_component(
     imports: &str,
     module_imports: &str,
 ) -> Vec<u8> {
-    let text = format!(
+    let text = wat_component_text(start, keep, imports, module_imports);
+    wat::parse_str(&text).unwrap_or_else(|error| panic!("{error}"))
+}
+
+pub(crate) fn wat_component_text(
+    start: &str,
+    keep: &str,
+    imports: &str,
+    module_imports: &str,
+) -> String {
+    format!(
         r#"
 (component
   (import "millstream:plugin/types@0.1.0" (instance $types
@@ -147,6 +157,7 @@ pub(crate) fn wat_component(
   (alias export $types "batch-view" (type $batch))
   {imports}
   (core module $module
+    {module_imports}
     (memory (export "memory") 2)
     (global $next (mut i32) (i32.const 65536))
     (data (i32.const 512) "no, thank you")
@@ -178,7 +189,6 @@ pub(crate) fn wat_component(
         (i32.sub (i32.shl (i32.const 1) (i32.rem_u (local.get $records) (i32.const 8))) (i32.const 1)))
       (call $bitmap (i32.const 1024)
         (i32.div_u (i32.add (local.get $records) (i32.const 7)) (i32.const 8))))
-    {module_imports}
     (func (export "start") (result i32)
       {start}
       (call $bitmap (i32.const 0) (i32.const 0)))
@@ -192,10 +202,9 @@ pub(crate) fn wat_component(
   (func $start (result (result (error string)))
     (canon lift (core func $main "start") (memory $memory)))
   (func $keep (param "context" $context) (param "batch" $batch) (result (result (list u8) (error string)))
-    (canon lift (core func $main "keep") (memory $memory) (realloc (func $realloc))))
+    (canon lift (core func $main "keep") (memory $memory) (realloc (core func $realloc))))
   (instance $filter (export "start" (func $start)) (export "keep" (func $keep)))
   (export "millstream:plugin/filter-view@0.1.0" (instance $filter)))
 "#
-    );
-    wat::parse_str(&text).unwrap_or_else(|error| panic!("{error}\n{text}"))
+    )
 }

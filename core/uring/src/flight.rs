@@ -319,6 +319,19 @@ mod tests {
         assert_eq!(error.kind, IoErrorKind::NoSpace);
     }
 
+    /// open(2): a file system may take `O_DIRECT` and refuse the transfer with EINVAL.
+    #[test]
+    fn a_refused_direct_write_is_reopened_and_an_interrupted_one_repeated() {
+        let mut flight = write(4096);
+        for (errno, reopened) in [(libc::EINTR, false), (libc::EINVAL, true)] {
+            push(&mut flight, Some((0, 4096)), true);
+            flight.completed(Half::Sync, -libc::ECANCELED);
+            let next = flight.completed(Half::Transfer, -errno);
+            assert_eq!(matches!(next, Next::Reopen), reopened, "{next:?}");
+            assert_eq!(matches!(next, Next::Again), !reopened, "{next:?}");
+        }
+    }
+
     #[test]
     fn reads_go_on_to_the_end() {
         let read = || Transfer::Read {

@@ -57,3 +57,42 @@ pub fn open(dir: &Path, preference: Preference) -> io::Result<Box<dyn Storage>> 
         Err(error) => Err(error),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// File systems without `O_DIRECT` get the page cache, and the same promises.
+    #[test]
+    fn both_conform_without_direct_io() {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build();
+        runtime.expect("a runtime").block_on(async {
+            let temp = tempfile::tempdir().expect("a temporary directory");
+            let mut made = 0;
+            let mut dir = || {
+                made += 1;
+                temp.path().join(made.to_string())
+            };
+            let mut portable = || -> Box<dyn Storage> {
+                let storage = PortableStorage::open(&dir()).expect("it opens");
+                storage.give_up_direct();
+                Box::new(storage)
+            };
+            millstream_log::conformance::run(&mut portable).await;
+            match RingStorage::open(&dir()) {
+                Err(error) => assert!(ring::is_refusal(&error), "{error}"),
+                Ok(_) => {
+                    let mut ring = || -> Box<dyn Storage> {
+                        let storage = RingStorage::open(&dir()).expect("it opens");
+                        storage.give_up_direct();
+                        assert!(storage.describe().contains("buffered"));
+                        Box::new(storage)
+                    };
+                    millstream_log::conformance::run(&mut ring).await;
+                }
+            }
+        });
+    }
+}

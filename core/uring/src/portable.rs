@@ -83,6 +83,12 @@ impl PortableStorage {
             background,
         })
     }
+
+    /// As on a file system without `O_DIRECT`.
+    #[cfg(test)]
+    pub(crate) fn give_up_direct(&self) {
+        self.shared.dir.give_up_direct();
+    }
 }
 
 impl Storage for PortableStorage {

@@ -113,6 +113,12 @@ impl RingStorage {
         })
     }
 
+    /// As on a file system without `O_DIRECT`.
+    #[cfg(test)]
+    pub(crate) fn give_up_direct(&self) {
+        self.dir.give_up_direct();
+    }
+
     fn begin(&mut self, id: IoId, file: FileId, at: u64, len: usize, transfer: Transfer) {
         if let Some(why) = &self.broken {
             let message = format!("{}: {why}", file.file_name());

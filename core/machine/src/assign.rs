@@ -44,31 +44,68 @@ pub(crate) fn plan(
             wanted.insert(partition, member);
         }
     }
+    let mut lists: BTreeMap<(MemberId, TopicId), Vec<Partition>> = BTreeMap::new();
     let revoking =
         |partition: &Partition| owners.get(partition).is_some_and(|owner| owner.revoking);
-    let (mut order, others): (Vec<_>, Vec<_>) = wanted.keys().copied().partition(revoking);
-    order.extend(others);
-    while pass(&order, &mut loads, &mut wanted) {}
+    for last in [false, true] {
+        for (partition, member) in wanted
+            .iter()
+            .filter(|(partition, _)| revoking(partition) == last)
+        {
+            lists
+                .entry((*member, partition.topic))
+                .or_default()
+                .push(*partition);
+        }
+    }
+    while level(&mut loads, &mut lists, &mut wanted) {}
     wanted
 }
 
-/// Moves each partition whose owner has two more than the least loaded. Every move lowers the sum of
-/// squares of the loads, so passes end.
-fn pass(
-    order: &[Partition],
+/// Lets the most loaded members give, each to the least loaded that could take, while that is at least
+/// two behind. Every move lowers the sum of squares of the loads, so this ends. Giving from the top
+/// is what keeps moves few: whoever receives has less than it will end with.
+fn level(
     loads: &mut Loads<'_>,
+    lists: &mut BTreeMap<(MemberId, TopicId), Vec<Partition>>,
     wanted: &mut BTreeMap<Partition, MemberId>,
 ) -> bool {
+    let mut givers: BTreeSet<(u32, MemberId)> = loads
+        .loads
+        .iter()
+        .map(|(member, load)| (*load, *member))
+        .collect();
     let mut moved = false;
-    for partition in order {
-        let owner = wanted[partition];
-        let least = loads.least(partition.topic).expect("its owner subscribes");
-        if loads.of(owner) > loads.of(least) + 1 {
-            loads.lower(owner);
-            loads.raise(least);
-            wanted.insert(*partition, least);
-            moved = true;
+    while let Some((load, giver)) = givers.pop_last() {
+        let topics = loads.subscriptions[&giver].iter().copied();
+        let takers = topics
+            .filter(|topic| {
+                lists
+                    .get(&(giver, *topic))
+                    .is_some_and(|list| !list.is_empty())
+            })
+            .filter_map(|topic| {
+                loads
+                    .least(topic)
+                    .map(|taker| (loads.of(taker), taker, topic))
+            });
+        let Some((_, taker, topic)) = takers.min().filter(|(least, ..)| load > least + 1) else {
+            continue;
+        };
+        let partition = lists
+            .get_mut(&(giver, topic))
+            .and_then(Vec::pop)
+            .expect("the list was not empty");
+        lists.entry((taker, topic)).or_default().push(partition);
+        wanted.insert(partition, taker);
+        let waits = givers.remove(&(loads.of(taker), taker));
+        loads.lower(giver);
+        loads.raise(taker);
+        givers.insert((loads.of(giver), giver));
+        if waits {
+            givers.insert((loads.of(taker), taker));
         }
+        moved = true;
     }
     moved
 }

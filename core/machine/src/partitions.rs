@@ -203,3 +203,15 @@ pub(crate) fn install_trimmed(state: &mut State, lsn: Lsn, fact: &PartitionTrimm
     );
     cell.start = Offset(fact.start);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// With the topic's list of slots (8 bytes). The allocator rounds the cell up to its next size.
+    #[test]
+    fn an_idle_partition_takes_little_memory() {
+        let bytes = size_of::<Option<Box<PartitionCell>>>() + size_of::<PartitionCell>() + 8;
+        assert!(bytes <= 96, "{bytes}");
+    }
+}

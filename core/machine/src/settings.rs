@@ -8,17 +8,17 @@ use crate::topic::TopicConfig;
 /// The settings a topic has, in the order in which they are shown.
 pub const NAMES: [&str; 3] = ["retention.ms", "retention.bytes", "max.message.bytes"];
 
-/// Sets one setting from its text. `None` resets it to the broker's default.
+/// Sets one setting from its text. `None` resets it to the broker's default. A refusal changes
+/// nothing.
 pub fn apply(config: &mut TopicConfig, name: &str, value: Option<&str>) -> Result<(), Refusal> {
+    let mut next = config.clone();
     match name {
-        "retention.ms" => {
-            config.retention_ms = value.map(|value| bound(name, value)).transpose()?;
-        }
+        "retention.ms" => next.retention_ms = value.map(|value| bound(name, value)).transpose()?,
         "retention.bytes" => {
-            config.retention_bytes = value.map(|value| bound(name, value)).transpose()?;
+            next.retention_bytes = value.map(|value| bound(name, value)).transpose()?;
         }
         "max.message.bytes" => {
-            config.batch_bytes_max = value.map(|value| batch_bytes(name, value)).transpose()?;
+            next.batch_bytes_max = value.map(|value| batch_bytes(name, value)).transpose()?;
         }
         _ => {
             let names = NAMES.join(", ");
@@ -27,7 +27,9 @@ pub fn apply(config: &mut TopicConfig, name: &str, value: Option<&str>) -> Resul
             )));
         }
     }
-    check(config)
+    check(&next)?;
+    *config = next;
+    Ok(())
 }
 
 /// Every setting with its text; `None` is the default.

@@ -46,14 +46,17 @@ impl ShardCell {
         self.clock = self.clock.max(TimestampMs(time_ms));
     }
 
-    /// The smallest id that may have been given out at or after `before`.
+    /// The smallest id that may have been given out at or after `before`: a mark's ids were all given
+    /// out within `PRODUCER_MARK_MS` of it.
     pub(crate) fn given_since(&self, before: TimestampMs) -> ProducerId {
-        let newer = self.marks.partition_point(|(time, _)| *time < before);
-        let mark = newer.checked_sub(1).map_or_else(
-            || self.marks.first(),
-            |last_older| self.marks.get(last_older),
-        );
-        mark.map_or(self.pid_next, |(_, pid)| *pid)
+        self.marks
+            .get(self.marks_all_before(before))
+            .map_or(self.pid_next, |(_, pid)| *pid)
+    }
+
+    fn marks_all_before(&self, before: TimestampMs) -> usize {
+        self.marks
+            .partition_point(|(time, _)| time.0.saturating_add(PRODUCER_MARK_MS) <= before.0)
     }
 
     pub(crate) fn mark(&mut self, time: TimestampMs, pid: ProducerId) {
@@ -68,8 +71,7 @@ impl ShardCell {
 
     /// Drops the marks that no later question can need.
     pub(crate) fn prune_marks(&mut self, before: TimestampMs) {
-        let newer = self.marks.partition_point(|(time, _)| *time < before);
-        self.marks.drain(..newer.saturating_sub(1));
+        self.marks.drain(..self.marks_all_before(before));
     }
 
     pub(crate) fn forget(&mut self, id: TopicId) {
@@ -97,13 +99,18 @@ mod tests {
             let first_given = minute.max(1) as u64;
             let bound = cell.given_since(t(minute)).0;
             assert!(
-                bound <= first_given && first_given - bound <= 10,
+                bound <= first_given && first_given - bound < 10,
                 "{minute}: {bound}"
             );
         }
         let before = cell.given_since(t(55));
         cell.prune_marks(t(55));
         assert_eq!(cell.given_since(t(55)), before);
+        assert_eq!(
+            cell.given_since(t(200)),
+            ProducerId(101),
+            "all were given before"
+        );
         assert!(cell.marks.len() <= 6);
     }
 }

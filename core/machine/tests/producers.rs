@@ -15,9 +15,12 @@ use world::{Rng, World, batch, partition};
 struct Model {
     end: u64,
     epochs: BTreeMap<u64, u32>,
-    /// (pid, epoch) → the batches stored, each as (records sent, offset if any was kept).
-    stored: BTreeMap<(u64, u32), Vec<(u32, Option<u64>)>>,
+    /// By (pid, epoch).
+    stored: BTreeMap<(u64, u32), Vec<Stored>>,
 }
+
+/// Records sent, and the offset if any was kept.
+type Stored = (u32, Option<u64>);
 
 #[derive(Debug, PartialEq, Eq)]
 enum Verdict {

@@ -16,7 +16,7 @@
 
 mod assign;
 pub mod bounds;
-mod clock;
+pub mod clock;
 mod decide;
 pub mod fact;
 mod groups;

@@ -5,17 +5,23 @@
 //! 1. `Log::open(config)`, then carry every [`Event::Io`] to a storage and every answer back with
 //!    `io_done`, until [`Event::Recovered`]. On the way the log gives [`Event::SnapshotPart`]s (the newest
 //!    published snapshot, whole parts in order), then every entry after the snapshot's begin as
-//!    [`Event::Replay`], in lsn order. For each replayed entry that holds a batch the caller answers
-//!    with `index(lsn, IndexKey)` before polling again.
+//!    [`Event::Replay`], in lsn order. The log rebuilds its own index: keys are stored with entries.
+//!    Then the caller says what is alive: `set_start` for each partition it knows, `drop_slot` for
+//!    each of `slots()` that it does not.
 //! 2. `append` any number of entries (they join the gathering group), then `flush` once: a group is
 //!    written when no pair is in flight, else when the one in flight is done.
-//!    [`Event::Durable`] says how far the log is safe.
+//!    [`Event::Durable`] says how far the log is safe. When there has been nothing to do for a while
+//!    (tens of milliseconds), `idle` once: it proves the last group with an empty one.
 //! 3. `fetch` batches by slot and offset; answered by [`Event::Fetched`], at once from the hot
 //!    tail or after reads.
 //! 4. `begin_snapshot`, `snapshot_part`…, `publish_snapshot`; `set_start` as partitions are trimmed;
 //!    files that hold nothing alive are recycled by the log itself.
-//! 5. After [`Event::Failed`] nothing more is written, ever; fetches at or below the durable point
+//! 5. `retry_space` on a timer while there is no space; `sync_now` on a timer with
+//!    `sync_each_group = false`. `seal` at shutdown, then carry I/O until `is_quiet`.
+//! 6. After [`Event::Failed`] nothing more is written, ever; fetches at or below the durable point
 //!    go on being served.
+//!
+//! Every call may leave events: poll until `None` after each.
 
 use bytes::Bytes;
 use millstream_batch::ids::{Lsn, Offset, PartitionSlot, Term, TimestampMs};
@@ -92,6 +98,17 @@ pub struct Fetch {
     pub bytes_max: usize,
 }
 
+/// Look for the first batch whose largest timestamp is at or past `timestamp`. `token` comes back
+/// with [`Event::OffsetFound`].
+#[derive(Clone, Copy, Debug)]
+pub struct TimeQuery {
+    pub token: u64,
+    pub slot: PartitionSlot,
+    pub timestamp: TimestampMs,
+    /// Batches whose base offset is at or past this are not looked at (the released end).
+    pub end: Offset,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FetchError {
     /// The stored bytes of these offsets do not match their checksum; everything else is served.
@@ -105,20 +122,43 @@ pub enum Event {
     /// Carry this to the storage.
     Io(Io),
     /// One archive of the newest snapshot, during open. `begin` is the lsn it was begun at.
-    SnapshotPart { begin: Lsn, bytes: Bytes },
+    SnapshotPart {
+        begin: Lsn,
+        bytes: Bytes,
+    },
     /// One entry after the snapshot's begin, during open. `raw` is empty.
     Replay(Entry),
     /// Open is over; appends may begin.
     Recovered(Recovery),
     /// All entries up to here survive a crash (with `sync_each_group = false`: are written).
     Durable(Lsn),
-    Fetched { token: u64, result: Result<Vec<Entry>, FetchError> },
+    Fetched {
+        token: u64,
+        result: Result<Vec<Entry>, FetchError>,
+    },
+    /// Answers a [`TimeQuery`]: the batch found, by its key, or `None` when all are older.
+    OffsetFound {
+        token: u64,
+        result: Result<Option<IndexKey>, FetchError>,
+    },
     /// A snapshot begun with `begin_snapshot` is published (its parts and manifest are durable).
-    SnapshotPublished { begin: Lsn },
+    SnapshotPublished {
+        begin: Lsn,
+    },
+    /// The snapshot was given up for want of space; the one before it still holds. Begin another
+    /// when there is space.
+    SnapshotAbandoned {
+        begin: Lsn,
+        error: IoError,
+    },
     /// The active file was sealed: a good moment for a snapshot and for retention.
-    Sealed { file: u64, last: Lsn },
-    /// No room for the next file. `append` is refused with `Full` until `SpaceBack`, except
-    /// entries appended with `append_reserved` (deletes, retention, aborts, snapshots).
+    Sealed {
+        file: u64,
+        last: Lsn,
+    },
+    /// No room for the next file. `append` is refused with `Full` once the active file is full,
+    /// until `SpaceBack`, except entries appended with `append_reserved` (deletes, retention,
+    /// aborts, snapshots).
     SpaceGone(IoError),
     SpaceBack,
     /// A write or sync failed: nothing more is written, for good. Says what failed.
@@ -159,6 +199,8 @@ pub enum Refused {
     Stopped,
     #[error("the log is read-only because a fact is damaged; see `millstream log verify`")]
     ReadOnly,
+    #[error("the entry is larger than a WAL file or a group can hold; raise the segment size")]
+    TooLarge,
 }
 
 /// Per sealed file and partition: what retention needs to decide.
@@ -171,4 +213,40 @@ pub struct SealedRange {
     /// Newest append time in the range.
     pub append_time_max: TimestampMs,
     pub bytes: u64,
+}
+
+/// A WAL file that is not freed yet, and what keeps it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Held {
+    pub file: String,
+    pub bytes: u64,
+    /// In words, most important first.
+    pub by: Vec<String>,
+}
+
+/// Counters and gauges. Counters start at 0 with the process.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Space that WAL files and spares take on disk.
+    pub disk_bytes: u64,
+    pub wal_files: u64,
+    pub spare_files: u64,
+    /// Memory that hot buffers hold, those pinned from outside included.
+    pub hot_bytes: u64,
+    /// Memory of groups that wait for their write.
+    pub queued_bytes: u64,
+    /// Memory of cached cold reads and footer sections.
+    pub cache_bytes: u64,
+    /// Groups written (marks included), entries in them and bytes of them, padding included.
+    pub groups: u64,
+    pub entries: u64,
+    pub bytes_written: u64,
+    pub writes: u64,
+    pub syncs: u64,
+    /// Fetches answered from memory, and those that waited for the disk.
+    pub fetches_hot: u64,
+    pub fetches_cold: u64,
+    pub bytes_read: u64,
+    /// Files that returned to the pool or to the file system.
+    pub files_freed: u64,
 }

@@ -7,6 +7,19 @@ pub mod api;
 pub mod buffer;
 #[cfg(feature = "conformance")]
 pub mod conformance;
+mod fetch;
+pub mod footer;
+pub mod format;
+mod group;
+mod index;
 pub mod io;
+mod log;
+pub mod manifest;
+mod recover;
+pub mod scan;
+mod snapshot;
+mod space;
+mod write;
 
 pub use api::*;
+pub use log::Log;

@@ -1,0 +1,814 @@
+//! Reading batches back: from the hot tail at once, else by large reads that are checked and shared.
+//!
+//! A cold fetch reads a stretch of one file that covers neighbouring runs of the slot, and answers
+//! with slices of it; the stretch stays in a small cache, so that a consumer that takes it in pieces
+//! and its neighbours read the disk once.
+//!
+//! Absent on purpose: where runs are (the index knows), waiting for new batches (the caller does).
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use millstream_batch::ids::{Offset, PartitionSlot};
+use millstream_batch::limits::BLOCK_BYTES;
+use rustc_hash::FxHashMap;
+use smallvec::SmallVec;
+
+use crate::api::{Entry, Event, Fetch, FetchError, IndexKey, TimeQuery};
+use crate::footer::{Run, decode_section};
+use crate::format::{EntryHeader, checksum};
+use crate::index::Place;
+use crate::io::{FileId, IoError, IoOp, IoOutput};
+use crate::log::{Log, Purpose, read_output};
+
+/// A cold read stops growing here; one run is read whole whatever its size.
+const READ_BYTES_MAX: u64 = 1 << 20;
+/// Foreign bytes between two runs that are worth reading to save a read.
+const GAP_BYTES_MAX: u64 = 64 << 10;
+/// Cold reads kept.
+const STRETCH_CACHE_BYTES: usize = 16 << 20;
+/// Footer sections kept.
+const SECTION_CACHE_BYTES: usize = 4 << 20;
+
+/// A question under way.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Goal {
+    Fetch(Fetch),
+    /// With the offset from which runs are still to be looked at.
+    Time(TimeQuery, Offset),
+}
+
+impl Goal {
+    fn slot(&self) -> PartitionSlot {
+        match self {
+            Self::Fetch(fetch) => fetch.slot,
+            Self::Time(query, _) => query.slot,
+        }
+    }
+}
+
+/// A read in flight, and what it is for.
+#[derive(Debug)]
+pub(crate) enum Reading {
+    Section {
+        goal: Goal,
+        file: u64,
+        at: u64,
+        len: usize,
+    },
+    Stretch {
+        goal: Goal,
+        stretch: Stretch,
+    },
+    /// Read ahead: nobody waits for it.
+    Ahead {
+        stretch: Stretch,
+    },
+}
+
+/// A part of one file that holds neighbouring runs of one slot.
+#[derive(Clone, Debug)]
+pub(crate) struct Stretch {
+    file: u64,
+    incarnation: u64,
+    at: u64,
+    len: usize,
+    runs: SmallVec<[Run; 4]>,
+}
+
+#[derive(Debug)]
+struct CachedStretch {
+    file: u64,
+    at: u64,
+    bytes: Bytes,
+}
+
+#[derive(Debug)]
+struct CachedSection {
+    file: u64,
+    slot: PartitionSlot,
+    runs: Arc<[Run]>,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Reader {
+    /// Newest last.
+    stretches: VecDeque<CachedStretch>,
+    stretch_bytes: usize,
+    sections: VecDeque<CachedSection>,
+    section_bytes: usize,
+    in_flight: FxHashMap<u64, u32>,
+    /// Where a slot's last cold fetch ended: going on from there is reading in sequence.
+    cold_ends: FxHashMap<PartitionSlot, Offset>,
+    /// `(file, at, length)` of reads ahead in flight.
+    ahead: SmallVec<[(u64, u64, usize); 8]>,
+    /// Wait for a read ahead; all are looked at again when one is done.
+    waiting: Vec<Goal>,
+    /// Entries were lost to damage: a gap between batches may be one of them.
+    pub(crate) lost: bool,
+}
+
+impl Reader {
+    pub(crate) fn is_reading(&self, file: u64) -> bool {
+        self.in_flight.contains_key(&file)
+    }
+
+    pub(crate) fn cache_bytes(&self) -> usize {
+        self.stretch_bytes + self.section_bytes
+    }
+
+    /// A file is freed.
+    pub(crate) fn forget(&mut self, file: u64) {
+        self.stretches.retain(|s| s.file != file);
+        self.sections.retain(|s| s.file != file);
+        self.stretch_bytes = self.stretches.iter().map(|s| s.bytes.len()).sum();
+        self.section_bytes = self
+            .sections
+            .iter()
+            .map(|s| s.runs.len() * size_of::<Run>())
+            .sum();
+    }
+
+    fn section(&mut self, file: u64, slot: PartitionSlot) -> Option<Arc<[Run]>> {
+        let i = self
+            .sections
+            .iter()
+            .rposition(|s| s.file == file && s.slot == slot)?;
+        let section = self.sections.remove(i)?;
+        let runs = Arc::clone(&section.runs);
+        self.sections.push_back(section);
+        Some(runs)
+    }
+
+    fn keep_section(&mut self, file: u64, slot: PartitionSlot, runs: Arc<[Run]>) {
+        self.section_bytes += runs.len() * size_of::<Run>();
+        self.sections.push_back(CachedSection { file, slot, runs });
+        while self.section_bytes > SECTION_CACHE_BYTES && self.sections.len() > 1 {
+            let Some(old) = self.sections.pop_front() else {
+                break;
+            };
+            self.section_bytes -= old.runs.len() * size_of::<Run>();
+        }
+    }
+
+    fn stretch(&mut self, wanted: &Stretch) -> Option<Bytes> {
+        let covers = |s: &CachedStretch| {
+            s.file == wanted.file
+                && s.at <= wanted.at
+                && s.at + s.bytes.len() as u64 >= wanted.at + wanted.len as u64
+        };
+        let i = self.stretches.iter().rposition(covers)?;
+        let found = self.stretches.remove(i)?;
+        let start = (wanted.at - found.at) as usize;
+        let bytes = found.bytes.slice(start..start + wanted.len);
+        self.stretches.push_back(found);
+        Some(bytes)
+    }
+
+    fn keep_stretch(&mut self, file: u64, at: u64, bytes: Bytes) {
+        self.stretch_bytes += bytes.len();
+        self.stretches.push_back(CachedStretch { file, at, bytes });
+        while self.stretch_bytes > STRETCH_CACHE_BYTES && self.stretches.len() > 1 {
+            let Some(old) = self.stretches.pop_front() else {
+                break;
+            };
+            self.stretch_bytes -= old.bytes.len();
+        }
+    }
+
+    fn is_ahead(&self, stretch: &Stretch) -> bool {
+        self.ahead.iter().any(|(file, at, len)| {
+            *file == stretch.file
+                && *at <= stretch.at
+                && at + *len as u64 >= stretch.at + stretch.len as u64
+        })
+    }
+
+    fn began(&mut self, file: u64) {
+        *self.in_flight.entry(file).or_default() += 1;
+    }
+
+    fn ended(&mut self, file: u64) {
+        if let Some(count) = self.in_flight.get_mut(&file) {
+            *count -= 1;
+            if *count == 0 {
+                self.in_flight.remove(&file);
+            }
+        }
+    }
+}
+
+impl Log {
+    /// Fetch batches of a slot; answered by [`Event::Fetched`]. Only durable ones are returned; none
+    /// when there is none yet. The answer may be shorter than asked: ask again from where it ends.
+    pub fn fetch(&mut self, fetch: Fetch) {
+        let start = self.start_of(fetch.slot).max(fetch.offset);
+        self.pursue(
+            Goal::Fetch(Fetch {
+                offset: start,
+                ..fetch
+            }),
+            false,
+        );
+    }
+
+    /// Find the first batch at or past a time; answered by [`Event::OffsetFound`].
+    pub fn offset_for_timestamp(&mut self, query: TimeQuery) {
+        let start = self.start_of(query.slot);
+        self.pursue(Goal::Time(query, start), false);
+    }
+
+    fn pursue(&mut self, goal: Goal, was_cold: bool) {
+        let mut goal = goal;
+        loop {
+            let next = match &mut goal {
+                Goal::Fetch(fetch) => self.step_fetch(*fetch),
+                Goal::Time(query, from) => self.step_time(query, from),
+            };
+            match next {
+                Next::Answer(event) => {
+                    if was_cold {
+                        self.stats.fetches_cold += 1;
+                    } else {
+                        self.stats.fetches_hot += 1;
+                    }
+                    self.out.event(event);
+                    return;
+                }
+                Next::Section(file) => {
+                    self.read_section(goal, file);
+                    return;
+                }
+                Next::Stretch(stretch) => {
+                    if let Some(bytes) = self.reader.stretch(&stretch) {
+                        match self.answer_from(goal, &stretch, &bytes) {
+                            Some(again) => {
+                                goal = again;
+                                continue;
+                            }
+                            None => return,
+                        }
+                    }
+                    if self.reader.is_ahead(&stretch) {
+                        self.reader.waiting.push(goal);
+                    } else {
+                        self.read_stretch(Reading::Stretch { goal, stretch });
+                    }
+                    return;
+                }
+            }
+        }
+    }
+
+    fn step_fetch(&mut self, fetch: Fetch) -> Next {
+        let answer = |result| {
+            Next::Answer(Event::Fetched {
+                token: fetch.token,
+                result,
+            })
+        };
+        let found = self.index.find(fetch.slot, fetch.offset);
+        match found {
+            Place::Nowhere => answer(
+                self.check_gap(fetch.offset, fetch.end, None)
+                    .map(|()| Vec::new()),
+            ),
+            Place::Recent(i) => {
+                let first = self.index.slots[&fetch.slot].runs[i];
+                if first.run.base >= fetch.end {
+                    return answer(
+                        self.check_gap(fetch.offset, fetch.end, None)
+                            .map(|()| Vec::new()),
+                    );
+                }
+                if let Err(e) = self.check_gap(fetch.offset, fetch.end, Some(first.run.base)) {
+                    return answer(Err(e));
+                }
+                if self.index.group(first.group).hot().is_some() {
+                    return answer(Ok(self.hot_entries(&fetch, i)));
+                }
+                let file = self.index.group(first.group).file;
+                let runs = &self.index.slots[&fetch.slot].runs;
+                let cold = runs.range(i..).take_while(|r| {
+                    let group = self.index.group(r.group);
+                    group.file == file && group.hot().is_none() && r.run.base < fetch.end
+                });
+                let runs = neighbours(cold.map(|r| r.run), fetch.bytes_max);
+                Next::Stretch(self.stretch_of(file, runs))
+            }
+            Place::Sealed(file) => {
+                let Some(runs) = self.reader.section(file, fetch.slot) else {
+                    return Next::Section(file);
+                };
+                let i = runs.partition_point(|r| r.last < fetch.offset);
+                let Some(first) = runs.get(i) else {
+                    // The summary names an offset that the section has not: it was checked, so we
+                    // wrote it so.
+                    unreachable!("a section ends where its summary says");
+                };
+                if first.base >= fetch.end {
+                    return answer(
+                        self.check_gap(fetch.offset, fetch.end, None)
+                            .map(|()| Vec::new()),
+                    );
+                }
+                if let Err(e) = self.check_gap(fetch.offset, fetch.end, Some(first.base)) {
+                    return answer(Err(e));
+                }
+                let visible = runs[i..].iter().take_while(|r| r.base < fetch.end).copied();
+                let runs = neighbours(visible, fetch.bytes_max);
+                Next::Stretch(self.stretch_of(file, runs))
+            }
+        }
+    }
+
+    /// When entries were lost, offsets that nothing holds are damage, not absence.
+    fn check_gap(
+        &self,
+        offset: Offset,
+        end: Offset,
+        next: Option<Offset>,
+    ) -> Result<(), FetchError> {
+        let to = next.unwrap_or(end).min(end);
+        if self.reader.lost && to > offset && end < Offset(u64::MAX) {
+            return Err(FetchError::Damaged {
+                from: offset,
+                to: Offset(to.0 - 1),
+            });
+        }
+        Ok(())
+    }
+
+    fn step_time(&mut self, query: &TimeQuery, from: &mut Offset) -> Next {
+        let none = Next::Answer(Event::OffsetFound {
+            token: query.token,
+            result: Ok(None),
+        });
+        let Some(index) = self.index.slots.get(&query.slot) else {
+            return none;
+        };
+        let newer = |run: &Run| run.last >= *from && run.max_timestamp >= query.timestamp;
+        // Sealed files first: they are older. Their hot groups are looked at here too.
+        let sealed = index.files.iter().copied().find(|file| {
+            let summary = self.index.sealed[file].summary(query.slot);
+            summary.is_some_and(|s| s.last >= *from && s.max_timestamp >= query.timestamp)
+        });
+        if let Some(file) = sealed {
+            let Some(runs) = self.reader.section(file, query.slot) else {
+                return Next::Section(file);
+            };
+            if let Some(run) = runs.iter().find(|r| newer(r)) {
+                if run.base >= query.end {
+                    return none;
+                }
+                return Next::Stretch(self.stretch_of(file, [*run].into_iter().collect()));
+            }
+            // Only batches before `from` are that new: go on behind this file.
+            let last = self.index.sealed[&file]
+                .summary(query.slot)
+                .map_or(*from, |s| s.last);
+            *from = Offset(last.0 + 1);
+            return self.step_time(query, from);
+        }
+        let Some(found) = index.runs.iter().find(|r| newer(&r.run)).copied() else {
+            return none;
+        };
+        if found.run.base >= query.end {
+            return none;
+        }
+        let group = self.index.group(found.group);
+        let Some(bytes) = group.hot().cloned() else {
+            let file = group.file;
+            return Next::Stretch(self.stretch_of(file, [found.run].into_iter().collect()));
+        };
+        let span = Span {
+            bytes: &bytes,
+            at: group.at,
+            seed: None,
+        };
+        let key = walk(&span, &found.run, *from)
+            .ok()
+            .and_then(|entries| time_match(&entries, query, *from));
+        match key {
+            Some(key) => {
+                let key = (key.base_offset < query.end).then_some(key);
+                Next::Answer(Event::OffsetFound {
+                    token: query.token,
+                    result: Ok(key),
+                })
+            }
+            None => {
+                *from = Offset(found.run.last.0 + 1);
+                self.step_time(query, from)
+            }
+        }
+    }
+
+    /// From the run at `i` on, as far as groups are hot.
+    fn hot_entries(&self, fetch: &Fetch, i: usize) -> Vec<Entry> {
+        let mut entries = Vec::new();
+        let mut taken = 0;
+        for recent in self.index.slots[&fetch.slot].runs.range(i..) {
+            let group = self.index.group(recent.group);
+            let Some(bytes) = group.hot() else { break };
+            let span = Span {
+                bytes,
+                at: group.at,
+                seed: None,
+            };
+            if recent.run.base >= fetch.end
+                || !take(&span, &recent.run, fetch, &mut entries, &mut taken).unwrap_or(false)
+            {
+                break;
+            }
+        }
+        entries
+    }
+
+    fn stretch_of(&self, file: u64, runs: SmallVec<[Run; 4]>) -> Stretch {
+        let block = BLOCK_BYTES as u64;
+        let first = runs.first().expect("a stretch has a run");
+        let last = runs.last().expect("a stretch has a run");
+        let at = first.at / block * block;
+        let end = (last.at + u64::from(last.len)).next_multiple_of(block);
+        let incarnation = match self.index.sealed.get(&file) {
+            Some(sealed) => sealed.incarnation,
+            None => {
+                self.write
+                    .open
+                    .iter()
+                    .find(|f| f.number == file)
+                    .expect("a run's file is open or sealed")
+                    .incarnation
+            }
+        };
+        Stretch {
+            file,
+            incarnation,
+            at,
+            len: (end - at) as usize,
+            runs,
+        }
+    }
+
+    fn read_section(&mut self, goal: Goal, file: u64) {
+        let block = BLOCK_BYTES as u64;
+        let summary = *self.index.sealed[&file]
+            .summary(goal.slot())
+            .expect("the index named this file");
+        let at = summary.section_at / block * block;
+        let end = (summary.section_at + summary.section_bytes() as u64).next_multiple_of(block);
+        let len = (end - at) as usize;
+        self.reader.began(file);
+        self.out.io(
+            IoOp::Read {
+                file: FileId::Wal(file),
+                at,
+                len,
+            },
+            Purpose::Read(Box::new(Reading::Section {
+                goal,
+                file,
+                at,
+                len,
+            })),
+        );
+    }
+
+    fn read_stretch(&mut self, reading: Reading) {
+        let (Reading::Stretch { stretch, .. } | Reading::Ahead { stretch }) = &reading else {
+            unreachable!("sections are read by read_section")
+        };
+        self.reader.began(stretch.file);
+        let op = IoOp::Read {
+            file: FileId::Wal(stretch.file),
+            at: stretch.at,
+            len: stretch.len,
+        };
+        self.out.io(op, Purpose::Read(Box::new(reading)));
+    }
+
+    pub(crate) fn read_done(&mut self, reading: Reading, result: Result<IoOutput, IoError>) {
+        let result = read_output(result);
+        self.stats.bytes_read += result.as_ref().map_or(0, |b| b.len() as u64);
+        match reading {
+            Reading::Section {
+                goal,
+                file,
+                at,
+                len: _,
+            } => {
+                self.reader.ended(file);
+                match result {
+                    Ok(bytes) => self.section_read(goal, file, at, &bytes),
+                    Err(e) => self.answer_error(&goal, FetchError::Io(e)),
+                }
+            }
+            Reading::Stretch { goal, stretch } => {
+                self.reader.ended(stretch.file);
+                match result {
+                    Ok(bytes) => {
+                        if bytes.len() == stretch.len {
+                            self.reader
+                                .keep_stretch(stretch.file, stretch.at, bytes.clone());
+                        }
+                        if let Some(again) = self.answer_from(goal, &stretch, &bytes) {
+                            self.pursue(again, true);
+                        }
+                    }
+                    Err(e) => self.answer_error(&goal, FetchError::Io(e)),
+                }
+            }
+            Reading::Ahead { stretch } => {
+                self.reader
+                    .ahead
+                    .retain(|a| *a != (stretch.file, stretch.at, stretch.len));
+                self.reader.ended(stretch.file);
+                if let Ok(bytes) = result
+                    && bytes.len() == stretch.len
+                    && !self.space.is_freeing(stretch.file)
+                {
+                    self.reader.keep_stretch(stretch.file, stretch.at, bytes);
+                }
+                for goal in std::mem::take(&mut self.reader.waiting) {
+                    self.pursue(goal, true);
+                }
+            }
+        }
+        self.let_files_go();
+    }
+
+    fn section_read(&mut self, goal: Goal, file: u64, at: u64, bytes: &Bytes) {
+        let Some(sealed) = self.index.sealed.get(&file) else {
+            // Freed meanwhile: look again.
+            return self.pursue(goal, true);
+        };
+        let Some(summary) = sealed.summary(goal.slot()).copied() else {
+            return self.pursue(goal, true);
+        };
+        let start = (summary.section_at - at) as usize;
+        let section = bytes
+            .get(start..start + summary.section_bytes())
+            .unwrap_or_default();
+        match decode_section(sealed.incarnation, &summary, section) {
+            Some(runs) => {
+                self.reader.keep_section(file, goal.slot(), runs.into());
+                self.pursue(goal, true);
+            }
+            None => self.answer_error(
+                &goal,
+                FetchError::Damaged {
+                    from: summary.first,
+                    to: summary.last,
+                },
+            ),
+        }
+    }
+
+    fn answer_error(&mut self, goal: &Goal, error: FetchError) {
+        self.stats.fetches_cold += 1;
+        self.out.event(match goal {
+            Goal::Fetch(fetch) => Event::Fetched {
+                token: fetch.token,
+                result: Err(error),
+            },
+            Goal::Time(query, _) => Event::OffsetFound {
+                token: query.token,
+                result: Err(error),
+            },
+        });
+    }
+
+    /// Answer from a stretch; gives the goal back when it has to be looked for further on.
+    fn answer_from(&mut self, goal: Goal, stretch: &Stretch, bytes: &Bytes) -> Option<Goal> {
+        let span = Span {
+            bytes,
+            at: stretch.at,
+            seed: Some(stretch.incarnation),
+        };
+        match goal {
+            Goal::Fetch(fetch) => {
+                let mut entries = Vec::new();
+                let mut taken = 0;
+                let mut error = None;
+                for run in &stretch.runs {
+                    match take(&span, run, &fetch, &mut entries, &mut taken) {
+                        Ok(true) => {}
+                        Ok(false) => break,
+                        Err(e) => {
+                            error = Some(e);
+                            break;
+                        }
+                    }
+                }
+                // What precedes the damage is served first; the next fetch begins at it.
+                let result = match error {
+                    Some(e) if entries.is_empty() => Err(e),
+                    _ => Ok(entries),
+                };
+                self.stats.fetches_cold += 1;
+                let end = stretch
+                    .runs
+                    .last()
+                    .filter(|_| result.is_ok())
+                    .map(|run| Offset(run.last.0 + 1));
+                self.out.event(Event::Fetched {
+                    token: fetch.token,
+                    result,
+                });
+                if let Some(end) = end {
+                    self.read_ahead(&fetch, end);
+                }
+                None
+            }
+            Goal::Time(query, from) => {
+                let run = stretch.runs[0];
+                match walk(&span, &run, from) {
+                    Ok(entries) => match time_match(&entries, &query, from) {
+                        Some(key) => {
+                            self.stats.fetches_cold += 1;
+                            let key = (key.base_offset < query.end).then_some(key);
+                            self.out.event(Event::OffsetFound {
+                                token: query.token,
+                                result: Ok(key),
+                            });
+                            None
+                        }
+                        None => Some(Goal::Time(query, Offset(run.last.0 + 1))),
+                    },
+                    Err(e) => {
+                        self.answer_error(&goal, e);
+                        None
+                    }
+                }
+            }
+        }
+    }
+
+    /// A consumer that goes on where its last cold fetch ended will want what follows `end`.
+    fn read_ahead(&mut self, fetch: &Fetch, end: Offset) {
+        let sequential = self
+            .reader
+            .cold_ends
+            .get(&fetch.slot)
+            .is_some_and(|e| *e >= fetch.offset && fetch.offset.0 > 0);
+        if self.reader.cold_ends.len() > 4096 {
+            self.reader.cold_ends.clear();
+        }
+        self.reader.cold_ends.insert(fetch.slot, end);
+        if !sequential {
+            return;
+        }
+        let ahead = Fetch {
+            offset: end,
+            ..*fetch
+        };
+        if let Next::Stretch(stretch) = self.step_fetch(ahead)
+            && self.reader.stretch(&stretch).is_none()
+            && !self.reader.is_ahead(&stretch)
+        {
+            self.reader
+                .ahead
+                .push((stretch.file, stretch.at, stretch.len));
+            self.read_stretch(Reading::Ahead { stretch });
+        }
+    }
+}
+
+enum Next {
+    Answer(Event),
+    Section(u64),
+    Stretch(Stretch),
+}
+
+/// Runs that one read should cover: the first, and those after it that are near and wanted.
+fn neighbours(runs: impl Iterator<Item = Run>, bytes_max: usize) -> SmallVec<[Run; 4]> {
+    let mut out: SmallVec<[Run; 4]> = SmallVec::new();
+    let mut wanted = 0;
+    for run in runs {
+        if let (Some(first), Some(last)) = (out.first(), out.last()) {
+            let end = last.at + u64::from(last.len);
+            let grown = run.at + u64::from(run.len) - first.at;
+            if run.at.saturating_sub(end) > GAP_BYTES_MAX
+                || grown > READ_BYTES_MAX
+                || wanted >= bytes_max
+            {
+                break;
+            }
+        }
+        wanted += run.bytes as usize;
+        out.push(run);
+    }
+    out
+}
+
+/// Bytes of a file from `at` on. With `seed` they come from the disk and are checked.
+struct Span<'a> {
+    bytes: &'a Bytes,
+    at: u64,
+    seed: Option<u64>,
+}
+
+impl Span<'_> {
+    /// The entry header at a position in the file.
+    fn header(&self, position: u64) -> Option<EntryHeader> {
+        let start = usize::try_from(position.checked_sub(self.at)?).ok()?;
+        let bytes = self.bytes.get(start..)?;
+        match self.seed {
+            Some(seed) => EntryHeader::decode(seed, bytes),
+            None => Some(EntryHeader::decode_trusted(bytes)),
+        }
+    }
+
+    /// The entry at a position; `None` when its fact or raw bytes are damaged.
+    fn entry(&self, position: u64, header: &EntryHeader) -> Option<Entry> {
+        let start = (position - self.at) as usize;
+        let part = |range: std::ops::Range<usize>, sum: u64| {
+            let range = start + range.start..start + range.end;
+            let bytes = self.bytes.get(range.clone())?;
+            let good = self.seed.is_none_or(|seed| checksum(seed, bytes) == sum);
+            good.then(|| self.bytes.slice(range))
+        };
+        Some(Entry {
+            lsn: header.lsn,
+            term: header.term,
+            kind: header.kind,
+            fact: part(header.fact_range(), header.fact_sum)?,
+            raw: part(header.raw_range(), header.raw_sum)?,
+            raw_len: header.raw_len as usize,
+        })
+    }
+}
+
+type Walked = SmallVec<[(u64, EntryHeader); 8]>;
+
+/// The run's entries from the one that holds `from` on (or the first), in order, found by the back
+/// links from its last one.
+fn walk(span: &Span<'_>, run: &Run, from: Offset) -> Result<Walked, FetchError> {
+    let mut found = Walked::new();
+    let mut position = run.at + u64::from(run.last_entry);
+    let mut to = run.last;
+    loop {
+        let header = span
+            .header(position)
+            .filter(|h| h.is_indexed() && h.key.last_offset <= to);
+        let Some(header) = header else {
+            return Err(FetchError::Damaged {
+                from: from.max(run.base),
+                to,
+            });
+        };
+        found.push((position, header));
+        let back = u64::from(header.back);
+        if header.key.base_offset <= from || back == 0 || position - back < run.at {
+            break;
+        }
+        to = Offset(header.key.base_offset.0 - 1);
+        position -= back;
+    }
+    found.reverse();
+    Ok(found)
+}
+
+/// Add the run's wanted batches to `entries`; gives whether more are wanted.
+fn take(
+    span: &Span<'_>,
+    run: &Run,
+    fetch: &Fetch,
+    entries: &mut Vec<Entry>,
+    taken: &mut usize,
+) -> Result<bool, FetchError> {
+    for (position, header) in walk(span, run, fetch.offset)? {
+        let key = &header.key;
+        if key.last_offset < fetch.offset {
+            continue;
+        }
+        if key.base_offset >= fetch.end {
+            return Ok(false);
+        }
+        let raw_len = header.raw_len as usize;
+        if !entries.is_empty() && *taken + raw_len > fetch.bytes_max {
+            return Ok(false);
+        }
+        let Some(entry) = span.entry(position, &header) else {
+            return Err(FetchError::Damaged {
+                from: key.base_offset,
+                to: key.last_offset,
+            });
+        };
+        *taken += raw_len;
+        entries.push(entry);
+    }
+    Ok(*taken < fetch.bytes_max)
+}
+
+fn time_match(entries: &Walked, query: &TimeQuery, from: Offset) -> Option<IndexKey> {
+    let newer =
+        |h: &EntryHeader| h.key.last_offset >= from && h.key.max_timestamp >= query.timestamp;
+    entries
+        .iter()
+        .map(|(_, h)| h)
+        .find(|h| newer(h))
+        .map(|h| h.key)
+}

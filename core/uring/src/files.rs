@@ -151,30 +151,35 @@ impl Directory {
     /// Make `id` with `len` written zeros, synced with its entry. On failure nothing is left. Gives
     /// up between chunks when `stop` is set.
     pub(crate) fn allocate(&self, id: FileId, len: u64, stop: &AtomicBool) -> Result<(), IoError> {
-        let made = self.make_zeroed(id, len, stop);
-        if made.is_err() {
-            // So that the space returns; the first error is the one to tell.
-            let _ = fs::remove_file(self.path.join(id.file_name()));
-            let _ = self.handle.sync_all();
-        }
+        let made = self.create(id).and_then(|file| {
+            let filled = self.fill_with_zeros(id, file, len, stop);
+            self.keep_only_if(id, filled)
+        });
         made.map_err(|error| io_error(id, &format!("allocate {len} bytes"), &error))
     }
 
-    fn make_zeroed(&self, id: FileId, len: u64, stop: &AtomicBool) -> io::Result<()> {
-        let (file, mut direct) = self.create(id)?;
-        sys::reserve(&file.file, len)?;
+    fn fill_with_zeros(
+        &self,
+        id: FileId,
+        created: Opened,
+        len: u64,
+        stop: &AtomicBool,
+    ) -> io::Result<()> {
+        let Opened {
+            mut file,
+            mut direct,
+            ..
+        } = created;
+        sys::reserve(&file, len)?;
         let mut zeros = AlignedBuf::with_capacity(ZERO_CHUNK_BYTES);
         zeros.set_len(ZERO_CHUNK_BYTES);
         let mut at = 0;
-        let mut file = file.file;
         while at < len {
             if stop.load(Relaxed) {
                 return Err(io::Error::other("the storage is closing"));
             }
-            let chunk = usize::try_from(len - at)
-                .map_or(ZERO_CHUNK_BYTES, |rest| rest.min(ZERO_CHUNK_BYTES));
-            match file.write_at(&zeros[..chunk], at) {
-                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            let rest = usize::try_from(len - at).unwrap_or(usize::MAX);
+            match file.write_at(&zeros[..rest.min(ZERO_CHUNK_BYTES)], at) {
                 Ok(count) => at += whole_blocks(count, direct)? as u64,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if direct && error.raw_os_error() == Some(libc::EINVAL) => {
@@ -191,8 +196,18 @@ impl Directory {
         self.handle.sync_all()
     }
 
+    /// A file of which only a part could be written is removed, so that its space returns.
+    fn keep_only_if(&self, id: FileId, written: io::Result<()>) -> io::Result<()> {
+        if written.is_err() {
+            // The first error is the one to tell.
+            let _ = fs::remove_file(self.path.join(id.file_name()));
+            let _ = self.handle.sync_all();
+        }
+        written
+    }
+
     /// Create or empty a file, `O_DIRECT` if the file system does it.
-    fn create(&self, id: FileId) -> io::Result<(Opened, bool)> {
+    fn create(&self, id: FileId) -> io::Result<Opened> {
         let path = self.path.join(id.file_name());
         let open = |flags| {
             let mut options = OpenOptions::new();
@@ -211,26 +226,24 @@ impl Directory {
             direct = false;
             file = open(0);
         }
-        Ok((
-            Opened {
-                file: file?,
-                direct,
-                writable: true,
-            },
+        Ok(Opened {
+            file: file?,
             direct,
-        ))
+            writable: true,
+        })
     }
 
+    /// On failure nothing is left: neither the new content nor the old.
     pub(crate) fn write_file(&self, id: FileId, bytes: &[u8]) -> Result<(), IoError> {
-        let write = || {
-            let mut options = OpenOptions::new();
-            options.write(true).create(true).truncate(true).mode(0o600);
-            let file = options.open(self.path.join(id.file_name()))?;
-            file.write_all_at(bytes, 0)?;
-            file.sync_all()?;
-            self.handle.sync_all()
-        };
-        write().map_err(|error| io_error(id, &format!("write {} bytes", bytes.len()), &error))
+        let mut options = OpenOptions::new();
+        options.write(true).create(true).truncate(true).mode(0o600);
+        let written = options
+            .open(self.path.join(id.file_name()))
+            .and_then(|file| {
+                let written = file.write_all_at(bytes, 0).and_then(|()| file.sync_all());
+                self.keep_only_if(id, written.and_then(|()| self.handle.sync_all()))
+            });
+        written.map_err(|error| io_error(id, &format!("write {} bytes", bytes.len()), &error))
     }
 
     pub(crate) fn rename(&self, from: FileId, to: FileId) -> Result<(), IoError> {

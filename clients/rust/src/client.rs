@@ -1,0 +1,148 @@
+//! The way in: a broker, and what can be made from it.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::admin::Admin;
+use crate::connection::Link;
+use crate::consumer::ConsumerBuilder;
+use crate::context::Context;
+use crate::error::Result;
+use crate::producer::ProducerBuilder;
+
+/// What this client calls itself in HELLO.
+const CLIENT_NAME: &str = concat!("millstream-rust/", env!("CARGO_PKG_VERSION"));
+
+/// A broker, seen from this process. Cheap to clone: clones share one connection, which is made again
+/// when it is lost.
+#[derive(Clone, Debug)]
+pub struct Client {
+    link: Arc<Link>,
+    timeout: Duration,
+}
+
+/// Settings of a client.
+#[derive(Clone, Debug)]
+pub struct ClientBuilder {
+    context: Context,
+    name: String,
+    timeout: Duration,
+}
+
+impl ClientBuilder {
+    /// How this client names itself to the broker, for its logs and group descriptions.
+    #[must_use]
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.name = name.into();
+        self
+    }
+
+    /// How long connecting and each request may take, retries included. Default 30 s.
+    #[must_use]
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
+        self
+    }
+
+    /// Connect.
+    ///
+    /// # Errors
+    /// When the context cannot be used, or the broker cannot be reached in time or refuses.
+    pub async fn connect(self) -> Result<Client> {
+        let timeout = self.timeout;
+        let client = self.lazy()?;
+        client.link.session(Instant::now() + timeout).await?;
+        Ok(client)
+    }
+
+    /// A client that connects when it is first used.
+    ///
+    /// # Errors
+    /// When the context cannot be used.
+    pub fn lazy(self) -> Result<Client> {
+        Ok(Client { link: Arc::new(Link::new(self.context, self.name)?), timeout: self.timeout })
+    }
+}
+
+/// What the broker said of itself.
+#[derive(Clone, Debug)]
+pub struct BrokerInfo {
+    pub server: String,
+    /// Who the broker takes this client for.
+    pub principal: String,
+    pub shards: u32,
+    pub protocol_version: u32,
+    pub cluster_id: Vec<u8>,
+    pub batch_bytes_max: u32,
+    pub in_flight_max: u32,
+}
+
+impl Client {
+    /// Settings for the broker of a context.
+    #[must_use]
+    pub fn builder(context: Context) -> ClientBuilder {
+        ClientBuilder { context, name: CLIENT_NAME.to_owned(), timeout: Duration::from_secs(30) }
+    }
+
+    /// Connect to the broker of a context.
+    ///
+    /// # Errors
+    /// As [`ClientBuilder::connect`].
+    pub async fn connect(context: Context) -> Result<Self> {
+        Self::builder(context).connect().await
+    }
+
+    /// Connect to the broker of a context file, else of `MILLSTREAM_CONTEXT`, else of
+    /// `./.millstream/context.toml`: see [`Context::find`].
+    ///
+    /// # Errors
+    /// When there is no context, and as [`ClientBuilder::connect`].
+    pub async fn from_context(file: Option<&Path>) -> Result<Self> {
+        Self::connect(Context::find(file)?).await
+    }
+
+    /// Settings of a new producer.
+    #[must_use]
+    pub fn producer(&self) -> ProducerBuilder {
+        ProducerBuilder::new(Arc::clone(&self.link))
+    }
+
+    /// Settings of a new consumer.
+    #[must_use]
+    pub fn consumer(&self) -> ConsumerBuilder {
+        ConsumerBuilder::new(Arc::clone(&self.link))
+    }
+
+    /// Topics, groups, plugins and the broker itself.
+    #[must_use]
+    pub fn admin(&self) -> Admin {
+        Admin::new(Arc::clone(&self.link), self.timeout)
+    }
+
+    /// What the broker said of itself when this client connected.
+    ///
+    /// # Errors
+    /// When the broker cannot be reached.
+    pub async fn broker(&self) -> Result<BrokerInfo> {
+        let session = self.link.session(Instant::now() + self.timeout).await?;
+        let hello = &session.hello;
+        Ok(BrokerInfo {
+            server: hello.server.clone(),
+            principal: hello.principal.clone(),
+            shards: hello.shards,
+            protocol_version: hello.version,
+            cluster_id: hello.cluster_id.to_vec(),
+            batch_bytes_max: hello.batch_bytes_max,
+            in_flight_max: hello.in_flight_max,
+        })
+    }
+
+    /// Say goodbye. Close producers and consumers first: what they have under way is lost with the
+    /// connection, or repeated over a new one.
+    pub async fn close(self) {
+        self.link.close().await;
+    }
+}

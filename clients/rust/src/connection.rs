@@ -1,0 +1,277 @@
+//! One connection to the broker, made again when it is lost, and requests over it.
+//!
+//! [`Link`] is shared by everything that a client makes. It holds at most one live connection; whoever
+//! needs it first makes it, the others wait for that attempt. Deliberately absent: what the streams of
+//! producers and consumers carry.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use millstream_protocol::messages::{HelloRequest, HelloResponse};
+use millstream_protocol::{Decoder, Frame, Kind, Message, VERSION_MAX, VERSION_MIN, frame, messages};
+use quinn::{Connection, Endpoint, RecvStream, SendStream};
+use tokio::time::{Instant, sleep_until, timeout_at};
+
+use crate::backoff::Backoff;
+use crate::context::Context;
+use crate::error::{Error, Kind as Fault, Result};
+use crate::transport;
+
+/// One try to connect, TLS and HELLO included. Short, because a broker that restarts on the same port
+/// does not answer packets sent before it listened.
+const ATTEMPT: Duration = Duration::from_secs(5);
+/// Chunks taken from a stream at once.
+const CHUNKS: usize = 32;
+
+/// A live connection, and what the broker said of itself in HELLO.
+#[derive(Clone, Debug)]
+pub(crate) struct Session {
+    pub(crate) connection: Connection,
+    pub(crate) hello: Arc<HelloResponse>,
+}
+
+/// The way to one broker. Cheap to share.
+#[derive(Debug)]
+pub(crate) struct Link {
+    context: Context,
+    client: String,
+    config: quinn::ClientConfig,
+    current: Mutex<Option<Session>>,
+    /// Held while connecting, so that one attempt serves all.
+    connecting: tokio::sync::Mutex<Option<(Endpoint, SocketAddr)>>,
+}
+
+/// Whether a request may be sent again when its answer was lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Repeat {
+    /// It only looks, or doing it twice is the same as once.
+    Safe,
+    /// The caller is told that the outcome is unknown.
+    Never,
+}
+
+impl Link {
+    pub(crate) fn new(context: Context, client: String) -> Result<Self> {
+        let config = transport::client_config(&context)?;
+        Ok(Self { context, client, config, current: Mutex::default(), connecting: tokio::sync::Mutex::default() })
+    }
+
+    /// The live connection, made if there is none. Tries until `deadline`, backing off.
+    pub(crate) async fn session(&self, deadline: Instant) -> Result<Session> {
+        if let Some(session) = self.live() {
+            return Ok(session);
+        }
+        let Ok(mut endpoint) = timeout_at(deadline, self.connecting.lock()).await else {
+            return Err(self.unreachable(None));
+        };
+        if let Some(session) = self.live() {
+            return Ok(session);
+        }
+        let mut backoff = Backoff::connecting();
+        loop {
+            let attempt = deadline.min(Instant::now() + ATTEMPT);
+            let error = match timeout_at(attempt, self.connect(&mut endpoint)).await {
+                Ok(Ok(session)) => {
+                    *self.current.lock().unwrap_or_else(PoisonError::into_inner) = Some(session.clone());
+                    return Ok(session);
+                }
+                Ok(Err(error)) if !error.retriable() => return Err(error),
+                Ok(Err(error)) => Some(error),
+                Err(_) => None,
+            };
+            // A fresh socket and a fresh look at the name for the next try.
+            *endpoint = None;
+            let again = Instant::now() + backoff.next_wait();
+            if again >= deadline {
+                return Err(self.unreachable(error.as_ref()));
+            }
+            tracing::debug!(url = %self.context.url, error = ?error, "connecting failed; trying again");
+            sleep_until(again).await;
+        }
+    }
+
+    /// The live connection, if there is one.
+    pub(crate) fn live(&self) -> Option<Session> {
+        let current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        current.as_ref().filter(|session| session.connection.close_reason().is_none()).cloned()
+    }
+
+    /// Say goodbye and let go of the socket.
+    pub(crate) async fn close(&self) {
+        let session = self.current.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(session) = session {
+            session.connection.close(0u32.into(), b"");
+        }
+        let endpoint = self.connecting.lock().await.take();
+        if let Some((endpoint, _)) = endpoint {
+            // Returns when the goodbye is out; a broker that is gone must not hold us.
+            let _ = tokio::time::timeout(Duration::from_millis(500), endpoint.wait_idle()).await;
+        }
+    }
+
+    /// One request: a stream of its own, one frame there, one frame back.
+    pub(crate) async fn request<Q: Message, R: Message + Default>(
+        &self,
+        kind: Kind,
+        request: &Q,
+        payload: Bytes,
+        repeat: Repeat,
+        deadline: Instant,
+    ) -> Result<R> {
+        let mut backoff = Backoff::busy();
+        loop {
+            let session = self.session(deadline).await?;
+            let outcome = timeout_at(deadline, exchange(&session.connection, kind, request, payload.clone())).await;
+            let error = match outcome {
+                Ok(Ok(answer)) => return Ok(answer.message::<R>()?),
+                Ok(Err(error)) => error,
+                Err(_) => Error::deadline(format!("{} was not answered in time", kind.name())),
+            };
+            let lost = matches!(error.kind(), Fault::Transport | Fault::Deadline);
+            if repeat == Repeat::Never && (lost || error.unknown_outcome()) {
+                return Err(error.with_unknown_outcome());
+            }
+            let again = Instant::now() + backoff.next_wait().max(error.retry_after().unwrap_or_default());
+            if !error.retriable() || again >= deadline {
+                return Err(error);
+            }
+            tracing::debug!(kind = kind.name(), %error, "request failed; trying again");
+            sleep_until(again).await;
+        }
+    }
+
+    /// Open a stream that stays open, and write its first frame.
+    pub(crate) async fn open<Q: Message>(session: &Session, kind: Kind, first: &Q) -> Result<(SendStream, Incoming)> {
+        let (mut send, recv) = session.connection.open_bi().await?;
+        send.write_all(&frame::encode(kind, first)).await?;
+        Ok((send, Incoming::new(recv)))
+    }
+
+    async fn connect(&self, endpoint: &mut Option<(Endpoint, SocketAddr)>) -> Result<Session> {
+        let (host, port) = self.context.address()?;
+        let (endpoint, remote) = match endpoint {
+            Some((endpoint, remote)) => (endpoint.clone(), *remote),
+            none => {
+                let remote = tokio::net::lookup_host((host.as_str(), port))
+                    .await
+                    .map_err(|error| Error::transport(format!("`{host}` has no address: {error}")))?
+                    .next()
+                    .ok_or_else(|| Error::transport(format!("`{host}` has no address")))?;
+                let made = transport::endpoint(remote)?;
+                *none = Some((made.clone(), remote));
+                (made, remote)
+            }
+        };
+        let name = self.context.server_name.as_deref().unwrap_or(&host);
+        let connection = endpoint
+            .connect_with(self.config.clone(), remote, name)
+            .map_err(|error| Error::usage(format!("{}: {error}", self.context.url)))?
+            .await?;
+        let hello = HelloRequest {
+            version_min: VERSION_MIN,
+            version_max: VERSION_MAX,
+            client: self.client.clone(),
+            token: self.context.token.clone().unwrap_or_default(),
+        };
+        let answer = exchange(&connection, Kind::Hello, &hello, Bytes::new()).await?;
+        let hello: HelloResponse = answer.message()?;
+        if !(VERSION_MIN..=VERSION_MAX).contains(&hello.version) {
+            return Err(Error::protocol(format!("the broker chose protocol version {}", hello.version)));
+        }
+        tracing::debug!(server = %hello.server, principal = %hello.principal, "connected");
+        Ok(Session { connection, hello: Arc::new(hello) })
+    }
+
+    fn unreachable(&self, last: Option<&Error>) -> Error {
+        let url = &self.context.url;
+        match last {
+            Some(error) => error.context(&format!("no connection to {url}")),
+            None => Error::transport(format!("no connection to {url}: it does not answer")),
+        }
+    }
+}
+
+async fn exchange<Q: Message>(connection: &Connection, kind: Kind, request: &Q, payload: Bytes) -> Result<Frame> {
+    let (mut send, recv) = connection.open_bi().await?;
+    let mut head = BytesMut::new();
+    frame::encode_head(&mut head, kind, request, payload.len());
+    let mut parts = [head.freeze(), payload];
+    let parts = if parts[1].is_empty() { &mut parts[..1] } else { &mut parts[..] };
+    // A broker that refuses early may stop reading; its answer says more than our failed write.
+    let written = send.write_all_chunks(parts).await;
+    let _ = send.finish();
+    let mut incoming = Incoming::new(recv);
+    match incoming.next().await {
+        Ok(Some(answer)) if answer.kind == kind.number() => Ok(answer),
+        Ok(Some(answer)) if answer.known() == Some(Kind::Error) => Err(Error::refused(answer.message()?)),
+        Ok(Some(answer)) => {
+            let other = millstream_protocol::kinds::name_of(answer.kind);
+            Err(Error::protocol(format!("{} was answered with {other}", kind.name())))
+        }
+        Ok(None) => match written {
+            Err(error) => Err(error.into()),
+            Ok(()) => Err(Error::transport(format!("{} was not answered", kind.name()))),
+        },
+        Err(error) => Err(error),
+    }
+}
+
+/// The broker's side of a stream, as frames.
+#[derive(Debug)]
+pub(crate) struct Incoming {
+    recv: RecvStream,
+    decoder: Decoder,
+    ended: bool,
+}
+
+impl Incoming {
+    pub(crate) fn new(recv: RecvStream) -> Self {
+        Self { recv, decoder: Decoder::new(frame::any_payload), ended: false }
+    }
+
+    /// A frame that has already arrived.
+    pub(crate) fn ready(&mut self) -> Result<Option<Frame>> {
+        Ok(self.decoder.next_frame()?)
+    }
+
+    /// Wait for more bytes. `false`: the stream has ended. Safe to cancel.
+    pub(crate) async fn fill(&mut self) -> Result<bool> {
+        if self.ended {
+            return Ok(false);
+        }
+        let mut chunks = [const { Bytes::new() }; CHUNKS];
+        match self.recv.read_chunks(&mut chunks).await? {
+            Some(count) => {
+                for chunk in &mut chunks[..count] {
+                    self.decoder.push(std::mem::take(chunk));
+                }
+                Ok(true)
+            }
+            None => {
+                self.ended = true;
+                self.decoder.finish()?;
+                Ok(false)
+            }
+        }
+    }
+
+    /// The next frame; `None` when the stream has ended. Safe to cancel.
+    pub(crate) async fn next(&mut self) -> Result<Option<Frame>> {
+        loop {
+            if let Some(frame) = self.ready()? {
+                return Ok(Some(frame));
+            }
+            if !self.fill().await? {
+                return Ok(None);
+            }
+        }
+    }
+}
+
+/// The error that an ERROR frame carries, with the tag of what it answers.
+pub(crate) fn refusal(frame: &Frame) -> Result<(u64, Error)> {
+    let error: messages::Error = frame.message()?;
+    Ok((error.tag, Error::refused(error)))
+}

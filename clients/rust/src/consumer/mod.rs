@@ -1,0 +1,654 @@
+//! Consuming: partitions of one's choice, or those that a group gives.
+//!
+//! ```text
+//!  broker ──batches against credit──▶ driver ──▶ queue (bounded by the credit) ──▶ Consumer ──▶ you
+//!                                       ▲                                            │
+//!                                       └── commits, seeks, pauses, releases ◀───────┘
+//! ```
+//!
+//! A record counts as processed when the application comes back for the next one; automatic commits
+//! never go past that, so a crash repeats records and never skips them. A partition that the group takes
+//! away is let go when the application comes back, after what it processed was committed. Deliberately
+//! absent: shared queues.
+
+mod assignment;
+mod driver;
+mod fetched;
+mod verify;
+
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use futures_core::Stream;
+use millstream_protocol::messages as wire;
+use tokio::sync::{mpsc, oneshot};
+
+pub use assignment::TopicPartition;
+pub use fetched::{FetchedBatch, OpenedBatch};
+
+use crate::connection::Link;
+use crate::error::{Error, Result};
+use crate::record::ConsumedRecord;
+use assignment::Assignment;
+use driver::{Arrival, Arrived, Change, Command, Driver, Plan};
+
+/// Where to begin.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum StartAt {
+    /// The oldest record that is kept.
+    #[default]
+    Start,
+    /// Only what comes from now on.
+    End,
+    Offset(u64),
+    /// The first record at or after this time, in milliseconds since the Unix epoch.
+    Timestamp(i64),
+}
+
+impl StartAt {
+    pub(crate) fn to_wire(self) -> wire::StartAt {
+        use wire::start_at::At;
+        let at = match self {
+            Self::Start => At::Start(true),
+            Self::End => At::End(true),
+            Self::Offset(offset) => At::Offset(offset),
+            Self::Timestamp(ms) => At::TimestampMs(ms),
+        };
+        wire::StartAt { at: Some(at) }
+    }
+}
+
+/// An offset that was not committed.
+#[derive(Clone, Debug)]
+pub struct CommitFailure {
+    pub partition: TopicPartition,
+    pub error: Error,
+}
+
+/// What a consumer has to tell.
+#[derive(Clone, Debug)]
+pub enum ConsumerEvent {
+    Batch(FetchedBatch),
+    /// These partitions are ours from now on, each from its offset.
+    Assigned(Vec<(TopicPartition, u64)>),
+    /// The group wants these back. Commit what should be committed: they are let go with the next call.
+    Revoking(Vec<TopicPartition>),
+    /// These are gone already, and nothing of them can be committed.
+    Lost(Vec<TopicPartition>),
+    /// Nothing more below `offset` for now; `ended`: at all, see [`ConsumerBuilder::stop_at_end`].
+    CaughtUp { partition: TopicPartition, offset: u64, ended: bool },
+    /// This partition has stopped; the others go on. Seek to take it up again.
+    Failed { partition: TopicPartition, error: Error },
+}
+
+/// Settings of a consumer.
+#[derive(Clone, Debug)]
+pub struct ConsumerBuilder {
+    link: Arc<Link>,
+    plan: Plan,
+}
+
+impl ConsumerBuilder {
+    pub(crate) fn new(link: Arc<Link>) -> Self {
+        let plan = Plan {
+            group: String::new(),
+            topics: Vec::new(),
+            partitions: Vec::new(),
+            from: StartAt::Start,
+            client: concat!("millstream-rust/", env!("CARGO_PKG_VERSION")).to_owned(),
+            session_timeout: Duration::from_secs(30),
+            credit_bytes: 16 << 20,
+            filters: Vec::new(),
+            stop_at_end: false,
+            auto_commit: Some(Duration::from_secs(5)),
+            verify: false,
+            reconnect_timeout: Duration::from_secs(300),
+        };
+        Self { link, plan }
+    }
+
+    /// Share the topics with the other members of this group; offsets are kept by the broker.
+    #[must_use]
+    pub fn group(mut self, group: impl Into<String>) -> Self {
+        self.plan.group = group.into();
+        self
+    }
+
+    /// Read this topic: with a group the partitions that the group gives, else all.
+    #[must_use]
+    pub fn topic(mut self, topic: impl Into<String>) -> Self {
+        self.plan.topics.push(topic.into());
+        self
+    }
+
+    /// Read this partition, without a group.
+    #[must_use]
+    pub fn partition(mut self, topic: impl Into<Arc<str>>, partition: u32) -> Self {
+        self.plan.partitions.push((TopicPartition::new(topic, partition), None));
+        self
+    }
+
+    /// Read this partition from here, without a group.
+    #[must_use]
+    pub fn partition_from(mut self, topic: impl Into<Arc<str>>, partition: u32, from: StartAt) -> Self {
+        self.plan.partitions.push((TopicPartition::new(topic, partition), Some(from)));
+        self
+    }
+
+    /// Where to begin where nothing else says: a group without a committed offset, or no group.
+    /// Default: the start.
+    #[must_use]
+    pub fn from(mut self, from: StartAt) -> Self {
+        self.plan.from = from;
+        self
+    }
+
+    /// How this member names itself in the group's description.
+    #[must_use]
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.plan.client = name.into();
+        self
+    }
+
+    /// After how long without a connection the group gives this member's partitions to others. How long
+    /// a record is worked on does not matter. Default 30 s.
+    #[must_use]
+    pub fn session_timeout(mut self, timeout: Duration) -> Self {
+        self.plan.session_timeout = timeout;
+        self
+    }
+
+    /// Bytes that the broker may send ahead: the bound of the queue in memory. Default 16 MiB.
+    #[must_use]
+    pub fn credit_bytes(mut self, bytes: u64) -> Self {
+        self.plan.credit_bytes = bytes.max(1);
+        self
+    }
+
+    /// Run a deployed filter for this subscription, after the topic's own.
+    #[must_use]
+    pub fn filter(mut self, name: impl Into<String>, parameters: Vec<(String, String)>) -> Self {
+        self.plan.filters.push((name.into(), parameters));
+        self
+    }
+
+    /// End each partition where it ends now, and the consumer with the last of them.
+    #[must_use]
+    pub fn stop_at_end(mut self) -> Self {
+        self.plan.stop_at_end = true;
+        self
+    }
+
+    /// With a group: commit what was processed so often. `None` leaves it to
+    /// [`commit`](Consumer::commit). Default 5 s.
+    #[must_use]
+    pub fn auto_commit(mut self, interval: Option<Duration>) -> Self {
+        self.plan.auto_commit = interval;
+        self
+    }
+
+    /// Check that offsets and each producer's sequences have no holes; one is an error of kind
+    /// [`Gap`](crate::ErrorKind::Gap). Not for topics with filters at produce.
+    #[must_use]
+    pub fn verify(mut self, verify: bool) -> Self {
+        self.plan.verify = verify;
+        self
+    }
+
+    /// How long to try to get a lost subscription back. Default 5 minutes.
+    #[must_use]
+    pub fn reconnect_timeout(mut self, timeout: Duration) -> Self {
+        self.plan.reconnect_timeout = timeout;
+        self
+    }
+
+    /// Subscribe.
+    ///
+    /// # Errors
+    /// When the settings do not fit together, or the broker cannot be reached or refuses.
+    pub async fn build(self) -> Result<Consumer> {
+        let Self { link, plan } = self;
+        if plan.topics.is_empty() && plan.partitions.is_empty() {
+            return Err(Error::usage("a consumer needs a topic or a partition"));
+        }
+        if !plan.group.is_empty() && !plan.partitions.is_empty() {
+            return Err(Error::usage("with a group the broker assigns partitions: name topics only"));
+        }
+        let (change_out, changes) = mpsc::unbounded_channel();
+        let (arrival_out, arrivals) = mpsc::unbounded_channel();
+        let (commands, command_in) = mpsc::unbounded_channel();
+        let (started, start) = oneshot::channel();
+        let queued = Arc::new(AtomicUsize::new(0));
+        let auto_commit = plan.auto_commit.is_some() && !plan.group.is_empty();
+        let stop_at_end = plan.stop_at_end;
+        let driver = Driver::new(link, plan, Arc::clone(&queued), change_out, arrival_out, command_in);
+        let driver = tokio::spawn(driver.run(started));
+        start.await.unwrap_or_else(|_| Err(Error::closed("consumer")))?;
+        Ok(Consumer {
+            commands,
+            changes,
+            arrivals,
+            queued,
+            driver: Some(driver),
+            assigned: Vec::new(),
+            ended: Vec::new(),
+            stop_at_end,
+            auto_commit,
+            given: None,
+            releasing: Vec::new(),
+            held_back: VecDeque::new(),
+            records: VecDeque::new(),
+            records_of: None,
+            freed: 0,
+            over: false,
+        })
+    }
+}
+
+/// Reads records. One task at a time.
+#[derive(Debug)]
+pub struct Consumer {
+    commands: mpsc::UnboundedSender<Command>,
+    changes: mpsc::UnboundedReceiver<Change>,
+    arrivals: mpsc::UnboundedReceiver<Arrival>,
+    queued: Arc<AtomicUsize>,
+    driver: Option<tokio::task::JoinHandle<()>>,
+    assigned: Vec<Arc<Assignment>>,
+    /// Names of assignments that have ended.
+    ended: Vec<Arc<Assignment>>,
+    stop_at_end: bool,
+    auto_commit: bool,
+    /// What the application is working on: processed when it comes back.
+    given: Option<(Arc<Assignment>, u64)>,
+    /// Told to the application; let go when it comes back.
+    releasing: Vec<Arc<Assignment>>,
+    /// Arrivals of paused partitions.
+    held_back: VecDeque<Arrival>,
+    /// Of the batch that is being read record by record.
+    records: VecDeque<ConsumedRecord>,
+    records_of: Option<(Arc<Assignment>, u32, u64)>,
+    freed: u64,
+    over: bool,
+}
+
+impl Consumer {
+    /// The next record; `None` when the consumer has ended. An error that does not end it (a failed
+    /// partition, a hole) is followed by more. Safe to cancel.
+    #[expect(clippy::should_implement_trait, reason = "the async counterpart of the iterator's")]
+    pub async fn next(&mut self) -> Option<Result<ConsumedRecord>> {
+        std::future::poll_fn(|cx| self.poll_record(cx)).await
+    }
+
+    /// The next batch, whole. Do not mix with [`next`](Self::next) inside a batch: what is left of it
+    /// there is skipped. Safe to cancel.
+    pub async fn next_batch(&mut self) -> Option<Result<FetchedBatch>> {
+        loop {
+            match self.next_event().await? {
+                Ok(ConsumerEvent::Batch(batch)) => return Some(Ok(batch)),
+                Ok(ConsumerEvent::Failed { partition, error }) => return Some(Err(error.context(&partition.to_string()))),
+                Ok(_) => {}
+                Err(error) => return Some(Err(error)),
+            }
+        }
+    }
+
+    /// The next batch or change of assignment. Safe to cancel.
+    pub async fn next_event(&mut self) -> Option<Result<ConsumerEvent>> {
+        std::future::poll_fn(|cx| self.poll_event(cx)).await
+    }
+
+    /// Partitions that are ours now.
+    #[must_use]
+    pub fn assignment(&self) -> Vec<TopicPartition> {
+        self.assigned.iter().map(|assignment| assignment.name.clone()).collect()
+    }
+
+    /// Where this consumer is in a partition: the next offset it would be given, if it holds it.
+    #[must_use]
+    pub fn position(&self, partition: &TopicPartition) -> Option<u64> {
+        let assignment = self.find(partition)?;
+        match &self.given {
+            Some((given, next)) if Arc::ptr_eq(given, assignment) => Some(*next),
+            _ => Some(assignment.processed()),
+        }
+    }
+
+    /// Commit everything given so far, the last record or batch included, and wait until that is
+    /// durable.
+    ///
+    /// # Errors
+    /// When a partition's offset was not committed: the first of them.
+    pub async fn commit(&mut self) -> Result<()> {
+        self.come_back();
+        let due = self.assigned.iter().filter(|assignment| assignment.processed() > assignment.committed());
+        let offsets = due.map(|assignment| (Arc::clone(assignment), assignment.processed(), String::new()));
+        match self.send_commit(offsets.collect()).await?.into_iter().next() {
+            None => Ok(()),
+            Some(failure) => Err(failure.error.context(&format!("{} was not committed", failure.partition))),
+        }
+    }
+
+    /// Commit these: the next offset to read of each partition, and words to keep with it. Gives those
+    /// that failed.
+    ///
+    /// # Errors
+    /// When a partition is not ours, or the connection was lost meanwhile.
+    pub async fn commit_offsets(&mut self, offsets: &[(TopicPartition, u64, &str)]) -> Result<Vec<CommitFailure>> {
+        let mut named = Vec::with_capacity(offsets.len());
+        for (partition, offset, metadata) in offsets {
+            named.push((Arc::clone(self.ours(partition)?), *offset, (*metadata).to_owned()));
+        }
+        self.send_commit(named).await
+    }
+
+    /// Go on from elsewhere in a partition. Gives the offset.
+    ///
+    /// # Errors
+    /// When the partition is not ours, the offset is out of range, or the connection was lost.
+    pub async fn seek(&mut self, partition: &TopicPartition, to: StartAt) -> Result<u64> {
+        let assignment = Arc::clone(self.ours(partition)?);
+        let generation = assignment.next_generation();
+        let is_of = |other: &Arc<Assignment>| Arc::ptr_eq(other, &assignment);
+        if self.given.as_ref().is_some_and(|(given, _)| is_of(given)) {
+            self.given = None;
+        }
+        if self.records_of.as_ref().is_some_and(|(given, _, _)| is_of(given)) {
+            self.records.clear();
+        }
+        self.ended.retain(|ended| !is_of(ended));
+        let (reply, answer) = oneshot::channel();
+        self.send(Command::Seek { assignment, to, generation, reply })?;
+        answer.await.unwrap_or_else(|_| Err(Error::closed("consumer")))
+    }
+
+    /// Give nothing of these partitions until they are resumed. They stay ours.
+    ///
+    /// # Errors
+    /// When a partition is not ours.
+    pub fn pause(&mut self, partitions: &[TopicPartition]) -> Result<()> {
+        self.set_paused(partitions, true)
+    }
+
+    /// Undo [`pause`](Self::pause).
+    ///
+    /// # Errors
+    /// When a partition is not ours.
+    pub fn resume(&mut self, partitions: &[TopicPartition]) -> Result<()> {
+        self.set_paused(partitions, false)
+    }
+
+    /// Commit what was processed (with automatic commits), leave the group and end. What was given last
+    /// counts as processed.
+    pub async fn close(mut self) {
+        self.come_back();
+        let _ = self.commands.send(Command::Close);
+        if let Some(driver) = self.driver.take() {
+            let _ = driver.await;
+        }
+    }
+
+    fn poll_record(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<ConsumedRecord>>> {
+        loop {
+            self.come_back();
+            if let Some((assignment, generation, end)) = &self.records_of {
+                if assignment.is_live() && assignment.generation() == *generation && !assignment.is_paused() {
+                    if let Some(record) = self.records.pop_front() {
+                        let next = if self.records.is_empty() { *end } else { record.offset + 1 };
+                        self.given = Some((Arc::clone(assignment), next));
+                        return Poll::Ready(Some(Ok(record)));
+                    }
+                    // Without records of its own (all filtered away) a batch still moves on.
+                    assignment.set_processed((*end).max(assignment.processed()));
+                } else if assignment.is_live() && assignment.generation() == *generation && !self.records.is_empty() {
+                    // Paused inside a batch: what is left is read again from there after resuming.
+                    let (assignment, generation) = (Arc::clone(assignment), *generation);
+                    let rest = std::mem::take(&mut self.records);
+                    self.held_back.push_front(Arrival { assignment, generation, what: Arrived::Records(rest) });
+                }
+                self.records.clear();
+                self.records_of = None;
+            }
+            let Some((arrival, _)) = (match ready!(self.poll_arrival(cx)) {
+                None => return Poll::Ready(None),
+                Some(Err(error)) => return Poll::Ready(Some(Err(error))),
+                Some(Ok(Next::Event(ConsumerEvent::Failed { partition, error }))) => {
+                    return Poll::Ready(Some(Err(error.context(&partition.to_string()))));
+                }
+                Some(Ok(Next::Event(_))) => None,
+                Some(Ok(Next::Arrival(arrival))) => Some((arrival, ())),
+            }) else {
+                continue;
+            };
+            let Arrival { assignment, generation, what } = arrival;
+            match what {
+                Arrived::Records(records) => {
+                    let end = records.back().map_or(0, |record| record.offset + 1);
+                    self.records = records;
+                    self.records_of = Some((assignment, generation, end));
+                }
+                Arrived::Batch(batch) => match batch.records() {
+                    Ok(records) => {
+                        self.records = records.into();
+                        self.records_of = Some((assignment, generation, batch.last_offset + 1));
+                    }
+                    Err(error) => return Poll::Ready(Some(Err(error))),
+                },
+                Arrived::CaughtUp { .. } | Arrived::Fault(_) => {}
+            }
+        }
+    }
+
+    fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<ConsumerEvent>>> {
+        self.come_back();
+        self.records.clear();
+        self.records_of = None;
+        Poll::Ready(match ready!(self.poll_arrival(cx)) {
+            None => None,
+            Some(Err(error)) => Some(Err(error)),
+            Some(Ok(Next::Event(event))) => Some(Ok(event)),
+            Some(Ok(Next::Arrival(Arrival { assignment, what, .. }))) => match what {
+                Arrived::Batch(batch) => {
+                    self.given = Some((assignment, batch.last_offset + 1));
+                    Some(Ok(ConsumerEvent::Batch(*batch)))
+                }
+                Arrived::CaughtUp { offset, ended } => {
+                    Some(Ok(ConsumerEvent::CaughtUp { partition: assignment.name.clone(), offset, ended }))
+                }
+                Arrived::Fault(error) => Some(Err(error)),
+                // Only left over by reading record by record.
+                Arrived::Records(_) => return self.poll_event(cx),
+            },
+        })
+    }
+
+    /// The next thing that is still of interest.
+    fn poll_arrival(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Next>>> {
+        loop {
+            if self.over {
+                return Poll::Ready(None);
+            }
+            match self.changes.poll_recv(cx) {
+                Poll::Ready(Some(change)) => match self.change(change) {
+                    Some(event) => return Poll::Ready(Some(event.map(Next::Event))),
+                    None => continue,
+                },
+                Poll::Ready(None) => {
+                    self.over = true;
+                    return Poll::Ready(None);
+                }
+                Poll::Pending => {}
+            }
+            let resumed = self.held_back.iter().position(|arrival| !arrival.assignment.is_paused());
+            let arrival = match resumed.and_then(|at| self.held_back.remove(at)) {
+                Some(arrival) => arrival,
+                None => match self.arrivals.poll_recv(cx) {
+                    Poll::Ready(Some(arrival)) => arrival,
+                    // The end comes as a change.
+                    Poll::Ready(None) | Poll::Pending => return Poll::Pending,
+                },
+            };
+            if arrival.assignment.is_paused() && arrival.is_current() {
+                self.held_back.push_back(arrival);
+                continue;
+            }
+            if let Arrived::Batch(batch) = &arrival.what {
+                self.free(batch.len());
+            }
+            if !arrival.is_current() {
+                continue;
+            }
+            match &arrival.what {
+                Arrived::Fault(error) => return Poll::Ready(Some(Err(error.clone()))),
+                Arrived::CaughtUp { offset, ended } => {
+                    let assignment = &arrival.assignment;
+                    assignment.set_processed(assignment.processed().max(*offset));
+                    if *ended && !self.ended.iter().any(|other| Arc::ptr_eq(other, assignment)) {
+                        self.ended.push(Arc::clone(assignment));
+                    }
+                    if self.all_ended() {
+                        self.over = true;
+                    }
+                }
+                Arrived::Batch(_) | Arrived::Records(_) => {}
+            }
+            return Poll::Ready(Some(Ok(Next::Arrival(arrival))));
+        }
+    }
+
+    fn change(&mut self, change: Change) -> Option<Result<ConsumerEvent>> {
+        let names = |assignments: &[Arc<Assignment>]| assignments.iter().map(|a| a.name.clone()).collect();
+        match change {
+            Change::Assigned(fresh) => {
+                let named = fresh.iter().map(|(assignment, offset)| (assignment.name.clone(), *offset)).collect();
+                self.assigned.extend(fresh.into_iter().map(|(assignment, _)| assignment));
+                Some(Ok(ConsumerEvent::Assigned(named)))
+            }
+            Change::Revoking(taken) => {
+                // The user was given its last record and came back: that is done.
+                if self.auto_commit {
+                    let due = taken.iter().filter(|assignment| assignment.processed() > assignment.committed());
+                    let offsets: Vec<_> =
+                        due.map(|assignment| (Arc::clone(assignment), assignment.processed(), String::new())).collect();
+                    let _ = self.commands.send(Command::Commit { offsets, reply: None });
+                }
+                let event = ConsumerEvent::Revoking(names(&taken));
+                self.releasing.extend(taken);
+                Some(Ok(event))
+            }
+            Change::Lost(gone) => {
+                self.forget(&gone);
+                Some(Ok(ConsumerEvent::Lost(names(&gone))))
+            }
+            Change::Failed { assignment, error } => {
+                if self.stop_at_end {
+                    self.ended.push(Arc::clone(&assignment));
+                    self.over = self.all_ended();
+                }
+                Some(Ok(ConsumerEvent::Failed { partition: assignment.name.clone(), error }))
+            }
+            Change::Ended(error) => {
+                // What has arrived before is still to be given.
+                if let Some(error) = error {
+                    self.over = true;
+                    return Some(Err(error));
+                }
+                if self.arrivals.is_empty() {
+                    self.over = true;
+                }
+                None
+            }
+        }
+    }
+
+    /// The application is back: what it was given is processed, and what it was told is let go.
+    fn come_back(&mut self) {
+        if let Some((assignment, next)) = self.given.take() {
+            assignment.set_processed(next);
+        }
+        if !self.releasing.is_empty() {
+            let released = std::mem::take(&mut self.releasing);
+            self.forget(&released);
+            let _ = self.commands.send(Command::Released(released));
+        }
+    }
+
+    fn forget(&mut self, gone: &[Arc<Assignment>]) {
+        let is_gone = |assignment: &Arc<Assignment>| gone.iter().any(|gone| Arc::ptr_eq(gone, assignment));
+        self.assigned.retain(|assignment| !is_gone(assignment));
+        self.ended.retain(|assignment| !is_gone(assignment));
+        if self.given.as_ref().is_some_and(|(assignment, _)| is_gone(assignment)) {
+            self.given = None;
+        }
+    }
+
+    fn all_ended(&self) -> bool {
+        self.stop_at_end
+            && !self.assigned.is_empty()
+            && self.assigned.iter().all(|assignment| self.ended.iter().any(|ended| Arc::ptr_eq(ended, assignment)))
+    }
+
+    fn free(&mut self, bytes: usize) {
+        self.queued.fetch_sub(bytes, Ordering::AcqRel);
+        self.freed += bytes as u64;
+        // The driver gives credit in larger steps; this only saves wake-ups.
+        if self.freed >= 64 << 10 || self.queued.load(Ordering::Acquire) == 0 {
+            let _ = self.commands.send(Command::Freed(std::mem::take(&mut self.freed)));
+        }
+    }
+
+    fn find(&self, partition: &TopicPartition) -> Option<&Arc<Assignment>> {
+        self.assigned.iter().find(|assignment| assignment.name == *partition)
+    }
+
+    fn ours(&self, partition: &TopicPartition) -> Result<&Arc<Assignment>> {
+        self.find(partition).ok_or_else(|| Error::usage(format!("{partition} is not assigned to this consumer")))
+    }
+
+    fn set_paused(&mut self, partitions: &[TopicPartition], paused: bool) -> Result<()> {
+        let mut assignments = Vec::with_capacity(partitions.len());
+        for partition in partitions {
+            assignments.push(Arc::clone(self.ours(partition)?));
+        }
+        for assignment in &assignments {
+            assignment.set_paused(paused);
+        }
+        self.send(Command::Pause { assignments, paused })
+    }
+
+    async fn send_commit(&mut self, offsets: Vec<(Arc<Assignment>, u64, String)>) -> Result<Vec<CommitFailure>> {
+        if offsets.is_empty() {
+            return Ok(Vec::new());
+        }
+        let (reply, answer) = oneshot::channel();
+        self.send(Command::Commit { offsets, reply: Some(reply) })?;
+        answer.await.unwrap_or_else(|_| Err(Error::closed("consumer")))
+    }
+
+    fn send(&self, command: Command) -> Result<()> {
+        self.commands.send(command).map_err(|_| Error::closed("consumer"))
+    }
+}
+
+/// Records, one by one: the same as [`Consumer::next`].
+impl Stream for Consumer {
+    type Item = Result<ConsumedRecord>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.poll_record(cx)
+    }
+}
+
+enum Next {
+    Event(ConsumerEvent),
+    Arrival(Arrival),
+}
+
+impl Arrival {
+    fn is_current(&self) -> bool {
+        self.assignment.is_live() && self.assignment.generation() == self.generation
+    }
+}

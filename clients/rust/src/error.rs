@@ -1,0 +1,309 @@
+//! One error for the whole client: who erred, whether to retry, what to do.
+//!
+//! Deliberately absent: retrying. The producer, the consumer and requests retry what is worth it until
+//! their deadline; what comes out here has been given up on.
+
+use std::fmt;
+use std::time::Duration;
+
+use millstream_protocol::{Code, FrameError, codes, messages};
+
+/// Who or what is at fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// The caller: an argument, a setting, a file. Nothing was sent.
+    Usage,
+    /// The broker refused; [`Error::code`] says why.
+    Refused,
+    /// The broker sent something that the protocol does not allow.
+    Protocol,
+    /// The network, or a broker that is not there.
+    Transport,
+    /// The deadline passed before the broker answered.
+    Deadline,
+    /// This client, producer or consumer was closed.
+    Closed,
+    /// Records that must be there are missing or repeated (see `ConsumerBuilder::verify`).
+    Gap,
+    /// A batch could not be read, or not be built.
+    Batch,
+}
+
+/// Why something failed. Cheap to clone, because every record of a failed batch gets it.
+#[derive(Clone)]
+pub struct Error(std::sync::Arc<Inner>);
+
+struct Inner {
+    kind: Kind,
+    code: u32,
+    message: String,
+    hint: String,
+    retriable: bool,
+    unknown_outcome: bool,
+    retry_after: Option<Duration>,
+}
+
+/// What a call of this crate gives.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl Error {
+    /// Who or what is at fault.
+    #[must_use]
+    pub fn kind(&self) -> Kind {
+        self.0.kind
+    }
+
+    /// The broker's code, when it was the broker that refused and this build knows the code.
+    #[must_use]
+    pub fn code(&self) -> Option<Code> {
+        Code::from_number(self.0.code)
+    }
+
+    /// A name for logs and scripts: the broker's code, or the kind in capitals.
+    #[must_use]
+    pub fn name(&self) -> String {
+        match self.0.kind {
+            Kind::Refused => codes::name_of(self.0.code),
+            Kind::Usage => "USAGE".into(),
+            Kind::Protocol => "PROTOCOL".into(),
+            Kind::Transport => "UNREACHABLE".into(),
+            Kind::Deadline => "DEADLINE".into(),
+            Kind::Closed => "CLOSED".into(),
+            Kind::Gap => "GAP".into(),
+            Kind::Batch => "BATCH".into(),
+        }
+    }
+
+    /// What happened.
+    #[must_use]
+    pub fn message(&self) -> &str {
+        &self.0.message
+    }
+
+    /// What to do about it; may be empty.
+    #[must_use]
+    pub fn hint(&self) -> &str {
+        &self.0.hint
+    }
+
+    /// Whether the same call may succeed later without anyone changing anything.
+    #[must_use]
+    pub fn retriable(&self) -> bool {
+        self.0.retriable
+    }
+
+    /// Whether what was asked may have been done all the same.
+    #[must_use]
+    pub fn unknown_outcome(&self) -> bool {
+        self.0.unknown_outcome
+    }
+
+    /// How long the broker asks to wait before another try.
+    #[must_use]
+    pub fn retry_after(&self) -> Option<Duration> {
+        self.0.retry_after
+    }
+
+    fn new(kind: Kind, message: impl Into<String>, hint: &str, retriable: bool) -> Self {
+        Self(std::sync::Arc::new(Inner {
+            kind,
+            code: 0,
+            message: message.into(),
+            hint: hint.to_owned(),
+            retriable,
+            unknown_outcome: false,
+            retry_after: None,
+        }))
+    }
+
+    pub(crate) fn usage(message: impl Into<String>) -> Self {
+        Self::new(Kind::Usage, message, "", false)
+    }
+
+    pub(crate) fn usage_hint(message: impl Into<String>, hint: &str) -> Self {
+        Self::new(Kind::Usage, message, hint, false)
+    }
+
+    pub(crate) fn protocol(message: impl Into<String>) -> Self {
+        Self::new(Kind::Protocol, message, "Check that client and broker are of versions that fit.", false)
+    }
+
+    pub(crate) fn transport(message: impl Into<String>) -> Self {
+        Self::new(Kind::Transport, message, "Check that the broker runs and that its address is right.", true)
+    }
+
+    pub(crate) fn deadline(message: impl Into<String>) -> Self {
+        Self::new(Kind::Deadline, message, "Check that the broker is reachable, or allow more time.", true)
+    }
+
+    pub(crate) fn closed(what: &str) -> Self {
+        Self::new(Kind::Closed, format!("the {what} is closed"), "", false)
+    }
+
+    pub(crate) fn gap(message: impl Into<String>) -> Self {
+        Self::new(Kind::Gap, message, "Compare with `millstream log verify` on the broker.", false)
+    }
+
+    pub(crate) fn batch(message: impl Into<String>) -> Self {
+        Self::new(Kind::Batch, message, "", false)
+    }
+
+    pub(crate) fn refused(error: messages::Error) -> Self {
+        Self(std::sync::Arc::new(Inner {
+            kind: Kind::Refused,
+            code: error.code,
+            message: error.message,
+            hint: error.hint,
+            retriable: error.retriable,
+            unknown_outcome: error.unknown_outcome,
+            retry_after: (error.retry_after_ms > 0).then(|| Duration::from_millis(error.retry_after_ms.into())),
+        }))
+    }
+
+    /// The same error, saying that the request may have been applied.
+    pub(crate) fn with_unknown_outcome(&self) -> Self {
+        Self(std::sync::Arc::new(Inner {
+            kind: self.0.kind,
+            code: self.0.code,
+            message: format!("{} (it may or may not have been applied)", self.0.message),
+            hint: self.0.hint.clone(),
+            retriable: self.0.retriable,
+            unknown_outcome: true,
+            retry_after: self.0.retry_after,
+        }))
+    }
+
+    /// The same error with words before its message.
+    pub(crate) fn context(&self, before: &str) -> Self {
+        Self(std::sync::Arc::new(Inner {
+            kind: self.0.kind,
+            code: self.0.code,
+            message: format!("{before}: {}", self.0.message),
+            hint: self.0.hint.clone(),
+            retriable: self.0.retriable,
+            unknown_outcome: self.0.unknown_outcome,
+            retry_after: self.0.retry_after,
+        }))
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.message)?;
+        if self.0.kind == Kind::Refused {
+            write!(f, " [{}]", self.name())?;
+        }
+        if !self.0.hint.is_empty() {
+            write!(f, ". {}", self.0.hint)?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Error")
+            .field("name", &self.name())
+            .field("message", &self.0.message)
+            .field("retriable", &self.0.retriable)
+            .field("unknown_outcome", &self.0.unknown_outcome)
+            .finish_non_exhaustive()
+    }
+}
+
+impl std::error::Error for Error {}
+
+impl From<quinn::ConnectionError> for Error {
+    fn from(error: quinn::ConnectionError) -> Self {
+        use quinn::ConnectionError as C;
+        match error {
+            C::ApplicationClosed(ref close) => {
+                let number = u32::try_from(close.error_code.into_inner()).unwrap_or(u32::MAX);
+                let reason = String::from_utf8_lossy(&close.reason).into_owned();
+                match Code::from_number(number) {
+                    Some(code) => Self::refused(code.error(if reason.is_empty() {
+                        "the broker closed the connection".to_owned()
+                    } else {
+                        reason
+                    })),
+                    None => Self::transport("the broker closed the connection"),
+                }
+            }
+            C::LocallyClosed => Self::closed("connection"),
+            C::VersionMismatch => Self::protocol("the broker does not speak this version of QUIC"),
+            C::TransportError(ref inner) => {
+                let text = inner.to_string();
+                // TLS alerts say that waiting will not help.
+                let crypto = (0x100..0x200).contains(&u64::from(inner.code));
+                if crypto {
+                    Self::new(
+                        Kind::Transport,
+                        format!("no TLS connection with the broker: {text}"),
+                        "Use the context file of this broker: DIR/context.toml in its data directory; `dev` writes a new one when its CA expires.",
+                        false,
+                    )
+                } else {
+                    Self::transport(format!("the connection failed: {text}"))
+                }
+            }
+            C::TimedOut => Self::transport("the broker does not answer"),
+            C::Reset => Self::transport("the broker was restarted"),
+            other => Self::transport(format!("the connection failed: {other}")),
+        }
+    }
+}
+
+impl From<quinn::WriteError> for Error {
+    fn from(error: quinn::WriteError) -> Self {
+        match error {
+            quinn::WriteError::ConnectionLost(lost) => lost.into(),
+            quinn::WriteError::Stopped(code) => stopped(code),
+            other => Self::transport(format!("writing failed: {other}")),
+        }
+    }
+}
+
+impl From<quinn::ReadError> for Error {
+    fn from(error: quinn::ReadError) -> Self {
+        match error {
+            quinn::ReadError::ConnectionLost(lost) => lost.into(),
+            quinn::ReadError::Reset(code) => stopped(code),
+            other => Self::transport(format!("reading failed: {other}")),
+        }
+    }
+}
+
+impl From<FrameError> for Error {
+    fn from(error: FrameError) -> Self {
+        Self::protocol(format!("the broker's answer cannot be read: {error}"))
+    }
+}
+
+fn stopped(code: quinn::VarInt) -> Error {
+    match u32::try_from(code.into_inner()).ok().and_then(Code::from_number) {
+        Some(code) => Error::refused(code.error("the broker stopped this stream")),
+        None => Error::transport("the broker stopped this stream"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_keeps_what_the_broker_said() {
+        let mut wire = Code::Busy.error("shard 1 is busy");
+        wire.retry_after_ms = 20;
+        let error = Error::refused(wire);
+        assert_eq!((error.kind(), error.code()), (Kind::Refused, Some(Code::Busy)));
+        assert!(error.retriable() && !error.unknown_outcome());
+        assert_eq!(error.retry_after(), Some(Duration::from_millis(20)));
+        assert_eq!(error.to_string(), format!("shard 1 is busy [BUSY]. {}", Code::Busy.hint()));
+    }
+
+    #[test]
+    fn a_code_of_a_newer_broker_is_still_an_error() {
+        let error = Error::refused(messages::Error { code: 9999, message: "new".into(), ..Default::default() });
+        assert_eq!((error.code(), error.name().as_str()), (None, "code 9999"));
+    }
+}

@@ -1,0 +1,479 @@
+//! Producing: records in, durable acknowledgements out.
+//!
+//! ```text
+//!  callers ──append──▶ gather (one short lock) ──full or lingered──▶ driver ──▶ one QUIC stream
+//!     ▲                                                                │  lanes: order, sequences
+//!     └──────────── Delivery (one completion a batch) ◀────────────────┘
+//! ```
+//!
+//! Idempotent by default: batches carry (producer id, epoch, sequence), so what is repeated after a
+//! lost answer or connection is stored once. One deadline bounds every record, from the moment it was
+//! taken; there are no retry counts. Deliberately absent: transactions.
+
+mod delivery;
+mod driver;
+mod gather;
+mod lanes;
+mod partitioner;
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use millstream_batch::limits::BATCH_BYTES_MAX;
+use millstream_batch::{Batch, Encoding};
+use millstream_protocol::Kind;
+use millstream_protocol::messages::{DescribeTopicRequest, DescribeTopicResponse};
+
+pub use delivery::Delivery;
+pub use partitioner::partition_of_key;
+
+use crate::connection::{Link, Repeat};
+use crate::error::{Error, Result};
+use crate::record::{Record, RecordMetadata, RecordRef};
+use driver::{Driver, Shared, identify};
+use gather::{Gathering, Shape, Taken, TopicIndex};
+
+/// How batches are compressed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Compression {
+    #[default]
+    None,
+    Lz4,
+    Zstd,
+}
+
+/// Settings of a producer. Every setting has a default that suits most.
+#[derive(Clone, Debug)]
+pub struct ProducerBuilder {
+    pub(crate) link: Arc<Link>,
+    linger: Duration,
+    batch_bytes: usize,
+    batch_records: u32,
+    buffer_bytes: usize,
+    in_flight: usize,
+    compression: Compression,
+    delivery_timeout: Duration,
+    idempotent: bool,
+}
+
+impl ProducerBuilder {
+    pub(crate) fn new(link: Arc<Link>) -> Self {
+        Self {
+            link,
+            linger: Duration::from_millis(2),
+            batch_bytes: 128 << 10,
+            batch_records: u32::MAX,
+            buffer_bytes: 64 << 20,
+            in_flight: 32,
+            compression: Compression::None,
+            delivery_timeout: Duration::from_secs(120),
+            idempotent: true,
+        }
+    }
+
+    /// How long a batch waits for more records while others are under way; with nothing under way it
+    /// goes at once. Default 2 ms.
+    #[must_use]
+    pub fn linger(mut self, linger: Duration) -> Self {
+        self.linger = linger;
+        self
+    }
+
+    /// Size at which a batch is full, before compression, in bytes; also the largest record. Default
+    /// 128 KiB, at most 8 MiB.
+    #[must_use]
+    pub fn batch_bytes(mut self, bytes: usize) -> Self {
+        self.batch_bytes = bytes;
+        self
+    }
+
+    /// Number of records at which a batch is full. Default: no bound but the size.
+    #[must_use]
+    pub fn batch_records(mut self, records: u32) -> Self {
+        self.batch_records = records.max(1);
+        self
+    }
+
+    /// Memory for records that are not acknowledged yet, in bytes. When it is used up, enqueueing
+    /// waits. Default 64 MiB.
+    #[must_use]
+    pub fn buffer_bytes(mut self, bytes: usize) -> Self {
+        self.buffer_bytes = bytes;
+        self
+    }
+
+    /// Batches sent and not yet answered. Default 32; the broker may allow less.
+    #[must_use]
+    pub fn in_flight(mut self, batches: usize) -> Self {
+        self.in_flight = batches.max(1);
+        self
+    }
+
+    /// Default: none.
+    #[must_use]
+    pub fn compression(mut self, compression: Compression) -> Self {
+        self.compression = compression;
+        self
+    }
+
+    /// From when a record was taken until it is acknowledged or fails; retries included. Default 2
+    /// minutes.
+    #[must_use]
+    pub fn delivery_timeout(mut self, timeout: Duration) -> Self {
+        self.delivery_timeout = timeout;
+        self
+    }
+
+    /// Without idempotence, what is sent again after a lost answer may be stored twice, and order may
+    /// change around a refusal. Default `true`.
+    #[must_use]
+    pub fn idempotent(mut self, idempotent: bool) -> Self {
+        self.idempotent = idempotent;
+        self
+    }
+
+    /// Connect if needed, and get an identity.
+    ///
+    /// # Errors
+    /// When the broker cannot be reached within the delivery timeout (at most 30 s), or refuses.
+    pub async fn build(self) -> Result<Producer> {
+        let deadline = Instant::now() + self.delivery_timeout.min(Duration::from_secs(30));
+        let identity = identify(&self.link, self.idempotent, deadline).await?;
+        let session = self.link.session(deadline.into()).await?;
+        let broker_max = match session.hello.batch_bytes_max as usize {
+            0 => BATCH_BYTES_MAX,
+            max => max,
+        };
+        let shape = Shape {
+            encoding: match self.compression {
+                Compression::None => Encoding::None,
+                Compression::Lz4 => Encoding::Lz4,
+                Compression::Zstd => Encoding::Zstd,
+            },
+            batch_bytes: self.batch_bytes.min(broker_max).min(BATCH_BYTES_MAX),
+            batch_records: self.batch_records,
+            buffer_bytes: self.buffer_bytes,
+            linger: self.linger,
+            delivery_timeout: self.delivery_timeout,
+        };
+        let shared = Arc::new(Shared::new(Gathering::new(shape)));
+        let driver = Driver::new(Arc::clone(&shared), Arc::clone(&self.link), identity, self.in_flight, self.linger);
+        let driver = tokio::spawn(driver.run());
+        let lookup_timeout = self.delivery_timeout;
+        let core = Core { shared, link: self.link, lookup_timeout, driver: tokio::sync::Mutex::new(Some(driver)) };
+        Ok(Producer { core: Arc::new(core) })
+    }
+}
+
+/// Sends records. Cheap to clone; usable from any thread. Dropping the last handle sends what was
+/// enqueued in the background; [`close`](Self::close) waits for it.
+#[derive(Clone, Debug)]
+pub struct Producer {
+    core: Arc<Core>,
+}
+
+#[derive(Debug)]
+struct Core {
+    shared: Arc<Shared>,
+    link: Arc<Link>,
+    lookup_timeout: Duration,
+    driver: tokio::sync::Mutex<Option<tokio::task::JoinHandle<()>>>,
+}
+
+impl Drop for Core {
+    fn drop(&mut self) {
+        self.shared.lock().closing = true;
+        self.shared.wake.notify_one();
+    }
+}
+
+/// What a producer has done so far.
+#[derive(Clone, Debug, Default)]
+pub struct Report {
+    /// Records that the broker has acknowledged.
+    pub acknowledged: u64,
+    /// Of those, records that an earlier try had already stored.
+    pub duplicates: u64,
+    /// Records given up.
+    pub failed: u64,
+    /// Of those, records that may have been stored all the same.
+    pub unknown: u64,
+    /// Batches acknowledged, and their bytes.
+    pub batches: u64,
+    pub bytes: u64,
+    /// The first failure, when there was one.
+    pub first_error: Option<Error>,
+}
+
+/// What became of a slice of records.
+#[derive(Debug)]
+pub struct Enqueued {
+    /// Records taken, from the front of the slice.
+    pub taken: usize,
+    /// Why the record after those was refused. `None` with fewer taken than given: the memory bound is
+    /// reached, see [`Producer::room`].
+    pub refused: Option<Error>,
+}
+
+impl Producer {
+    /// A handle for sending many records to one topic.
+    ///
+    /// # Errors
+    /// When the topic does not exist or the broker cannot be reached.
+    pub async fn topic(&self, name: &str) -> Result<Topic> {
+        let known = self.core.shared.lock().topic(name);
+        let index = match known {
+            Some(index) => index,
+            None => self.look_up(name).await?,
+        };
+        Ok(Topic { core: Arc::clone(&self.core), index })
+    }
+
+    /// Send one record and wait until it is acknowledged. Many calls at once share batches.
+    ///
+    /// # Errors
+    /// When the record cannot be taken or was not acknowledged before its deadline.
+    pub async fn send(&self, topic: &str, record: Record) -> Result<RecordMetadata> {
+        self.enqueue(topic, record).await?.await
+    }
+
+    /// Take one record, waiting for memory if need be, and go on: the [`Delivery`] resolves on the
+    /// acknowledgement.
+    ///
+    /// # Errors
+    /// When the record cannot be taken.
+    #[expect(clippy::needless_pass_by_value, reason = "the common call gives its record away")]
+    pub async fn enqueue(&self, topic: &str, record: Record) -> Result<Delivery> {
+        self.topic(topic).await?.enqueue(RecordRef::from(&record)).await
+    }
+
+    /// Wait until some memory is free.
+    ///
+    /// # Errors
+    /// When the producer is closed or cannot go on.
+    pub async fn room(&self) -> Result<()> {
+        self.core.room(1).await
+    }
+
+    /// Send everything enqueued so far without lingering, and wait until each record is acknowledged
+    /// or has failed.
+    ///
+    /// # Errors
+    /// When the producer cannot go on. Failures of records are theirs, and in [`report`](Self::report).
+    pub async fn flush(&self) -> Result<()> {
+        self.core.flush().await
+    }
+
+    /// Totals so far.
+    #[must_use]
+    pub fn report(&self) -> Report {
+        let counters = &self.core.shared.counters;
+        Report {
+            acknowledged: counters.acknowledged.load(Ordering::Relaxed),
+            duplicates: counters.duplicates.load(Ordering::Relaxed),
+            failed: counters.failed.load(Ordering::Relaxed),
+            unknown: counters.unknown.load(Ordering::Relaxed),
+            batches: counters.batches.load(Ordering::Relaxed),
+            bytes: counters.bytes.load(Ordering::Relaxed),
+            first_error: counters.first_error.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone(),
+        }
+    }
+
+    /// Memory in use for records not yet acknowledged, in bytes.
+    #[must_use]
+    pub fn buffered_bytes(&self) -> usize {
+        self.core.shared.lock().used()
+    }
+
+    /// Take nothing more, settle everything and let the stream go.
+    ///
+    /// # Errors
+    /// The first failure of a record, if there was one; [`report`](Self::report) has the numbers.
+    pub async fn close(self) -> Result<Report> {
+        self.core.shared.lock().closing = true;
+        self.core.shared.wake.notify_one();
+        if let Some(driver) = self.core.driver.lock().await.take() {
+            let _ = driver.await;
+        }
+        let report = self.report();
+        match &report.first_error {
+            Some(error) => Err(error.clone()),
+            None => Ok(report),
+        }
+    }
+
+    async fn look_up(&self, name: &str) -> Result<TopicIndex> {
+        let request = DescribeTopicRequest { name: name.to_owned(), partitions: false };
+        let deadline = tokio::time::Instant::now() + self.core.lookup_timeout;
+        let answer: DescribeTopicResponse =
+            self.core.link.request(Kind::DescribeTopic, &request, Bytes::new(), Repeat::Safe, deadline).await?;
+        let topic = answer.topic.ok_or_else(|| Error::protocol("a topic was described without its description"))?;
+        if topic.partitions == 0 {
+            return Err(Error::protocol(format!("topic `{name}` has no partitions")));
+        }
+        let filtered = topic.filters.iter().any(|filter| filter.stage == "produce");
+        Ok(self.core.shared.lock().learn(name, &topic.id, topic.partitions, filtered))
+    }
+}
+
+/// One topic of a producer. Cheap to clone; usable from any thread.
+#[derive(Clone, Debug)]
+pub struct Topic {
+    core: Arc<Core>,
+    index: TopicIndex,
+}
+
+impl Topic {
+    /// The topic's name.
+    #[must_use]
+    pub fn name(&self) -> Arc<str> {
+        Arc::clone(self.core.shared.lock().topic_name(self.index))
+    }
+
+    /// Number of its partitions, as of the look-up.
+    #[must_use]
+    pub fn partitions(&self) -> u32 {
+        self.core.shared.lock().partitions(self.index)
+    }
+
+    /// Take one record, waiting for memory if need be.
+    ///
+    /// # Errors
+    /// When the record cannot be taken: too large, no such partition, producer closed.
+    pub async fn enqueue(&self, record: RecordRef<'_>) -> Result<Delivery> {
+        loop {
+            match self.try_enqueue(record)? {
+                Some(delivery) => return Ok(delivery),
+                None => self.core.room(record.value.map_or(1, <[u8]>::len)).await?,
+            }
+        }
+    }
+
+    /// Take one record if there is memory for it now.
+    ///
+    /// # Errors
+    /// As [`enqueue`](Self::enqueue).
+    pub fn try_enqueue(&self, record: RecordRef<'_>) -> Result<Option<Delivery>> {
+        let (taken, wake) = {
+            let mut gathering = self.core.shared.lock();
+            let taken = match gathering.append(self.index, &record, now_ms(), Instant::now())? {
+                Taken::At { lane, index } => {
+                    gathering.newest(lane).map(|completion| Delivery::new(completion, index))
+                }
+                Taken::Full => None,
+            };
+            (taken, gathering.wakes())
+        };
+        if wake {
+            self.core.shared.wake.notify_one();
+        }
+        Ok(taken)
+    }
+
+    /// Take as many records as there is memory for, without a future each: outcomes are in
+    /// [`Producer::report`]. The fastest way in.
+    #[must_use]
+    pub fn try_enqueue_all(&self, records: &[RecordRef<'_>]) -> Enqueued {
+        let (now, now_ms) = (Instant::now(), now_ms());
+        let mut gathering = self.core.shared.lock();
+        let mut enqueued = Enqueued { taken: 0, refused: None };
+        for record in records {
+            match gathering.append(self.index, record, now_ms, now) {
+                Ok(Taken::At { .. }) => enqueued.taken += 1,
+                Ok(Taken::Full) => break,
+                Err(error) => {
+                    enqueued.refused = Some(error);
+                    break;
+                }
+            }
+        }
+        let wake = gathering.wakes();
+        drop(gathering);
+        if wake {
+            self.core.shared.wake.notify_one();
+        }
+        enqueued
+    }
+
+    /// Send a batch as it is, waiting for memory if need be. The delivery is that of its first record.
+    ///
+    /// # Errors
+    /// When it cannot be taken.
+    pub async fn enqueue_batch(&self, partition: u32, batch: &Batch) -> Result<Delivery> {
+        loop {
+            let taken = {
+                let mut gathering = self.core.shared.lock();
+                let taken = gathering.append_batch(self.index, partition, batch, Instant::now())?;
+                if gathering.wakes() {
+                    self.core.shared.wake.notify_one();
+                }
+                taken
+            };
+            match taken {
+                Some(completion) => return Ok(Delivery::new(completion, 0)),
+                None => self.core.room(batch.bytes().len()).await?,
+            }
+        }
+    }
+
+    /// Send one record and wait until it is acknowledged.
+    ///
+    /// # Errors
+    /// When the record cannot be taken or was not acknowledged before its deadline.
+    pub async fn send(&self, record: RecordRef<'_>) -> Result<RecordMetadata> {
+        self.enqueue(record).await?.await
+    }
+}
+
+impl Core {
+    async fn room(&self, bytes: usize) -> Result<()> {
+        loop {
+            let mut woken = std::pin::pin!(self.shared.room.notified());
+            woken.as_mut().enable();
+            {
+                let mut gathering = self.shared.lock();
+                if let Some(error) = &gathering.failed {
+                    return Err(error.clone());
+                }
+                if gathering.closing {
+                    return Err(Error::closed("producer"));
+                }
+                if gathering.has_room(bytes) {
+                    return Ok(());
+                }
+                // Something is under way, or the driver would have sent what is open: an answer comes.
+                gathering.starved = true;
+            }
+            woken.await;
+        }
+    }
+
+    async fn flush(&self) -> Result<()> {
+        let up_to = {
+            let mut gathering = self.shared.lock();
+            gathering.flush_up_to = gathering.newest_id();
+            gathering.flush_up_to
+        };
+        self.shared.wake.notify_one();
+        loop {
+            let mut woken = std::pin::pin!(self.shared.settled.notified());
+            woken.as_mut().enable();
+            {
+                let gathering = self.shared.lock();
+                if let Some(error) = &gathering.failed {
+                    return Err(error.clone());
+                }
+                if gathering.is_settled(up_to) {
+                    return Ok(());
+                }
+            }
+            woken.await;
+        }
+    }
+}
+
+fn now_ms() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as i64)
+}

@@ -3,6 +3,8 @@
 //! Absent on purpose: batches and where they lie (the log's index); retention's choice of what to
 //! trim (the driver's, from the log's files).
 
+use std::collections::BTreeMap;
+
 use millstream_batch::ids::{Lsn, Offset, Partition, PartitionSlot, Term, TimestampMs};
 
 use crate::decide::Decision;
@@ -47,42 +49,38 @@ impl PartitionCell {
     }
 }
 
-/// Cells by slot. Slots are never reused, so a deleted partition leaves a hole of one pointer.
-#[derive(Clone, Debug, Default)]
+/// Cells by slot. Slots are never reused, and what is deleted takes no room.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Partitions {
-    cells: Vec<Option<Box<PartitionCell>>>,
-    count: usize,
-}
-
-impl PartialEq for Partitions {
-    fn eq(&self, other: &Self) -> bool {
-        self.count == other.count && self.iter().eq(other.iter()) // holes at the end say nothing
-    }
+    cells: BTreeMap<PartitionSlot, Box<PartitionCell>>,
 }
 
 impl Partitions {
     pub(crate) fn len(&self) -> usize {
-        self.count
+        self.cells.len()
     }
 
     pub(crate) fn at(&self, slot: PartitionSlot) -> Option<&PartitionCell> {
-        self.cells.get(slot.0 as usize)?.as_deref()
+        self.cells.get(&slot).map(|cell| &**cell)
     }
 
     pub(crate) fn at_mut(&mut self, slot: PartitionSlot) -> Option<&mut PartitionCell> {
-        self.cells.get_mut(slot.0 as usize)?.as_deref_mut()
+        self.cells.get_mut(&slot).map(|cell| &mut **cell)
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = (PartitionSlot, &PartitionCell)> + '_ {
-        self.from(PartitionSlot(0))
+        self.after(None)
     }
 
-    pub(crate) fn from(
+    pub(crate) fn after(
         &self,
-        slot: PartitionSlot,
+        last: Option<PartitionSlot>,
     ) -> impl Iterator<Item = (PartitionSlot, &PartitionCell)> + '_ {
-        let cells = self.cells.iter().enumerate().skip(slot.0 as usize);
-        cells.filter_map(|(slot, cell)| Some((PartitionSlot(slot as u32), cell.as_deref()?)))
+        use std::ops::Bound::{Excluded, Unbounded};
+        let range = self
+            .cells
+            .range((last.map_or(Unbounded, Excluded), Unbounded));
+        range.map(|(slot, cell)| (*slot, &**cell))
     }
 
     pub(crate) fn create(&mut self, slot: PartitionSlot, partition: Partition, producers: u32) {
@@ -98,24 +96,12 @@ impl Partitions {
     }
 
     pub(crate) fn put(&mut self, slot: PartitionSlot, cell: PartitionCell) {
-        let at = slot.0 as usize;
-        if at >= self.cells.len() {
-            self.cells.resize_with(at + 1, || None);
-        }
-        assert!(self.cells[at].is_none(), "slot {slot} is given out once");
-        self.cells[at] = Some(Box::new(cell));
-        self.count += 1;
+        let before = self.cells.insert(slot, Box::new(cell));
+        assert!(before.is_none(), "slot {slot} is given out once");
     }
 
     pub(crate) fn remove(&mut self, slot: PartitionSlot) {
-        if self
-            .cells
-            .get_mut(slot.0 as usize)
-            .and_then(Option::take)
-            .is_some()
-        {
-            self.count -= 1;
-        }
+        self.cells.remove(&slot);
     }
 }
 
@@ -208,10 +194,11 @@ pub(crate) fn install_trimmed(state: &mut State, lsn: Lsn, fact: &PartitionTrimm
 mod tests {
     use super::*;
 
-    /// With the topic's list of slots (8 bytes). The allocator rounds the cell up to its next size.
+    /// The cell, its place in the map (nodes at least half full) and the topic's list of slots.
     #[test]
     fn an_idle_partition_takes_little_memory() {
-        let bytes = size_of::<Option<Box<PartitionCell>>>() + size_of::<PartitionCell>() + 8;
-        assert!(bytes <= 96, "{bytes}");
+        let place = 2 * (size_of::<PartitionSlot>() + size_of::<Box<PartitionCell>>());
+        let bytes = size_of::<PartitionCell>() + place + size_of::<(u32, PartitionSlot)>();
+        assert!(bytes <= 128, "{bytes}");
     }
 }

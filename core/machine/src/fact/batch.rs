@@ -104,7 +104,8 @@ pub fn batch_meta(fact: &[u8]) -> Result<BatchMeta, FactError> {
 }
 
 pub(super) fn is_sound(fact: &BatchAppended) -> bool {
-    last_offset(fact.base_offset, fact.kept).is_some()
+    let sequence_end = fact.sequence.checked_add(fact.sent.into());
+    last_offset(fact.base_offset, fact.kept).is_some() && (fact.pid == 0 || sequence_end.is_some())
 }
 
 /// A struct of integers needs no scratch space, so nothing is allocated.

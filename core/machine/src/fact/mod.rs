@@ -10,6 +10,7 @@ mod convert;
 
 use bytes::Bytes;
 use millstream_batch::ids::{Offset, PartitionSlot};
+use millstream_batch::limits::is_name;
 use rkyv::rancor;
 use rkyv::util::AlignedVec;
 
@@ -161,20 +162,29 @@ impl Fact {
         }
     }
 
-    /// What a well-formed archive may still get wrong: a batch with no record, or past the last
-    /// offset; names that no request could have carried.
+    /// What a well-formed archive may still get wrong: a batch with no record, numbers past their end,
+    /// slots out of order, names that no request could have carried.
     fn is_sound(&self) -> bool {
-        use millstream_batch::limits::is_name;
         match self {
             Self::BatchAppended(fact) => batch::is_sound(fact),
-            Self::TopicApplied(fact) => fact.topic.is_sound(),
+            Self::ProducerAdvanced(fact) => fact.sequence.checked_add(fact.sent.into()).is_some(),
+            Self::TopicApplied(fact) => {
+                let sorted = fact
+                    .added
+                    .is_sorted_by(|a, b| a.index < b.index && a.slot < b.slot);
+                fact.topic.is_sound()
+                    && sorted
+                    && fact.added.last().is_none_or(|last| last.slot < u32::MAX)
+            }
+            Self::TopicForgotten(fact) => fact.slots.is_sorted_by(|a, b| a < b),
+            Self::ProducerGiven(fact) => fact.pid < u64::MAX,
             Self::PartitionClaimed(fact) => is_name(&fact.group),
             Self::OffsetCommitted(fact) => is_name(&fact.group),
             Self::OffsetReset(fact) => is_name(&fact.group),
             Self::GroupForgotten(fact) => is_name(&fact.group),
             Self::GroupChanged(fact) => is_name(&fact.group),
             Self::GroupDeleted(fact) => is_name(&fact.group),
-            _ => true,
+            Self::PartitionTrimmed(_) | Self::ProducersExpired(_) | Self::ClockAdvanced(_) => true,
         }
     }
 

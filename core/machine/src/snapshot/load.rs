@@ -52,8 +52,7 @@ fn cells(state: &mut State, slice: &Slice) -> Result<(), &'static str> {
     }
     for cell in &slice.partitions {
         let slot = PartitionSlot(cell.slot);
-        // Slots are given out in order and bounded, so a wild one would only waste memory.
-        if cell.slot == u32::MAX || state.partitions.at(slot).is_some() || cell.start > cell.end {
+        if state.partitions.at(slot).is_some() || cell.start > cell.end {
             return Err("a partition that cannot be");
         }
         let partition = PartitionCell {

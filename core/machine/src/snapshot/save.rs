@@ -74,8 +74,8 @@ fn gather(state: &State, after: Option<&Key>, bytes_target: usize) -> Slice {
             }
         }
         if section <= key::PARTITIONS {
-            let from = at(key::PARTITIONS).map_or(0, |key| u32::from_be_bytes(fixed(key)) + 1);
-            for (slot, cell) in state.partitions.from(PartitionSlot(from)) {
+            let last = at(key::PARTITIONS).map(|key| PartitionSlot(u32::from_be_bytes(fixed(key))));
+            for (slot, cell) in state.partitions.after(last) {
                 slice.partitions.push(partition(slot, cell));
                 if room.take(64) {
                     break 'full key::partition(slot);

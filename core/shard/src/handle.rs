@@ -19,6 +19,15 @@ pub enum ReplyTo {
 }
 
 impl ReplyTo {
+    /// Whether nobody waits for the answer any more.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        match self {
+            Self::Once(to) => to.is_closed(),
+            Self::Queue { queue, .. } => queue.is_closed(),
+        }
+    }
+
     /// Deliver. A caller that went away is no error.
     pub fn send(self, answer: Answer) {
         match self {

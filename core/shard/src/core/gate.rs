@@ -1,0 +1,72 @@
+//! What waits for the log: answers and visibility, held until durable ≥ the lsn they hang on.
+//!
+//! ```text
+//!  released ◀── durable ──▶ held: (lsn 7, answer) (lsn 7, end of slot 3) (lsn 9, answer) …
+//! ```
+//! A reply without a fact of its own waits for the last lsn installed when it was decided, so the
+//! queue is ordered by construction.
+
+use std::collections::VecDeque;
+
+use millstream_batch::ids::{Lsn, Offset, Partition, PartitionSlot};
+use millstream_machine::request::Produced;
+
+use crate::call::Answer;
+
+/// One thing that waits.
+#[derive(Debug)]
+pub(crate) enum Held {
+    /// A batch: its answer, and the end it makes visible when it appended something.
+    Produced { token: u64, produced: Produced, end: Option<(PartitionSlot, Offset)>, started_us: u64 },
+    /// An answer. `wrote`: whether a fact of this very call hangs on the log.
+    Answer { token: u64, answer: Box<Answer>, wrote: bool },
+    /// Nothing below `start` is shown or needed any more.
+    Start { slot: PartitionSlot, start: Offset },
+    /// A partition was created.
+    Born { slot: PartitionSlot, partition: Partition },
+    /// A partition was deleted: its bytes may go.
+    Gone { slot: PartitionSlot },
+    /// The catalog changed with this lsn.
+    Catalog,
+    /// So many bytes of the log's memory are no longer waiting.
+    Bytes(usize),
+    /// The group's assignments may have changed.
+    Group { group: String },
+}
+
+/// The queue, and how far it is open.
+#[derive(Debug, Default)]
+pub(crate) struct Gate {
+    durable: Lsn,
+    held: VecDeque<(Lsn, Held)>,
+}
+
+impl Gate {
+    pub(crate) fn durable(&self) -> Lsn {
+        self.durable
+    }
+
+    /// Everything up to `lsn` survives a crash.
+    pub(crate) fn open_to(&mut self, lsn: Lsn) {
+        assert!(lsn >= self.durable, "the durable point went back from {} to {lsn}", self.durable);
+        self.durable = lsn;
+    }
+
+    pub(crate) fn hold(&mut self, lsn: Lsn, held: Held) {
+        debug_assert!(self.held.back().is_none_or(|(last, _)| *last <= lsn), "held out of order");
+        self.held.push_back((lsn, held));
+    }
+
+    /// The next thing that may be released.
+    pub(crate) fn release(&mut self) -> Option<(Lsn, Held)> {
+        if self.held.front()?.0 > self.durable {
+            return None;
+        }
+        self.held.pop_front()
+    }
+
+    /// Everything that will never be released: the log has stopped.
+    pub(crate) fn abandon(&mut self) -> impl Iterator<Item = Held> + use<> {
+        std::mem::take(&mut self.held).into_iter().map(|(_, held)| held)
+    }
+}

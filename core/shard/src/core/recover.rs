@@ -1,0 +1,84 @@
+//! The way from a directory to a state: snapshot parts, then facts, then what readers may see.
+
+use millstream_batch::ids::{Lsn, PartitionSlot};
+use millstream_log::{Entry, Recovery};
+
+use millstream_machine::{Fact, install};
+
+use super::{Effect, Phase, ShardCore, Shown, Writes};
+
+impl ShardCore {
+    pub(super) fn recover_part(&mut self, begin: Lsn, bytes: &[u8]) {
+        self.restoring = Some(begin);
+        if let Err(error) = self.state.restore_part(bytes) {
+            self.halt_recovery(format!("snapshot {begin} cannot be restored: {error}"));
+        }
+    }
+
+    /// All parts were given: the tail follows.
+    fn parts_over(&mut self) {
+        let Some(begin) = self.restoring.take() else { return };
+        self.installed = begin;
+        if self.writes == Writes::Open
+            && let Err(error) = self.state.restored(begin)
+        {
+            self.halt_recovery(format!("snapshot {begin} cannot be restored: {error}"));
+        }
+    }
+
+    pub(super) fn recover_entry(&mut self, entry: &Entry) {
+        self.parts_over();
+        let fact = match Fact::decode(entry.kind, &entry.fact) {
+            Ok(fact) => fact,
+            Err(error) => return self.halt_recovery(format!("fact {} cannot be read: {error}", entry.lsn)),
+        };
+        if self.writes == Writes::Open {
+            install(&mut self.state, entry.lsn, &fact);
+            self.installed = entry.lsn;
+        } // else: what follows a fact that cannot be read cannot be understood
+    }
+
+    pub(super) fn recovered(&mut self, mut recovery: Recovery) {
+        self.parts_over();
+        if let Writes::ReadOnly(why) = &self.writes {
+            recovery.read_only.get_or_insert_with(|| why.clone());
+        }
+        if let Some(why) = &recovery.read_only {
+            self.writes = Writes::ReadOnly(why.clone());
+        } else {
+            assert!(self.installed == recovery.last, "replay ended at {}, the log at {}", self.installed, recovery.last);
+        }
+        self.installed = recovery.last;
+        self.installed_other = recovery.last;
+        self.term = recovery.term;
+        self.gate.open_to(recovery.last);
+        self.catalog_version = recovery.last.0.max(1);
+        self.show_all();
+        self.phase = Phase::Serving;
+        self.upkeep.start(self.now, &self.config);
+        self.recovery = Some(Box::new(recovery.clone()));
+        self.effects.push_back(Effect::Ready(Box::new(recovery)));
+    }
+
+    /// What the state knows is shown; what only the log still knows is dropped.
+    fn show_all(&mut self) {
+        let partitions: Vec<_> = self.state.partitions().collect();
+        for info in partitions {
+            self.shown.insert(info.slot, Shown { partition: info.partition, start: info.start, end: info.end });
+            self.log.set_start(info.slot, info.start);
+        }
+        let mut gone: Vec<PartitionSlot> = self.log.slots();
+        gone.retain(|slot| !self.shown.contains_key(slot));
+        if self.writes == Writes::Open {
+            for slot in gone {
+                self.log.drop_slot(slot);
+            }
+        }
+    }
+
+    fn halt_recovery(&mut self, why: String) {
+        if self.writes == Writes::Open {
+            self.writes = Writes::ReadOnly(why);
+        }
+    }
+}

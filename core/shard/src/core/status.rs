@@ -1,0 +1,107 @@
+//! Counters, and the answer to `Status`.
+
+use super::latency::Latency;
+use super::{ShardCore, Writes};
+use crate::call::Status;
+
+/// Most lag rows in one status.
+const LAG_ROWS_MAX: usize = 1_000;
+/// Most holder lines in one status.
+const HOLDER_ROWS_MAX: usize = 100;
+
+#[derive(Debug, Default)]
+pub(super) struct Counters {
+    pub(super) batches_in: u64,
+    pub(super) records_in: u64,
+    pub(super) bytes_in: u64,
+    pub(super) duplicates: u64,
+    pub(super) refused: u64,
+    pub(super) bytes_out: u64,
+    pub(super) produce_us: Latency,
+    pub(super) fetch_us: Latency,
+    /// From the submission of a group's write until it is durable.
+    pub(super) sync_us: Latency,
+}
+
+impl ShardCore {
+    /// What operators want to know. `filters` is the driver's to fill.
+    pub(super) fn status(&self) -> Status {
+        let counts = self.state.counts();
+        let stats = self.log.stats();
+        let (state, why) = match &self.writes {
+            Writes::Open => ("serving", None),
+            Writes::Full(why) => ("disk-full", Some(why.clone())),
+            Writes::ReadOnly(why) => ("read-only", Some(why.clone())),
+            Writes::Stopped(why) => ("stopped", Some(why.clone())),
+        };
+        let c = &self.counters;
+        Status {
+            shard: self.config.shard,
+            topics: counts.topics,
+            partitions: counts.partitions,
+            groups: counts.groups,
+            last_lsn: self.installed.0,
+            durable_lsn: self.gate.durable().0,
+            term: self.term.0,
+            disk: String::new(), // the driver knows its storage
+            state: state.to_owned(),
+            why,
+            log_bytes: stats.disk_bytes,
+            log_files: stats.wal_files as usize,
+            hot_tail_bytes: stats.hot_bytes as usize,
+            holders: self.holders(),
+            batches_in: c.batches_in,
+            records_in: c.records_in,
+            bytes_in: c.bytes_in,
+            duplicates: c.duplicates,
+            refused: c.refused,
+            fetches_hot: stats.fetches_hot,
+            fetches_cold: stats.fetches_cold,
+            bytes_out: c.bytes_out,
+            groups_written: stats.groups,
+            syncs: stats.syncs,
+            produce_us: c.produce_us.cumulative(),
+            sync_us: c.sync_us.cumulative(),
+            fetch_us: c.fetch_us.cumulative(),
+            filters: Vec::new(),
+            lag: self.lag(),
+            recovery: self.recovery_words(),
+        }
+    }
+
+    /// Records between each group's offset and the released end.
+    fn lag(&self) -> Vec<(String, String, u32, u64)> {
+        let mut rows = Vec::new();
+        for (group, slot, offset) in self.state.committed() {
+            let Some(shown) = self.shown.get(&slot) else { continue };
+            let Some(topic) = self.state.topic(shown.partition.topic) else { continue };
+            let lag = shown.end.0.saturating_sub(offset.0.max(shown.start.0));
+            rows.push((group.to_owned(), topic.name.clone(), shown.partition.index, lag));
+            if rows.len() == LAG_ROWS_MAX {
+                break;
+            }
+        }
+        rows
+    }
+
+    /// What keeps each old file, in words.
+    fn holders(&self) -> Vec<String> {
+        let holders = self.log.holders();
+        holders.into_iter().take(HOLDER_ROWS_MAX).map(|held| format!("{}: {}", held.file, held.by.join("; "))).collect()
+    }
+
+    fn recovery_words(&self) -> String {
+        let Some(recovery) = &self.recovery else { return String::new() };
+        let mut words = format!(
+            "replayed {} entries from {} bytes of log up to lsn {}, term {}",
+            recovery.replayed, recovery.bytes_read, recovery.last, recovery.term
+        );
+        if recovery.cut_bytes > 0 {
+            words += &format!("; cut {} bytes of a torn last group (never acknowledged)", recovery.cut_bytes);
+        }
+        for damage in &recovery.damage {
+            words += &format!("; damage in {} at {}: {}", damage.file, damage.at, damage.what);
+        }
+        words
+    }
+}

@@ -1,0 +1,221 @@
+//! What a shard does by itself: members that went silent, groups whose topics changed, retention,
+//! forgotten producers, the interval sync.
+
+use std::collections::BTreeMap;
+
+use millstream_batch::ids::{MemberId, Partition, PartitionSlot, TimestampMs};
+use millstream_log::SealedRange;
+use millstream_machine::Skew;
+use millstream_machine::request::Request;
+use rustc_hash::FxHashMap;
+
+use super::retention::{Keep, new_start};
+use super::{CoreConfig, Now, Phase, ShardCore, Writes};
+
+/// How often silent members are looked for.
+const MEMBERS_CHECK_MS: u64 = 500;
+/// How long nothing is appended until the log is idle.
+const IDLE_MS: u64 = 50;
+/// How often a full disk is asked again.
+const SPACE_RETRY_MS: u64 = 1_000;
+
+/// When what is due, and who was seen when. Moments are monotonic microseconds.
+#[derive(Debug, Default)]
+pub(super) struct Upkeep {
+    /// Topics changed since groups were last looked at.
+    pub(super) catalog_changed: bool,
+    /// Members by group, and when they were last heard of.
+    heard: FxHashMap<String, BTreeMap<MemberId, u64>>,
+    members_us: Option<u64>,
+    retention_us: Option<u64>,
+    producers_us: Option<u64>,
+    sync_us: Option<u64>,
+    /// When a log that stays quiet is to prove its last group.
+    idle_us: Option<u64>,
+    appended_us: u64,
+    /// When to look for space again.
+    space_us: Option<u64>,
+}
+
+impl Upkeep {
+    /// After recovery: everyone was just heard of.
+    pub(super) fn start(&mut self, now: Now, config: &CoreConfig) {
+        self.catalog_changed = true;
+        self.members_us = Some(now.after_ms(MEMBERS_CHECK_MS));
+        self.retention_us = Some(now.after_ms(config.retention_check_ms));
+        self.producers_us = Some(now.after_ms(config.producer_check_ms));
+        self.sync_us = (!config.log.sync_each_group).then(|| now.after_ms(config.sync_interval_ms));
+    }
+
+    pub(super) fn seen(&mut self, group: &str, member: MemberId, now: Now) {
+        match self.heard.get_mut(group) {
+            Some(members) => drop(members.insert(member, now.mono_us)),
+            None => drop(self.heard.insert(group.to_owned(), BTreeMap::from([(member, now.mono_us)]))),
+        }
+        self.members_us.get_or_insert(now.after_ms(MEMBERS_CHECK_MS));
+    }
+
+    /// There is more to look at for retention: soon.
+    pub(super) fn retention_soon(&mut self) {
+        self.retention_us = Some(0);
+    }
+
+    /// The log has work: it is idle some time after this.
+    pub(super) fn busy(&mut self, now: Now) {
+        self.appended_us = now.mono_us;
+        self.idle_us.get_or_insert(now.after_ms(IDLE_MS));
+    }
+
+    /// Look for space again, and again.
+    pub(super) fn no_space(&mut self, now: Now) {
+        self.space_us = Some(now.after_ms(SPACE_RETRY_MS));
+    }
+
+    pub(super) fn space_back(&mut self) {
+        self.space_us = None;
+    }
+
+    pub(super) fn next(&self) -> Option<u64> {
+        [self.members_us, self.retention_us, self.producers_us, self.sync_us, self.idle_us, self.space_us].into_iter().flatten().min()
+    }
+}
+
+impl ShardCore {
+    /// Before anything is decided at a new time: logged time follows a wall clock that is far ahead
+    /// only when as much time really passed here.
+    pub(super) fn vouch_for_clock(&mut self) {
+        let (logged, mono_us) = self.clock_mark;
+        if logged != self.state.clock() {
+            self.clock_mark = (self.state.clock(), self.now.mono_us);
+            return;
+        }
+        if let Skew::Ahead { ms } = self.state.clock_skew(self.now.wall)
+            && i64::try_from(self.now.mono_us.saturating_sub(mono_us) / 1_000).is_ok_and(|passed| passed >= ms / 10 * 9)
+            && self.writes == Writes::Open
+        {
+            let _refused = self.carry_out(&Request::AdvanceClock);
+            self.clock_mark = (self.state.clock(), self.now.mono_us);
+        }
+    }
+
+    /// At the end of each round of calls.
+    pub(super) fn upkeep_after_round(&mut self) {
+        if !std::mem::take(&mut self.upkeep.catalog_changed) || !self.may_write() {
+            return;
+        }
+        for group in self.state.groups_to_rebalance() {
+            self.maintain(&Request::RebalanceGroup { group });
+        }
+    }
+
+    pub(super) fn upkeep_tick(&mut self) {
+        self.vouch_for_clock();
+        let now = self.now;
+        let due = |at: Option<u64>| at.is_some_and(|at| at <= now.mono_us);
+        if due(self.upkeep.sync_us) {
+            self.log.sync_now();
+            self.upkeep.sync_us = Some(now.after_ms(self.config.sync_interval_ms));
+        }
+        if due(self.upkeep.idle_us) {
+            let idle_us = self.upkeep.appended_us + IDLE_MS * 1_000;
+            self.upkeep.idle_us = (idle_us > now.mono_us).then_some(idle_us);
+            if self.upkeep.idle_us.is_none() {
+                self.log.idle();
+            }
+        }
+        if due(self.upkeep.space_us) {
+            self.log.retry_space();
+            self.upkeep.no_space(now);
+        }
+        if due(self.upkeep.members_us) {
+            self.expire_members();
+        }
+        if due(self.upkeep.retention_us) {
+            self.retain();
+            self.upkeep.retention_us = Some(now.after_ms(self.config.retention_check_ms));
+        }
+        if due(self.upkeep.producers_us) {
+            self.expire_producers();
+            self.upkeep.producers_us = Some(now.after_ms(self.config.producer_check_ms));
+        }
+    }
+
+    fn may_write(&self) -> bool {
+        self.phase == Phase::Serving && matches!(self.writes, Writes::Open | Writes::Full(_))
+    }
+
+    /// A request of the shard's own. Refusals are no news: what it wanted is so already, or waits.
+    fn maintain(&mut self, request: &Request) {
+        let _outcome = self.carry_out(request);
+    }
+
+    fn expire_members(&mut self) {
+        let now_us = self.now.mono_us;
+        let mut silent: BTreeMap<String, Vec<MemberId>> = BTreeMap::new();
+        let mut heard = FxHashMap::default();
+        let mut any = false;
+        for (group, member, timeout_ms) in self.state.members() {
+            any = true;
+            let last = self.upkeep.heard.get(group).and_then(|members| members.get(&member)).copied().unwrap_or(now_us);
+            if now_us.saturating_sub(last) > u64::from(timeout_ms) * 1_000 {
+                silent.entry(group.to_owned()).or_default().push(member);
+            }
+            let members: &mut BTreeMap<_, _> = match heard.get_mut(group) {
+                Some(members) => members,
+                None => heard.entry(group.to_owned()).or_default(),
+            };
+            members.insert(member, last);
+        }
+        self.upkeep.heard = heard; // whoever is no member any more is forgotten
+        self.upkeep.members_us = any.then(|| self.now.after_ms(MEMBERS_CHECK_MS));
+        if self.may_write() {
+            for (group, members) in silent {
+                self.maintain(&Request::ExpireMembers { group, members });
+            }
+        }
+    }
+
+    /// Trim what topics no longer keep. Each trim is a fact; files are let go when it is durable.
+    fn retain(&mut self) {
+        if !self.may_write() {
+            return;
+        }
+        let mut by_slot: BTreeMap<PartitionSlot, Vec<SealedRange>> = BTreeMap::new();
+        for range in self.log.sealed_ranges() {
+            by_slot.entry(range.slot).or_default().push(range);
+        }
+        for (slot, mut ranges) in by_slot {
+            let Some(view) = self.state.partition_of(slot) else { continue };
+            ranges.retain(|range| range.last_offset >= view.start);
+            ranges.sort_unstable_by_key(|range| range.first_offset);
+            let keep = self.keep(view.partition);
+            if let Some(start) = new_start(&ranges, 0, keep, self.retention_now()) {
+                self.maintain(&Request::TrimPartition { partition: view.partition, start });
+            }
+        }
+    }
+
+    /// Retention goes by logged time, so that a wall clock gone wild deletes nothing.
+    fn retention_now(&self) -> TimestampMs {
+        self.now.wall.min(TimestampMs(self.state.clock().0.saturating_add(millstream_machine::bounds::CLOCK_STEP_MS_MAX)))
+    }
+
+    /// What a partition's topic keeps, with the broker's defaults.
+    pub(super) fn keep(&self, partition: Partition) -> Keep {
+        let config = self.state.topic(partition.topic).map(|topic| topic.config.clone()).unwrap_or_default();
+        Keep {
+            ms: config.retention_ms.unwrap_or(self.config.retention_ms),
+            bytes: config.retention_bytes.unwrap_or(self.config.retention_bytes),
+        }
+    }
+
+    /// With more shards than one the floor is the smallest over all of them: the broker's to gather.
+    fn expire_producers(&mut self) {
+        if self.config.shards != 1 || !self.may_write() {
+            return;
+        }
+        let before = TimestampMs(self.state.clock().0.saturating_sub(self.config.producer_expiry_ms));
+        let floor_max = self.state.producer_floor_bound(before);
+        self.maintain(&Request::ExpireProducers { producer_unused_before: before, floor_max });
+    }
+}

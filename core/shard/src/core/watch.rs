@@ -1,0 +1,127 @@
+//! Long polls of assignments and of the catalog, and the members' signs of life.
+
+use millstream_batch::ids::MemberId;
+use millstream_machine::decide;
+use millstream_machine::request::{Assignment, Reply, Request};
+
+use super::gate::Held;
+use super::waiting::Wait;
+use super::{ShardCore, Writes};
+use crate::call::{Answer, Error};
+
+impl ShardCore {
+    pub(super) fn watch_assignment(&mut self, token: u64, group: String, member: MemberId, seen: u64, wait_ms: u32) {
+        self.upkeep.seen(&group, member, self.now);
+        match self.assignment(&group, member) {
+            Err(error) => self.refuse_or_fail(token, error),
+            Ok(assignment) if assignment.version > seen || wait_ms == 0 => self.assigned(token, assignment),
+            Ok(_) => self.wait(token, wait_ms, Wait::Assignment { group, member, seen }),
+        }
+    }
+
+    pub(super) fn watch_catalog(&mut self, token: u64, seen: u64, wait_ms: u32) {
+        if self.catalog_version > seen || wait_ms == 0 {
+            self.show_catalog(token);
+        } else {
+            self.wait(token, wait_ms, Wait::Catalog { seen });
+        }
+    }
+
+    /// A group's assignments may have changed: answer those whose did.
+    pub(super) fn wake_group(&mut self, group: &str) {
+        for token in self.waiting.of_group(group) {
+            let Some(Wait::Assignment { member, seen, .. }) = self.waiting.wait(token) else { continue };
+            let (member, seen) = (*member, *seen);
+            match self.assignment(group, member) {
+                Ok(assignment) if assignment.version <= seen => {}
+                Ok(assignment) => {
+                    self.waiting.remove(token);
+                    self.assigned(token, assignment);
+                }
+                Err(error) => {
+                    self.waiting.remove(token);
+                    self.refuse_or_fail(token, error);
+                }
+            }
+        }
+    }
+
+    pub(super) fn wake_catalog(&mut self) {
+        for token in self.waiting.of_catalog() {
+            if let Some(Wait::Catalog { seen }) = self.waiting.wait(token)
+                && *seen < self.catalog_version
+            {
+                self.waiting.remove(token);
+                self.show_catalog(token);
+            }
+        }
+    }
+
+    /// Answer the calls whose time is up with what holds.
+    pub(super) fn expire_waits(&mut self) {
+        while let Some((token, wait)) = self.waiting.expired(self.now.mono_us) {
+            match wait {
+                Wait::Records { fetch, .. } => self.nothing_to_read(token, fetch),
+                Wait::Catalog { .. } => self.show_catalog(token),
+                Wait::Assignment { group, member, .. } => {
+                    // A member whose poll is open is alive: its next one may take a moment to come.
+                    self.upkeep.seen(&group, member, self.now);
+                    match self.assignment(&group, member) {
+                        Ok(assignment) => self.assigned(token, assignment),
+                        Err(error) => self.refuse_or_fail(token, error),
+                    }
+                }
+            }
+        }
+    }
+
+    pub(super) fn sign_of_life(&mut self, request: &Request) {
+        if let Request::JoinGroup { group, member, .. } | Request::ReleasePartitions { group, member, .. } = request {
+            self.upkeep.seen(group, *member, self.now);
+        }
+    }
+
+    pub(super) fn wait(&mut self, token: u64, wait_ms: u32, wait: Wait) {
+        if self.waiting.len() >= self.config.waiting_max {
+            let error = Error::Busy { shard: self.config.shard, calls: self.waiting.len() };
+            return self.fail(token, error);
+        }
+        self.waiting.insert(token, self.now.after_ms(u64::from(wait_ms)), wait);
+    }
+
+    fn assignment(&self, group: &str, member: MemberId) -> Result<Assignment, Error> {
+        if let Writes::Stopped(why) = &self.writes {
+            return Err(Error::Stopped(why.clone()));
+        }
+        let request = Request::GroupAssignment { group: group.to_owned(), member };
+        match decide(&self.state, self.now.wall, self.term, &request)?.reply {
+            Reply::Assignment(assignment) => Ok(assignment),
+            other => unreachable!("asked for an assignment, got {other:?}"),
+        }
+    }
+
+    fn assigned(&mut self, token: u64, assignment: Assignment) {
+        self.hold(Held::Answer { token, answer: Box::new(Answer::Assignment(assignment)), wrote: false });
+    }
+
+    fn show_catalog(&mut self, token: u64) {
+        if let Writes::Stopped(why) = &self.writes
+            && self.installed_other > self.gate.durable()
+        {
+            return self.fail(token, Error::Stopped(why.clone()));
+        }
+        let topics = match decide(&self.state, self.now.wall, self.term, &Request::ListTopics).map(|decision| decision.reply) {
+            Ok(Reply::Topics(topics)) => topics,
+            other => unreachable!("asked for the topics, got {other:?}"),
+        };
+        let answer = Box::new(Answer::Catalog { version: self.catalog_version, topics });
+        self.hold(Held::Answer { token, answer, wrote: false });
+    }
+
+    fn refuse_or_fail(&mut self, token: u64, error: Error) {
+        match error {
+            Error::Refused(refusal) => self.refuse(token, refusal),
+            error => self.fail(token, error),
+        }
+    }
+}

@@ -1,0 +1,219 @@
+//! Calls that change something: decide, append, install, hold the answer.
+
+use bytes::Bytes;
+use millstream_batch::ids::{Lsn, Offset, Partition, PartitionSlot, TopicId};
+use millstream_log::{Append, IndexKey, Refused};
+use millstream_machine::request::{Produce, Refusal, Reply, Request};
+use millstream_machine::fact::BatchPlace;
+use millstream_machine::{Fact, decide, install};
+
+use super::gate::Held;
+use super::{ShardCore, Writes};
+use crate::call::{Answer, Error};
+
+/// How a request stands to the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Class {
+    /// Never writes.
+    Look,
+    Write,
+    /// Frees space or lets go: may use the reserve of a full disk.
+    Reserved,
+}
+
+impl Class {
+    fn of(request: &Request) -> Self {
+        use Request as R;
+        match request {
+            R::DescribePartition { .. }
+            | R::CommittedOffset { .. }
+            | R::GroupAssignment { .. }
+            | R::ListTopics
+            | R::DescribeTopic { .. }
+            | R::ListGroups
+            | R::DescribeGroup { .. } => Self::Look,
+            R::DeleteTopic { .. }
+            | R::ConfigureTopic { .. }
+            | R::RemoveFilter { .. }
+            | R::ApplyTopic { .. }
+            | R::ForgetTopic { .. }
+            | R::TrimPartition { .. }
+            | R::ForgetGroup { .. }
+            | R::LeaveGroup { .. }
+            | R::ReleasePartitions { .. }
+            | R::ExpireMembers { .. }
+            | R::RebalanceGroup { .. }
+            | R::DeleteGroup { .. }
+            | R::ExpireProducers { .. }
+            | R::AdvanceClock => Self::Reserved,
+            R::CreateTopic { .. }
+            | R::AddPartitions { .. }
+            | R::InitProducer { .. }
+            | R::DeployFilter { .. }
+            | R::Produce(_)
+            | R::ClaimPartition { .. }
+            | R::Commit(_)
+            | R::ResetOffset { .. }
+            | R::JoinGroup { .. } => Self::Write,
+        }
+    }
+}
+
+impl ShardCore {
+    /// A batch. The bytes were checked by the caller and filtered by the driver.
+    pub(super) fn produce(&mut self, token: u64, request: Produce, raw: Vec<Bytes>) {
+        match &self.writes {
+            Writes::Open | Writes::Full(_) => {}
+            Writes::ReadOnly(why) => return self.fail(token, Error::ReadOnly(why.clone())),
+            Writes::Stopped(why) => return self.fail(token, Error::Stopped(why.clone())),
+        }
+        let decision = match decide(&self.state, self.now.wall, self.term, &Request::Produce(request)) {
+            Ok(decision) => decision,
+            Err(refusal) => return self.refuse(token, refusal),
+        };
+        let Reply::Produced(produced) = decision.reply else {
+            unreachable!("a batch is answered with what was produced");
+        };
+        let mut end = None;
+        if let Some(fact) = only(decision.facts) {
+            let place = fact.index_key();
+            end = place.map(|place| (place.slot, Offset(place.last_offset.0 + 1)));
+            let raw = if place.is_some() { raw } else { Vec::new() };
+            if let Err(error) = self.append(&fact, raw, place.map(index_key), false) {
+                return self.fail(token, error);
+            }
+            self.counters.batches_in += 1;
+            self.counters.records_in += u64::from(request.kept);
+            self.counters.bytes_in += u64::from(request.bytes);
+        } else {
+            self.counters.duplicates += u64::from(produced.duplicate);
+        }
+        let started_us = self.now.mono_us;
+        self.hold(Held::Produced { token, produced, end, started_us });
+    }
+
+    /// Any other request.
+    pub(super) fn machine(&mut self, token: u64, request: Request) {
+        if let Request::Produce(_) = request {
+            return self.fail(token, Error::BadBatch("a batch comes with its bytes".to_owned()));
+        }
+        if let Writes::Stopped(why) = &self.writes {
+            // What is installed beyond the durable point never happened, so nothing that may depend
+            // on it is told.
+            let speculative = match request {
+                Request::DescribePartition { .. } => self.installed > self.gate.durable(),
+                _ => self.installed_other > self.gate.durable(),
+            };
+            if Class::of(&request) != Class::Look || speculative {
+                return self.fail(token, Error::Stopped(why.clone()));
+            }
+        }
+        self.sign_of_life(&request);
+        match self.carry_out(&request) {
+            Ok((reply, wrote)) => self.hold(Held::Answer { token, answer: Box::new(Answer::Reply(reply)), wrote }),
+            Err(Error::Refused(refusal)) => self.refuse(token, refusal),
+            Err(error) => self.fail(token, error),
+        }
+    }
+
+    /// Decide, append, install, and hold what follows. The reply is for the caller to hold.
+    pub(super) fn carry_out(&mut self, request: &Request) -> Result<(Reply, bool), Error> {
+        let class = Class::of(request);
+        let decision = decide(&self.state, self.now.wall, self.term, request)?;
+        let Some(fact) = only(decision.facts) else { return Ok((decision.reply, false)) };
+        assert!(class != Class::Look, "a look-up decided a fact: {request:?}");
+        self.append(&fact, Vec::new(), None, class == Class::Reserved)?;
+        self.installed_other = self.installed;
+        self.follow(&fact);
+        Ok((decision.reply, true))
+    }
+
+    fn append(&mut self, fact: &Fact, raw: Vec<Bytes>, index: Option<IndexKey>, reserved: bool) -> Result<(), Error> {
+        if let Writes::Full(_) = self.writes
+            && !reserved
+        {
+            return Err(Error::DiskFull);
+        }
+        let encoded = fact.encode();
+        let bytes = encoded.len() + raw.iter().map(Bytes::len).sum::<usize>();
+        let append = Append { kind: fact.kind(), fact: encoded, raw, index };
+        let taken = if reserved { self.log.append_reserved(append) } else { self.log.append(append) };
+        let lsn = taken.map_err(|refused| match (refused, &self.writes) {
+            (Refused::Full, _) => Error::DiskFull,
+            (refused @ Refused::TooLarge, _) => Error::BadBatch(refused.to_string()),
+            (_, Writes::ReadOnly(why)) => Error::ReadOnly(why.clone()),
+            (_, Writes::Stopped(why)) => Error::Stopped(why.clone()),
+            (refused @ Refused::ReadOnly, _) => Error::ReadOnly(refused.to_string()),
+            (refused @ Refused::Stopped, _) => Error::Stopped(refused.to_string()),
+        })?;
+        self.install(lsn, fact);
+        self.snapshot.grown(bytes);
+        self.upkeep.busy(self.now);
+        self.undurable_bytes += bytes as u64;
+        self.hold(Held::Bytes(bytes));
+        Ok(())
+    }
+
+    fn install(&mut self, lsn: Lsn, fact: &Fact) {
+        assert!(lsn == self.installed.next(), "the log gave {lsn} after {}", self.installed);
+        install(&mut self.state, lsn, fact);
+        self.installed = lsn;
+    }
+
+    /// Note what changes outside the machine when the fact just installed is durable.
+    fn follow(&mut self, fact: &Fact) {
+        if let Fact::TopicApplied(applied) = fact {
+            for added in &applied.added {
+                let partition = Partition { topic: TopicId(applied.topic.id), index: added.index };
+                self.hold(Held::Born { slot: PartitionSlot(added.slot), partition });
+            }
+        }
+        for slot in fact.dropped() {
+            self.hold(Held::Gone { slot });
+        }
+        if let Some((slot, start)) = fact.trimmed() {
+            self.hold(Held::Start { slot, start });
+        }
+        if fact.touches_topics() {
+            self.upkeep.catalog_changed = true;
+            self.hold(Held::Catalog);
+        }
+        if let Some(group) = fact.touches_group() {
+            self.hold(Held::Group { group: group.to_owned() });
+        }
+    }
+
+    /// A refusal was decided on what is installed, so it waits like any reply.
+    pub(super) fn refuse(&mut self, token: u64, refusal: Refusal) {
+        self.counters.refused += 1;
+        let answer = Box::new(Answer::Error(Error::Refused(refusal)));
+        self.hold(Held::Answer { token, answer, wrote: false });
+    }
+
+    /// Hold until everything installed by now is durable; at once when it is.
+    pub(super) fn hold(&mut self, held: Held) {
+        self.gate.hold(self.installed, held);
+        if self.installed <= self.gate.durable() {
+            self.release();
+        }
+    }
+}
+
+/// The one fact of a decision. What must hold together is one fact: two could be torn apart by a full
+/// disk or a crash between them.
+fn only(facts: impl IntoIterator<Item = Fact>) -> Option<Fact> {
+    let mut facts = facts.into_iter();
+    let fact = facts.next();
+    assert!(facts.next().is_none(), "a decision of two facts");
+    fact
+}
+
+fn index_key(place: BatchPlace) -> IndexKey {
+    IndexKey {
+        slot: place.slot,
+        base_offset: place.base_offset,
+        last_offset: place.last_offset,
+        append_time: place.append_time,
+        max_timestamp: place.max_timestamp,
+    }
+}

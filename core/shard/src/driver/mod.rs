@@ -1,0 +1,302 @@
+//! The task that drives one [`ShardCore`] on a tokio current-thread runtime.
+//!
+//! ```text
+//! inbox ──round of calls──▶ filters ──▶ core ──one flush a round──▶ storage
+//!   ▲                                    │ answers, when released      │ completions
+//! sessions ◀─────────────────────────────┴─────────────────────────────┘
+//! ```
+//! It sleeps unless a call, a completion or a timer that is needed wakes it. Absent on purpose: what
+//! is decided (the core), which disk (the storage), where components come from (their source).
+
+mod filters;
+mod replies;
+
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use millstream_batch::ids::TimestampMs;
+use millstream_log::Recovery;
+use millstream_log::io::Storage;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Sleep;
+
+pub use self::filters::{ComponentSource, FilterFailure, FilterHost, Lookup, NoComponents, Site};
+use self::replies::Replies;
+use crate::call::{Answer, Call, Error};
+use crate::core::{CoreConfig, Effect, Now, ShardCore};
+use crate::handle::{Message, ReplyTo};
+
+/// Calls taken up before what they wrote is flushed and others on this thread get their turn.
+const ROUND_CALLS_MAX: usize = 256;
+/// Rounds before others on this thread get their turn.
+const ROUNDS_MAX: usize = 8;
+/// How often calls whose caller went away are looked for, while calls wait.
+const SWEEP: Duration = Duration::from_secs(5);
+
+/// Settings of one shard's task.
+#[derive(Clone, Debug)]
+pub struct ShardConfig {
+    pub core: CoreConfig,
+    /// No call is taken up while so many bytes wait for the disk.
+    pub undurable_bytes_max: u64,
+}
+
+impl ShardConfig {
+    /// Defaults around the core's settings.
+    #[must_use]
+    pub fn new(core: CoreConfig) -> Self {
+        Self { core, undurable_bytes_max: 32 << 20 }
+    }
+}
+
+/// Reads the time: the process's clocks.
+#[must_use]
+pub fn system_clock() -> impl Fn() -> Now + Clone + Send + 'static {
+    let start = Instant::now();
+    move || Now {
+        wall: TimestampMs(SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as i64)),
+        mono_us: start.elapsed().as_micros() as u64,
+    }
+}
+
+/// Drive a shard until it is stopped by [`Call::Stop`], or every handle is gone.
+///
+/// Call it on the thread that owns the storage, inside its runtime (with time enabled). `ready` hears
+/// of the end of recovery.
+pub async fn run(
+    config: ShardConfig,
+    storage: Box<dyn Storage>,
+    inbox: mpsc::UnboundedReceiver<Message>,
+    clock: impl Fn() -> Now + 'static,
+    components: Arc<dyn ComponentSource>,
+    ready: oneshot::Sender<Recovery>,
+) {
+    let mut task = Task {
+        core: ShardCore::open(config.core.clone(), clock()),
+        filters: FilterHost::new(components),
+        replies: Replies::default(),
+        disk: storage.describe(),
+        ready: Some(ready),
+        serving: false,
+        stopped: false,
+        inbox_open: true,
+        timer: Box::pin(tokio::time::sleep(Duration::ZERO)),
+        timer_at: None,
+        swept: clock(),
+        config,
+        storage,
+        inbox,
+        clock,
+    };
+    poll_fn(|cx| task.poll(cx)).await;
+}
+
+struct Task<C> {
+    config: ShardConfig,
+    core: ShardCore,
+    storage: Box<dyn Storage>,
+    disk: String,
+    inbox: mpsc::UnboundedReceiver<Message>,
+    inbox_open: bool,
+    clock: C,
+    filters: FilterHost,
+    replies: Replies,
+    ready: Option<oneshot::Sender<Recovery>>,
+    serving: bool,
+    stopped: bool,
+    timer: Pin<Box<Sleep>>,
+    /// The moment the timer is set to, in the core's microseconds.
+    timer_at: Option<u64>,
+    swept: Now,
+}
+
+impl<C: Fn() -> Now> Task<C> {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        for _ in 0..ROUNDS_MAX {
+            let moved = self.take_completions(cx) | self.take_calls(cx) | self.take_timer(cx);
+            self.carry_effects();
+            if self.stopped {
+                return Poll::Ready(());
+            }
+            if !moved {
+                return Poll::Pending;
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    fn take_completions(&mut self, cx: &mut Context<'_>) -> bool {
+        let mut moved = false;
+        while let Poll::Ready(done) = self.storage.poll_done(cx) {
+            let now = (self.clock)();
+            self.core.io_done(now, done);
+            self.carry_effects();
+            moved = true;
+        }
+        moved
+    }
+
+    /// One round of calls, and one flush for what they wrote.
+    fn take_calls(&mut self, cx: &mut Context<'_>) -> bool {
+        if !self.serving {
+            return false;
+        }
+        let mut taken = 0;
+        while taken < ROUND_CALLS_MAX && self.inbox_open && self.core.undurable_bytes() <= self.config.undurable_bytes_max
+        {
+            match self.inbox.poll_recv(cx) {
+                Poll::Ready(Some(message)) => self.take_call(message),
+                Poll::Ready(None) => {
+                    // Nobody can ask for anything any more.
+                    self.inbox_open = false;
+                    let token = self.replies.insert(ReplyTo::Once(oneshot::channel().0));
+                    self.core.call((self.clock)(), token, Call::Stop);
+                }
+                Poll::Pending => break,
+            }
+            taken += 1;
+        }
+        if taken > 0 {
+            self.core.flush((self.clock)());
+        }
+        taken > 0
+    }
+
+    fn take_call(&mut self, message: Message) {
+        let Message { call, reply, waiting } = message;
+        drop(waiting);
+        let now = (self.clock)();
+        let call = match call {
+            Call::Produce { request, raw } if !self.core.state().filters(request.partition).is_empty() => {
+                match self.filters.produce(&self.core, now, request, raw) {
+                    Ok((request, raw)) => Call::Produce { request, raw },
+                    Err(error) => return reply.send(Answer::Error(error)),
+                }
+            }
+            call => call,
+        };
+        let token = self.replies.insert(reply);
+        self.core.call(now, token, call);
+    }
+
+    /// Set the timer to when the core wants it, and tick when that has come.
+    fn take_timer(&mut self, cx: &mut Context<'_>) -> bool {
+        let mut moved = false;
+        loop {
+            let now = (self.clock)();
+            let sweep = (!self.replies.is_empty()).then_some(self.swept.mono_us + SWEEP.as_micros() as u64);
+            let wanted = [self.core.next_wakeup(), sweep].into_iter().flatten().min();
+            let Some(at) = wanted else {
+                self.timer_at = None;
+                return moved;
+            };
+            if at <= now.mono_us {
+                if sweep.is_some_and(|at| at <= now.mono_us) {
+                    self.swept = now;
+                    for token in self.replies.closed() {
+                        if self.core.cancel(token) {
+                            self.replies.forget(token);
+                        }
+                    }
+                }
+                self.core.tick(now);
+                self.carry_effects();
+                if moved {
+                    return true; // once a turn: a core that always wants to tick starves nobody
+                }
+                moved = true;
+                continue;
+            }
+            if self.timer_at != Some(at) {
+                let deadline = tokio::time::Instant::now() + Duration::from_micros(at - now.mono_us);
+                self.timer.as_mut().reset(deadline);
+                self.timer_at = Some(at);
+            }
+            if self.timer.as_mut().poll(cx).is_pending() {
+                return moved;
+            }
+            self.timer_at = None; // the two clocks differ by a little: look again
+        }
+    }
+
+    fn carry_effects(&mut self) {
+        while let Some(effect) = self.core.poll() {
+            self.carry(effect);
+        }
+    }
+
+    fn carry(&mut self, effect: Effect) {
+        let shard = self.config.core.shard.0;
+        match effect {
+            Effect::Io(io) => self.storage.submit(io),
+            Effect::Answer { token, answer } => self.reply(token, answer),
+            Effect::Ready(recovery) => {
+                self.serving = true;
+                report_recovery(shard, &recovery);
+                if let Some(ready) = self.ready.take() {
+                    let _gone = ready.send(*recovery);
+                }
+            }
+            Effect::SpaceGone(why) => tracing::error!(
+                shard,
+                "no space for the next log file ({why}): produces are refused; free space, lower retention or delete \
+                 topics, and the shard resumes by itself"
+            ),
+            Effect::SpaceBack => tracing::info!(shard, "space is back: produces are taken again"),
+            Effect::Failed(why) => tracing::error!(
+                shard,
+                "a write failed ({why}): this shard writes nothing more, what is durable is still served; check the \
+                 disk, then restart the broker: it recovers everything that was acknowledged"
+            ),
+            Effect::SnapshotPublished(begin) => tracing::debug!(shard, begin = begin.0, "snapshot published"),
+            Effect::Damaged(words) => tracing::error!(
+                shard,
+                "{words}: everything else is served; `millstream log verify` shows the extent, consumers skip it with \
+                 an explicit seek"
+            ),
+            Effect::Stopped => {
+                tracing::info!(shard, "stopped");
+                self.stopped = true;
+            }
+        }
+    }
+
+    fn reply(&mut self, token: u64, mut answer: Answer) {
+        if let Answer::Status(status) = &mut answer {
+            status.disk.clone_from(&self.disk);
+            status.filters = self.filters.status();
+        }
+        self.replies.send(token, answer);
+    }
+}
+
+impl<C> Drop for Task<C> {
+    /// Whoever still waits learns that nothing will come.
+    fn drop(&mut self) {
+        self.replies.send_all(|| Answer::Error(Error::Stopping));
+    }
+}
+
+fn report_recovery(shard: u16, recovery: &Recovery) {
+    tracing::info!(
+        shard,
+        last_lsn = recovery.last.0,
+        term = recovery.term.0,
+        replayed = recovery.replayed,
+        bytes_read = recovery.bytes_read,
+        "recovered"
+    );
+    if recovery.cut_bytes > 0 {
+        tracing::warn!(shard, bytes = recovery.cut_bytes, "cut a torn last write: nothing of it was acknowledged");
+    }
+    for damage in &recovery.damage {
+        tracing::error!(shard, file = damage.file, at = damage.at, "damage on disk: {}; see `millstream log verify`", damage.what);
+    }
+    if let Some(why) = &recovery.read_only {
+        tracing::error!(shard, "the shard is read-only: {why}");
+    }
+}

@@ -1,0 +1,101 @@
+//! An operator: topics come, grow, change and go; records are deleted; things are looked at.
+
+use std::collections::BTreeMap;
+
+use millstream_batch::ids::{Offset, TopicId};
+use millstream_machine::request::{Reply, Request};
+use millstream_machine::topic::TopicConfig;
+use millstream_shard::call::{Answer, Call};
+
+use crate::clients::{Client, Scene};
+
+#[derive(Debug, Default)]
+pub struct Admin {
+    flying: BTreeMap<u64, ()>,
+    tag: u64,
+    named: u64,
+    topics_max: u64,
+    pace_us: u64,
+}
+
+impl Admin {
+    #[must_use]
+    pub fn new(topics_max: u64, pace_us: u64) -> Self {
+        Self { topics_max, pace_us, ..Self::default() }
+    }
+
+    fn request(&mut self, scene: &mut Scene<'_>) -> Option<Request> {
+        let topics: Vec<(TopicId, String, u32)> = scene
+            .history
+            .topics
+            .iter()
+            .filter(|(_, topic)| !topic.deletion_asked)
+            .map(|(id, topic)| (*id, topic.name.clone(), topic.partitions))
+            .collect();
+        if topics.is_empty() || (topics.len() as u64) < self.topics_max && scene.dice.one_in(5) {
+            self.named += 1;
+            let mut id = [0; 16];
+            id[..8].copy_from_slice(&self.named.to_be_bytes());
+            id[8..].copy_from_slice(&scene.dice.number().to_be_bytes());
+            let retention_bytes = scene.dice.one_in(4).then(|| scene.dice.skewed(1_000, 200_000) as i64);
+            return Some(Request::CreateTopic {
+                id: TopicId(id),
+                name: format!("topic-{}", self.named),
+                partitions: scene.dice.skewed(1, 6) as u32,
+                config: TopicConfig { retention_ms: Some(-1), retention_bytes, batch_bytes_max: None },
+            });
+        }
+        let (id, name, partitions) = scene.dice.pick(&topics)?.clone();
+        let partition = millstream_batch::ids::Partition { topic: id, index: scene.dice.range(0, u64::from(partitions)) as u32 };
+        Some(match scene.dice.range(0, 20) {
+            0 if topics.len() > 1 => Request::DeleteTopic { name },
+            1 | 2 => Request::AddPartitions { name, total: (partitions + 1).min(12) },
+            3 => Request::ConfigureTopic {
+                name,
+                set: vec![("retention.bytes".to_owned(), Some(scene.dice.skewed(1_000, 100_000).to_string()))],
+            },
+            4..=8 => {
+                let end = scene.history.end_known(partition);
+                Request::TrimPartition { partition, start: Offset(scene.dice.range(0, end + 1)) }
+            }
+            9..=12 => Request::DescribePartition { partition },
+            13 => Request::DescribeTopic { name },
+            14 => Request::ListGroups,
+            _ => Request::ListTopics,
+        })
+    }
+}
+
+impl Client for Admin {
+    fn wake(&mut self, scene: &mut Scene<'_>) {
+        if scene.closing {
+            return;
+        }
+        if self.flying.is_empty()
+            && let Some(request) = self.request(scene)
+        {
+            self.tag += 1;
+            self.flying.insert(self.tag, ());
+            scene.send(self.tag, Call::Machine(request));
+        }
+        let pace = scene.dice.skewed(200, self.pace_us);
+        scene.wake_in(pace);
+    }
+
+    fn answer(&mut self, scene: &mut Scene<'_>, tag: u64, answer: Answer) {
+        self.flying.remove(&tag);
+        match answer {
+            Answer::Reply(Reply::Topic(meta)) => scene.history.topic_is(&meta),
+            Answer::Reply(Reply::Topics(metas)) => metas.iter().for_each(|meta| scene.history.topic_is(meta)),
+            _ => {}
+        }
+    }
+
+    fn lost(&mut self, _scene: &mut Scene<'_>, tag: u64) {
+        self.flying.remove(&tag);
+    }
+
+    fn is_idle(&self) -> bool {
+        self.flying.is_empty()
+    }
+}

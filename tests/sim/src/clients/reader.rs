@@ -1,0 +1,80 @@
+//! A reader of one partition after another, from anywhere: at the tail, waiting, or far behind.
+
+use std::collections::BTreeMap;
+
+use millstream_batch::ids::{Offset, Partition, TimestampMs};
+use millstream_shard::call::{Answer, Call, Error, Fetch, Position};
+
+use crate::clients::{Client, Scene};
+
+#[derive(Debug, Default)]
+pub struct Reader {
+    next: BTreeMap<Partition, u64>,
+    flying: BTreeMap<u64, Option<Partition>>,
+    tag: u64,
+    pace_us: u64,
+}
+
+impl Reader {
+    #[must_use]
+    pub fn new(pace_us: u64) -> Self {
+        Self { pace_us, ..Self::default() }
+    }
+}
+
+impl Client for Reader {
+    fn wake(&mut self, scene: &mut Scene<'_>) {
+        if scene.closing {
+            return;
+        }
+        let partitions = scene.history.live_partitions();
+        if let Some(partition) = scene.dice.pick(&partitions).copied()
+            && self.flying.len() < 4
+        {
+            self.tag += 1;
+            let next = *self.next.entry(partition).or_insert(0);
+            let call = match scene.dice.range(0, 20) {
+                0 => Call::OffsetAt { partition, at: Position::Timestamp(TimestampMs(scene.now_us as i64 / 2_000)) },
+                1 => Call::OffsetAt { partition, at: Position::End },
+                2 => Call::Status,
+                _ => {
+                    let offset = if scene.dice.one_in(4) { scene.dice.range(0, next + 1) } else { next };
+                    let bytes_max = scene.dice.skewed(1, 30_000) as usize;
+                    let wait_ms = if scene.dice.one_in(2) { scene.dice.skewed(1, 200) as u32 } else { 0 };
+                    Call::Fetch(Fetch { partition, offset: Offset(offset), bytes_max, wait_ms })
+                }
+            };
+            let of = matches!(call, Call::Fetch(_)).then_some(partition);
+            self.flying.insert(self.tag, of);
+            scene.send(self.tag, call);
+        }
+        let pace = scene.dice.skewed(50, self.pace_us);
+        scene.wake_in(pace);
+    }
+
+    fn answer(&mut self, scene: &mut Scene<'_>, tag: u64, answer: Answer) {
+        let Some(Some(partition)) = self.flying.remove(&tag) else { return };
+        let next = self.next.entry(partition).or_default();
+        match answer {
+            Answer::Fetched(fetched) => {
+                if let Some(last) = fetched.batches.last() {
+                    *next = (*next).max(last.last_offset.0 + 1);
+                }
+                if scene.dice.one_in(50) {
+                    *next = 0;
+                }
+            }
+            Answer::Error(Error::OffsetOutOfRange { start, .. }) => *next = start.0,
+            Answer::Error(Error::Damaged { to, .. }) => *next = (*next).max(to.0 + 1),
+            _ => {}
+        }
+    }
+
+    fn lost(&mut self, _scene: &mut Scene<'_>, tag: u64) {
+        self.flying.remove(&tag);
+    }
+
+    fn is_idle(&self) -> bool {
+        self.flying.is_empty()
+    }
+}

@@ -1,0 +1,99 @@
+//! `millstream-sim`: run seeds, replay one with a trace, or soak for as long as asked.
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use clap::Parser;
+use millstream_sim::run::{Outcome, run};
+
+/// Seeded runs of a shard on a simulated disk.
+#[derive(Debug, Parser)]
+#[command(version, about)]
+struct Arguments {
+    /// Replay one seed with a trace.
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Run these seeds: FROM..TO.
+    #[arg(long, value_parser = range, default_value = "0..200")]
+    seeds: (u64, u64),
+    /// Run random seeds for so many minutes.
+    #[arg(long, value_name = "MINUTES")]
+    soak: Option<u64>,
+    /// Threads; 0: one a core.
+    #[arg(long, default_value_t = 0)]
+    threads: usize,
+}
+
+fn range(text: &str) -> Result<(u64, u64), String> {
+    let (from, to) = text.split_once("..").ok_or("write FROM..TO")?;
+    let number = |s: &str| s.parse::<u64>().map_err(|error| format!("`{s}`: {error}"));
+    let (from, to) = (number(from)?, number(to)?);
+    if from < to { Ok((from, to)) } else { Err("FROM is below TO".to_owned()) }
+}
+
+fn main() -> io::Result<ExitCode> {
+    let arguments = Arguments::parse();
+    if let Some(seed) = arguments.seed {
+        let outcome = run(seed, true);
+        let mut out = io::stdout().lock();
+        writeln!(out, "{:?}\ndigest {:016x}", outcome.counts, outcome.digest)?;
+        return report(&mut out, &outcome);
+    }
+    let threads = match arguments.threads {
+        0 => std::thread::available_parallelism()?.get(),
+        n => n,
+    };
+    match arguments.soak {
+        None => many(threads, arguments.seeds.0, |seed| seed < arguments.seeds.1),
+        Some(minutes) => {
+            let end = Instant::now() + Duration::from_secs(minutes * 60);
+            let start = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+            many(threads, start.as_nanos() as u64, |_| Instant::now() < end)
+        }
+    }
+}
+
+/// Run seeds from `from` on while `more` says so, until the first that fails.
+fn many(threads: usize, from: u64, more: impl Fn(u64) -> bool + Sync) -> io::Result<ExitCode> {
+    let (next, failed) = (AtomicU64::new(from), Mutex::new(None));
+    let started = Instant::now();
+    std::panic::set_hook(Box::new(|_| ())); // a panic is an outcome like others
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if !more(seed) || failed.lock().expect("no thread panics with it").is_some() {
+                        return;
+                    }
+                    let outcome = run(seed, false);
+                    if !outcome.violations.is_empty() {
+                        failed.lock().expect("no thread panics with it").get_or_insert(outcome);
+                    }
+                }
+            });
+        }
+    });
+    let mut out = io::stdout().lock();
+    let runs = next.into_inner() - from;
+    writeln!(out, "about {runs} runs in {:.1} s", started.elapsed().as_secs_f64())?;
+    match failed.into_inner().expect("no thread panics with it") {
+        Some(outcome) => report(&mut out, &outcome),
+        None => Ok(ExitCode::SUCCESS),
+    }
+}
+
+fn report(out: &mut impl Write, outcome: &Outcome) -> io::Result<ExitCode> {
+    if outcome.violations.is_empty() {
+        writeln!(out, "seed {}: every promise was kept", outcome.seed)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    for violation in &outcome.violations {
+        writeln!(out, "seed {}: {} is broken: {}", outcome.seed, violation.promise, violation.what)?;
+    }
+    writeln!(out, "replay: cargo run -p millstream-sim -- --seed {}", outcome.seed)?;
+    Ok(ExitCode::FAILURE)
+}

@@ -1,0 +1,189 @@
+//! Whole runs: the clients' time, then healing, then audits after a stop and after a power cut.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use millstream_batch::ids::{Offset, Partition};
+use millstream_machine::request::{Reply, Request};
+use millstream_shard::call::{Answer, Call, Error, Fetch};
+
+use crate::checkers::{self, Audit, Found};
+use crate::disk::Faults;
+use crate::history::{Counts, Seen, Violation};
+use crate::layer::{Honest, Layer};
+use crate::payload::Payload;
+use crate::world::{Event, World};
+
+/// How a run ended.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    pub seed: u64,
+    /// Empty: every promise was kept.
+    pub violations: Vec<Violation>,
+    pub counts: Counts,
+    /// Equal for equal seeds.
+    pub digest: u64,
+}
+
+/// The run of a seed, with nothing planted.
+#[must_use]
+pub fn run(seed: u64, trace: bool) -> Outcome {
+    run_with(seed, Box::new(Honest), trace)
+}
+
+/// The run of a seed with a layer between the shard and the world. A panic is a broken promise too.
+#[must_use]
+pub fn run_with(seed: u64, layer: Box<dyn Layer>, trace: bool) -> Outcome {
+    let result = catch_unwind(AssertUnwindSafe(|| {
+        let mut world = World::new(seed, layer, trace);
+        world.live();
+        world.finish()
+    }));
+    let (violations, counts, digest) = result.unwrap_or_else(|panic| {
+        let what = panic
+            .downcast_ref::<String>()
+            .cloned()
+            .or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned()))
+            .unwrap_or_default();
+        (vec![Violation { promise: "no_panic", what }], Counts::default(), 0)
+    });
+    Outcome { seed, violations, counts, digest }
+}
+
+impl World {
+    /// The clients' time: everything that the plan has in store happens.
+    fn live(&mut self) {
+        self.run_until(self.plan.length_us);
+    }
+
+    /// Heal, let the clients finish, then look at everything: live, after a stop, after a power cut.
+    fn finish(mut self) -> (Vec<Violation>, Counts, u64) {
+        self.closing = true;
+        self.disk.set_capacity(u64::MAX);
+        self.disk.set_faults(Faults::default());
+        self.plan.read_fails = 0;
+        self.plan.loss = 0;
+        self.after(100_000, Event::Restart);
+        self.wake_all();
+        for _ in 0..200_000 {
+            let quiet = self.ready && self.clients_are_idle() && self.undurable() == 0;
+            if quiet || !self.history.violations.is_empty() || self.history.read_only || !self.step() {
+                break;
+            }
+        }
+        if self.history.violations.is_empty() && !self.history.read_only {
+            if !self.clients_are_idle() || !self.ready {
+                self.history.violation("no_acked_loss", "clients cannot finish though everything is healed".to_owned());
+            }
+            self.compare_live();
+        }
+        self.audit("live");
+        self.auditing = true;
+        if self.ready && self.history.violations.is_empty() {
+            self.stop_and_open();
+            self.audit("after a stop");
+        }
+        if self.history.violations.is_empty() {
+            self.crash();
+            self.open();
+            self.audit("after a power cut");
+        }
+        (std::mem::take(&mut self.history.violations), self.history.counts, self.digest())
+    }
+
+    fn undurable(&self) -> u64 {
+        self.core.as_ref().map_or(0, |core| {
+            let (installed, durable) = core.lsns();
+            installed.0 - durable.0
+        })
+    }
+
+    /// The live state is what its facts make.
+    fn compare_live(&mut self) {
+        let Some(core) = &self.core else { return };
+        let (installed, _) = core.lsns();
+        if let Err(what) = self.shadow.compare(installed, core.state()) {
+            self.history.violation("rebuilt_equals_live", what);
+        }
+    }
+
+    fn stop_and_open(&mut self) {
+        let Some(answer) = self.ask(Call::Stop) else { return };
+        assert!(matches!(answer, Answer::Stopped | Answer::Error(Error::Stopping)), "{answer:?}");
+        for _ in 0..100_000 {
+            if self.core.is_none() {
+                break;
+            }
+            self.step();
+        }
+        self.open();
+    }
+
+    fn open(&mut self) {
+        self.restart();
+        for _ in 0..100_000 {
+            if self.ready {
+                return;
+            }
+            self.step();
+        }
+        self.history.violation("no_acked_loss", "the shard does not open".to_owned());
+    }
+
+    /// Read everything back, and hold it against what was promised.
+    fn audit(&mut self, when: &'static str) {
+        if !self.history.violations.is_empty() || !self.ready {
+            return;
+        }
+        self.say(|_| format!("--- audit {when}"));
+        let mut audit = Audit { read_only: self.history.read_only, ..Audit::default() };
+        let mut partitions = self.history.live_partitions();
+        partitions.extend(self.history.partitions.keys().copied());
+        partitions.sort_unstable();
+        partitions.dedup();
+        for partition in partitions {
+            let found = self.read_all(partition);
+            audit.partitions.insert(partition, found);
+        }
+        for (group, partition) in self.history.commits.keys().cloned().collect::<Vec<_>>() {
+            let request = Request::CommittedOffset { group: group.clone(), partition };
+            if let Some(Answer::Reply(Reply::Committed { offset, .. })) = self.ask(Call::Machine(request)) {
+                audit.committed.insert((group, partition), offset.map(|offset| offset.0));
+            }
+        }
+        checkers::check(&mut self.history, &audit);
+        for violation in &mut self.history.violations {
+            violation.what = format!("({when}) {}", violation.what);
+        }
+    }
+
+    fn read_all(&mut self, partition: Partition) -> Found {
+        let mut found = Found::default();
+        let info = self.ask(Call::Machine(Request::DescribePartition { partition }));
+        let Some(Answer::Reply(Reply::Partition(info))) = info else { return found };
+        (found.exists, found.start, found.end) = (true, info.start.0, info.end.0);
+        let mut next = found.start;
+        while next < found.end {
+            let fetch = Fetch { partition, offset: Offset(next), bytes_max: 60_000, wait_ms: 0 };
+            match self.ask(Call::Fetch(fetch)) {
+                Some(Answer::Fetched(fetched)) if !fetched.batches.is_empty() => {
+                    for batch in fetched.batches {
+                        next = batch.last_offset.0 + 1;
+                        if let Some(payload) = Payload::decode(&batch.batch) {
+                            found.batches.insert(batch.base_offset.0, Seen { last: batch.last_offset.0, payload });
+                        }
+                    }
+                }
+                Some(Answer::Error(Error::Damaged { from, to })) if to.0 >= next => {
+                    found.damaged.push((from.0, to.0));
+                    next = to.0 + 1;
+                }
+                // A batch that should be there is not, and nothing is said about it.
+                other => {
+                    self.say(|_| format!("{partition} offset {next}: {other:?}"));
+                    break;
+                }
+            }
+        }
+        found
+    }
+}

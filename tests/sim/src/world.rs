@@ -1,0 +1,600 @@
+//! One run: a shard, its disk, its clients and the network between them, in simulated time.
+//!
+//! Everything is an event with a moment; the earliest is next. The same seed gives the same run, bit
+//! for bit. Absent on purpose: what is right (the checkers), what goes wrong when (the plan).
+
+use std::collections::BTreeMap;
+
+use millstream_batch::ids::TimestampMs;
+use millstream_log::Recovery;
+use millstream_log::io::Storage;
+use millstream_machine::request::Reply;
+use millstream_shard::call::{Answer, Call, Fetched};
+use millstream_shard::core::{Effect, Now, ShardCore};
+
+use crate::clients::{Client, Scene};
+use crate::dice::Dice;
+use crate::disk::{Faults, SimDisk};
+use crate::history::{Asked, History, Seen};
+use crate::layer::{Layer, Passed};
+use crate::payload::Payload;
+use crate::plan::{Mishap, Plan};
+use crate::shadow::Shadow;
+
+/// Where the wall clock starts.
+const WALL_START_MS: i64 = 1_700_000_000_000;
+
+#[derive(Debug)]
+pub(crate) enum Event {
+    Wake(usize),
+    Arrive { client: usize, tag: u64, call: Box<Call>, silent: bool },
+    Answer { client: usize, tag: u64, answer: Box<Answer> },
+    Lost { client: usize, tag: u64 },
+    Disk,
+    Flush,
+    Tick,
+    Restart,
+    Mishap(Mishap),
+    SpaceBack,
+}
+
+/// A call that the core has and has not answered.
+#[derive(Debug)]
+struct Open {
+    /// `None`: nobody hears the answer.
+    to: Option<(usize, u64)>,
+    asked: Asked,
+}
+
+#[derive(Debug)]
+pub struct World {
+    pub(crate) plan: Plan,
+    pub(crate) now_us: u64,
+    wall_shift_ms: i64,
+    pub(crate) disk: SimDisk,
+    layer: Box<dyn Layer>,
+    pub(crate) core: Option<ShardCore>,
+    /// The core is open for calls.
+    pub(crate) ready: bool,
+    /// The core has stopped in good order.
+    pub(crate) stopped: bool,
+    /// The core wrote that it failed: it is to be restarted.
+    failed: bool,
+    incarnation: u64,
+    clients: Vec<Box<dyn Client>>,
+    network: Dice,
+    chance: Dice,
+    client_dice: Vec<Dice>,
+    pub(crate) events: BTreeMap<(u64, u64), Event>,
+    number: u64,
+    open: BTreeMap<u64, Open>,
+    token: u64,
+    pub(crate) history: History,
+    pub(crate) shadow: Shadow,
+    crashes: Vec<u64>,
+    crash_at_io: Option<u64>,
+    disk_due: bool,
+    flush_due: bool,
+    tick_at: Option<u64>,
+    /// Answers to calls of the auditor.
+    heard: BTreeMap<u64, Answer>,
+    pub(crate) auditing: bool,
+    pub(crate) closing: bool,
+    digest: u64,
+    trace: bool,
+}
+
+impl World {
+    #[must_use]
+    pub fn new(seed: u64, layer: Box<dyn Layer>, trace: bool) -> Self {
+        let mut dice = Dice::new(seed);
+        let plan = Plan::of(&mut dice);
+        let clients = Plan::clients(&mut dice);
+        let mut disk = SimDisk::new(dice.number());
+        disk.set_faults(faults(&plan));
+        let client_dice = clients.iter().map(|_| dice.fork()).collect();
+        let mut world = Self {
+            now_us: 1,
+            wall_shift_ms: 0,
+            disk,
+            layer,
+            core: None,
+            ready: false,
+            stopped: false,
+            failed: false,
+            incarnation: dice.number(),
+            network: dice.fork(),
+            chance: dice.fork(),
+            client_dice,
+            events: BTreeMap::new(),
+            number: 0,
+            open: BTreeMap::new(),
+            token: 0,
+            history: History::default(),
+            shadow: Shadow::new(),
+            crashes: plan.crash_after_io.clone(),
+            crash_at_io: None,
+            disk_due: false,
+            flush_due: false,
+            tick_at: None,
+            heard: BTreeMap::new(),
+            auditing: false,
+            closing: false,
+            digest: 0xcbf2_9ce4_8422_2325,
+            trace,
+            clients,
+            plan,
+        };
+        world.say(|w| format!("{:?}", w.plan));
+        for client in 0..world.clients.len() {
+            world.after(1 + client as u64, Event::Wake(client));
+        }
+        for (at, mishap) in world.plan.mishaps.clone() {
+            world.after(at, Event::Mishap(mishap));
+        }
+        world.arm_crash();
+        world.restart();
+        world
+    }
+
+    /// Until the earliest event is past `until_us`, or something is found broken.
+    pub(crate) fn run_until(&mut self, until_us: u64) {
+        while self.history.violations.is_empty() {
+            let Some((&(at, _), _)) = self.events.first_key_value() else { return };
+            if at > until_us {
+                return;
+            }
+            self.step();
+        }
+    }
+
+    /// The next event, whenever it is.
+    pub(crate) fn step(&mut self) -> bool {
+        let Some(((at, _), event)) = self.events.pop_first() else { return false };
+        self.now_us = self.now_us.max(at);
+        self.note(at);
+        match event {
+            Event::Wake(client) => self.with_client(client, |client, scene| client.wake(scene)),
+            Event::Answer { client, tag, answer } => {
+                self.say(|_| format!("client {client} #{tag} hears {answer:?}"));
+                self.with_client(client, |client, scene| client.answer(scene, tag, *answer));
+            }
+            Event::Lost { client, tag } => self.with_client(client, |client, scene| client.lost(scene, tag)),
+            Event::Arrive { client, tag, call, silent } => self.arrive(client, tag, *call, silent),
+            Event::Disk => self.disk_step(),
+            Event::Flush => {
+                self.flush_due = false;
+                self.with_core(|core, now| core.flush(now));
+            }
+            Event::Tick => {
+                if self.tick_at == Some(at) {
+                    self.tick_at = None;
+                    self.with_core(|core, now| core.tick(now));
+                }
+            }
+            Event::Restart => self.restart(),
+            Event::Mishap(mishap) => self.mishap(mishap),
+            Event::SpaceBack => self.disk.set_capacity(u64::MAX),
+        }
+        true
+    }
+
+    // --- the core --------------------------------------------------------------------------------
+
+    pub(crate) fn now(&self) -> Now {
+        let wall = WALL_START_MS + self.wall_shift_ms + (self.now_us / 1_000) as i64;
+        Now { wall: TimestampMs(wall), mono_us: self.now_us }
+    }
+
+    pub(crate) fn restart(&mut self) {
+        if self.core.is_some() {
+            return;
+        }
+        self.layer.restarting(&mut self.disk);
+        self.incarnation = self.incarnation.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        let mut config = self.plan.config.clone();
+        config.log.incarnation = self.incarnation;
+        (self.ready, self.stopped, self.failed) = (false, false, false);
+        self.say(|_| "--- open".to_owned());
+        self.core = Some(ShardCore::open(config, self.now()));
+        self.with_core(|_, _| ());
+    }
+
+    /// Power is cut.
+    pub(crate) fn crash(&mut self) {
+        if self.core.is_none() {
+            return;
+        }
+        self.say(|_| "--- crash".to_owned());
+        self.history.counts.crashes += 1;
+        self.core_gone();
+        self.disk.crash();
+        self.disk.set_faults(faults(&self.plan));
+        if !self.auditing {
+            let pause = self.chance.skewed(10, 50_000);
+            self.after(pause, Event::Restart);
+        }
+    }
+
+    fn core_gone(&mut self) {
+        self.core = None;
+        self.ready = false;
+        self.tick_at = None;
+        for (_, open) in std::mem::take(&mut self.open) {
+            self.history.unanswered(&open.asked);
+            if let Some((client, tag)) = open.to {
+                let late = self.network.skewed(10, 20_000);
+                self.after(late, Event::Lost { client, tag });
+            }
+        }
+    }
+
+    /// Give the core an input, then carry out what it wants.
+    pub(crate) fn with_core(&mut self, input: impl FnOnce(&mut ShardCore, Now)) {
+        let now = self.now();
+        let Some(core) = &mut self.core else { return };
+        input(core, now);
+        while let Some(effect) = self.core.as_mut().and_then(ShardCore::poll) {
+            self.effect(effect);
+        }
+        if self.stopped {
+            // What is still under way at the end of a process comes to its end without it.
+            while self.disk.complete_one().is_some() {}
+            return self.core_gone();
+        }
+        if let Some(at) = self.core.as_ref().and_then(ShardCore::next_wakeup) {
+            let at = at.max(self.now_us + 1);
+            if self.tick_at.is_none_or(|before| at < before) {
+                self.tick_at = Some(at);
+                self.at(at, Event::Tick);
+            }
+        }
+        if self.disk.pending() > 0 && !self.disk_due {
+            self.disk_due = true;
+            let latency = self.chance.skewed(20, 2_000) + self.layer.jitter_us();
+            self.after(latency, Event::Disk);
+        }
+    }
+
+    fn effect(&mut self, effect: Effect) {
+        match effect {
+            Effect::Io(io) => {
+                self.shadow.asked(&io);
+                match self.layer.submit(io, &mut self.disk) {
+                    Passed::On(io) => {
+                        self.shadow.passed(&io);
+                        self.disk.submit(io);
+                    }
+                    Passed::Answered(done) => {
+                        let now = self.now();
+                        if let Some(core) = &mut self.core {
+                            core.io_done(now, done);
+                        }
+                    }
+                }
+            }
+            Effect::Answer { token, answer } => self.answered(token, answer),
+            Effect::Ready(recovery) => self.recovered(&recovery),
+            Effect::Failed(why) => {
+                self.say(|_| format!("failed: {why}"));
+                self.history.counts.failures += 1;
+                self.failed = true;
+                let while_us = self.chance.skewed(1_000, 200_000);
+                self.after(while_us, Event::Mishap(Mishap::Crash));
+            }
+            Effect::SpaceGone(why) => {
+                self.say(|_| format!("space gone: {why}"));
+                self.history.counts.full += 1;
+            }
+            Effect::SpaceBack => self.say(|_| "space back".to_owned()),
+            Effect::SnapshotPublished(begin) => {
+                self.say(|_| format!("snapshot of {begin}"));
+                self.history.counts.snapshots += 1;
+            }
+            Effect::Damaged(words) => self.say(|_| words),
+            Effect::Stopped => self.stopped = true,
+        }
+    }
+
+    fn recovered(&mut self, recovery: &Recovery) {
+        self.say(|_| format!("ready: {recovery:?}"));
+        self.ready = true;
+        if let Some(why) = &recovery.read_only {
+            self.history.read_only = true;
+            self.history.damage_reports += 1;
+            if self.history.flips == 0 {
+                self.history.violation("damage_reported", format!("read-only, and no bit was flipped: {why}"));
+            }
+            return;
+        }
+        self.history.damage_reports += recovery.damage.len() as u64;
+        if !recovery.damage.is_empty() && self.history.flips == 0 {
+            let what = format!("damage is reported, and no bit was flipped: {:?}", recovery.damage);
+            self.history.violation("damage_reported", what);
+        }
+        let Some(core) = &self.core else { return };
+        if let Err(what) = self.shadow.recovered(recovery.last, core.state()) {
+            self.history.violation("rebuilt_equals_live", what);
+        }
+    }
+
+    fn disk_step(&mut self) {
+        self.disk_due = false;
+        if self.crash_at_io.is_some_and(|at| self.disk.completed() >= at) && !self.auditing && !self.closing {
+            self.arm_crash();
+            return self.crash();
+        }
+        let Some(done) = self.disk.complete_one() else { return };
+        self.shadow.done(&done);
+        let done = self.layer.done(done, &mut self.disk);
+        self.say(|_| format!("disk answers {:?}: {}", done.id, done.result.as_ref().map_or_else(|e| e.to_string(), |_| "ok".to_owned())));
+        self.with_core(|core, now| core.io_done(now, done));
+    }
+
+    fn arm_crash(&mut self) {
+        self.crash_at_io = self.crashes.pop().map(|more| self.disk.completed() + more);
+    }
+
+    // --- calls and answers -----------------------------------------------------------------------
+
+    fn arrive(&mut self, client: usize, tag: u64, call: Call, silent: bool) {
+        let to = (!silent).then_some((client, tag));
+        if !self.ready || self.core.is_none() {
+            if let Some((client, tag)) = to {
+                let late = self.network.skewed(100, 20_000);
+                self.after(late, Event::Lost { client, tag });
+            }
+            return;
+        }
+        self.say(|_| format!("client {client} #{tag} asks {}", brief(&call)));
+        self.call(to, call);
+        if !self.flush_due {
+            self.flush_due = true;
+            let round = self.chance.skewed(1, 50);
+            self.after(round, Event::Flush);
+        }
+    }
+
+    fn call(&mut self, to: Option<(usize, u64)>, call: Call) -> u64 {
+        let asked = Asked::arrived(&call, &mut self.history);
+        let state = self.core.as_ref().expect("it is ready").state();
+        let early = self.layer.early(&call, state);
+        let call = self.layer.call(call, state);
+        self.token += 1;
+        let token = self.token;
+        self.open.insert(token, Open { to, asked });
+        if let Some(answer) = early {
+            self.answered(token, answer);
+        }
+        self.with_core(|core, now| core.call(now, token, call));
+        token
+    }
+
+    fn answered(&mut self, token: u64, answer: Answer) {
+        let Some(Open { to, asked }) = self.open.remove(&token) else { return };
+        let answer = self.layer.answer(answer);
+        self.note(token);
+        self.history.answered(&asked, &answer);
+        self.check_promise(&asked, &answer);
+        match to {
+            None => drop(self.heard.insert(token, answer)),
+            Some((client, tag)) => {
+                let way = self.way_us();
+                let event = if self.network.one_in(self.plan.loss) {
+                    Event::Lost { client, tag }
+                } else {
+                    Event::Answer { client, tag, answer: Box::new(answer) }
+                };
+                self.after(way, event);
+            }
+        }
+    }
+
+    /// What must hold at the very moment of an answer.
+    fn check_promise(&mut self, asked: &Asked, answer: &Answer) {
+        match (asked, answer) {
+            (Asked::Produce { partition, payload }, Answer::Reply(Reply::Produced(produced))) => {
+                let Some(base) = produced.base_offset else { return };
+                let Some(slot) = self.core.as_ref().and_then(|core| core.state().slot(*partition)) else { return };
+                let lsn = self.shadow.batch(slot, base.0);
+                let synced = self.shadow.synced();
+                if lsn.is_none_or(|lsn| lsn > synced) {
+                    let what = format!("{partition} offset {base} ({payload:?}, lsn {lsn:?}) acknowledged, {synced} is synced");
+                    self.history.violation("no_acked_loss", what);
+                }
+            }
+            (Asked::Fetch(fetch), Answer::Fetched(fetched)) => {
+                let slot = self.core.as_ref().and_then(|core| core.state().slot(fetch.partition));
+                self.check_fetched(fetch.partition, slot, fetched);
+            }
+            _ => {}
+        }
+    }
+
+    fn check_fetched(
+        &mut self,
+        partition: millstream_batch::ids::Partition,
+        slot: Option<millstream_batch::ids::PartitionSlot>,
+        fetched: &Fetched,
+    ) {
+        let synced = self.shadow.synced();
+        for batch in &fetched.batches {
+            let base = batch.base_offset.0;
+            let Some(payload) = Payload::decode(&batch.batch) else {
+                let what = format!("{partition} offset {base}: other bytes are served than were sent");
+                self.history.violation("damage_reported", what);
+                continue;
+            };
+            if (payload.kept, payload.pid, payload.epoch) != (batch.records, batch.pid, batch.epoch)
+                || payload.pid != 0 && payload.sequence != batch.sequence
+            {
+                let what = format!("{partition} offset {base}: {payload:?} is served as {batch:?}");
+                self.history.violation("damage_reported", what);
+            }
+            if let Some(slot) = slot
+                && self.shadow.batch(slot, base).is_none_or(|lsn| lsn > synced)
+            {
+                let what = format!("{partition} offset {base} was readable, and only {synced} is synced");
+                self.history.violation("released_only", what);
+            }
+            let seen = Seen { last: batch.last_offset.0, payload };
+            let known = self.history.partitions.entry(partition).or_default();
+            if let Some(before) = known.seen.insert(base, seen)
+                && before != seen
+            {
+                let what = format!("{partition} offset {base}: {before:?} was seen, then {seen:?}");
+                self.history.violation("released_only", what);
+            }
+        }
+    }
+
+    /// Ask the core and wait for the answer, while nothing else happens but disk and time.
+    pub(crate) fn ask(&mut self, call: Call) -> Option<Answer> {
+        let token = self.call(None, call);
+        for _ in 0..100_000 {
+            if let Some(answer) = self.heard.remove(&token) {
+                return Some(answer);
+            }
+            self.with_core(|core, now| core.flush(now));
+            if self.disk.pending() > 0 {
+                self.now_us += 50;
+                self.disk_step();
+            } else {
+                let wanted = self.core.as_ref()?.next_wakeup().unwrap_or(0);
+                self.now_us = (self.now_us + 50).max(wanted.min(self.now_us + 1_000_000));
+                self.with_core(|core, now| core.tick(now));
+            }
+        }
+        self.history.violation("no_acked_loss", "a call is never answered".to_owned());
+        None
+    }
+
+    // --- clients and network -----------------------------------------------------------------------
+
+    fn with_client(&mut self, index: usize, act: impl FnOnce(&mut dyn Client, &mut Scene<'_>)) {
+        let mut scene = Scene {
+            now_us: self.now_us,
+            dice: &mut self.client_dice[index],
+            history: &mut self.history,
+            out: Vec::new(),
+            wake_us: None,
+            closing: self.closing,
+        };
+        act(self.clients[index].as_mut(), &mut scene);
+        let (out, wake) = (scene.out, scene.wake_us);
+        if let Some(at) = wake {
+            self.at(at, Event::Wake(index));
+        }
+        for (tag, call) in out {
+            self.send(index, tag, call);
+        }
+    }
+
+    fn send(&mut self, client: usize, tag: u64, call: Call) {
+        if self.network.one_in(self.plan.loss) {
+            let late = self.way_us() * 4;
+            return self.after(late, Event::Lost { client, tag });
+        }
+        if let Call::Produce { request, raw } = &call
+            && request.pid.0 != 0
+            && self.network.one_in(self.plan.twice)
+        {
+            let again = Call::Produce { request: *request, raw: raw.clone() };
+            let way = self.way_us() * 3;
+            self.after(way, Event::Arrive { client, tag, call: Box::new(again), silent: true });
+        }
+        let way = self.way_us();
+        self.after(way, Event::Arrive { client, tag, call: Box::new(call), silent: false });
+    }
+
+    fn way_us(&mut self) -> u64 {
+        self.network.skewed(10, self.plan.delay_us)
+    }
+
+    pub(crate) fn clients_are_idle(&self) -> bool {
+        self.clients.iter().all(|client| client.is_idle())
+    }
+
+    pub(crate) fn wake_all(&mut self) {
+        for client in 0..self.clients.len() {
+            self.after(1, Event::Wake(client));
+        }
+    }
+
+    // --- mishaps -----------------------------------------------------------------------------------
+
+    fn mishap(&mut self, mishap: Mishap) {
+        if self.closing && !(mishap == Mishap::Crash && self.failed) {
+            return;
+        }
+        self.say(|_| format!("mishap: {mishap:?}"));
+        match mishap {
+            Mishap::Crash => self.crash(),
+            Mishap::Stop => {
+                if self.ready && !self.failed {
+                    self.ready = false;
+                    self.token += 1;
+                    let token = self.token;
+                    self.with_core(|core, now| core.call(now, token, Call::Stop));
+                    self.after(300_000, Event::Restart);
+                }
+            }
+            Mishap::FailWrite => self.disk.fail_next_write(),
+            Mishap::FailSync => self.disk.fail_next_sync(),
+            Mishap::Full { for_us } => {
+                self.disk.set_capacity(self.disk.used());
+                self.after(for_us, Event::SpaceBack);
+            }
+            Mishap::Flip => self.flip(),
+            Mishap::Clock { ms } => self.wall_shift_ms += ms,
+        }
+    }
+
+    fn flip(&mut self) {
+        let Some(group) = self.chance.pick(self.shadow.proved_groups()).copied() else { return };
+        let bit = (group.at * 8) + self.chance.range(0, group.bytes * 8);
+        if self.disk.flip_bit(millstream_log::io::FileId::Wal(group.file), bit) {
+            self.say(|_| format!("flipped bit {bit} of file {} (lsn up to {})", group.file, group.last));
+            self.history.flips += 1;
+        }
+    }
+
+    // --- time and trace ------------------------------------------------------------------------------
+
+    pub(crate) fn after(&mut self, us: u64, event: Event) {
+        self.at(self.now_us + us, event);
+    }
+
+    fn at(&mut self, at_us: u64, event: Event) {
+        self.number += 1;
+        self.events.insert((at_us, self.number), event);
+    }
+
+    fn note(&mut self, what: u64) {
+        self.digest = (self.digest ^ what ^ self.number.rotate_left(32)).wrapping_mul(0x0000_0100_0000_01b3);
+    }
+
+    /// A fingerprint of everything that happened and of every byte on the disk.
+    #[must_use]
+    pub fn digest(&self) -> u64 {
+        self.digest ^ self.disk.digest().rotate_left(1)
+    }
+
+    pub(crate) fn say(&self, words: impl FnOnce(&Self) -> String) {
+        if self.trace {
+            use std::io::Write;
+            let _closed = writeln!(std::io::stdout(), "{:>10} {}", self.now_us, words(self));
+        }
+    }
+}
+
+fn faults(plan: &Plan) -> Faults {
+    Faults { delayed: plan.disk_delays, read_fails: plan.read_fails, ..Faults::default() }
+}
+
+fn brief(call: &Call) -> String {
+    match call {
+        Call::Produce { request, .. } => format!("{request:?}"),
+        other => format!("{other:?}"),
+    }
+}

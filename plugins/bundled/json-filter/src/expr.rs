@@ -429,7 +429,9 @@ impl Parser<'_> {
             _ => match SYMBOLS.into_iter().find(|symbol| rest.starts_with(symbol)) {
                 Some(symbol) => (Token::Symbol(symbol), symbol.len()),
                 None => {
-                    return Err(self.expected(&format!("no `{first}` here; an operator or a value")));
+                    return Err(
+                        self.expected(&format!("no `{first}` here; an operator or a value"))
+                    );
                 }
             },
         };

@@ -136,12 +136,6 @@ impl Scanner {
 
     /// Scans one text.
     pub fn scan<'a>(&self, text: &'a [u8]) -> Result<Found<'a>, Invalid> {
-        if let Err(error) = str::from_utf8(text) {
-            return Err(Invalid {
-                at: error.valid_up_to(),
-                what: "not UTF-8",
-            });
-        }
         let mut scan = Scan {
             nodes: &self.nodes,
             text,
@@ -319,12 +313,21 @@ impl<'a> Scan<'_, 'a> {
     fn string(&mut self) -> Result<&'a [u8], Invalid> {
         self.at += 1;
         let start = self.at;
+        let mut all_ascii = true;
         loop {
-            self.at += string::plain(&self.text[self.at..]);
+            let (plain, ascii) = string::plain(&self.text[self.at..]);
+            self.at += plain;
+            all_ascii &= ascii;
             match self.peek() {
                 Some(b'"') => {
                     self.at += 1;
-                    return Ok(&self.text[start..self.at - 1]);
+                    let string = &self.text[start..self.at - 1];
+                    // Only strings can have other bytes at all.
+                    if !all_ascii && let Err(error) = str::from_utf8(string) {
+                        self.at = start + error.valid_up_to();
+                        return Err(self.invalid("not UTF-8"));
+                    }
+                    return Ok(string);
                 }
                 Some(b'\\') => match self.text[self.at + 1..] {
                     [b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't', ..] => self.at += 2,

@@ -3,14 +3,16 @@
 
 use std::borrow::Cow;
 
-/// Bytes at the start of `text` that need no look of their own: no quote, backslash or control character.
+/// Bytes at the start of `text` that need no look of their own (no quote, backslash or control
+/// character), and whether all of those up to the next such byte are ASCII.
 #[inline]
-pub(crate) fn plain(text: &[u8]) -> usize {
+pub(crate) fn plain(text: &[u8]) -> (usize, bool) {
     // Eight at a time: a byte has its high bit set in `special` if it is one of those. A borrow may
     // set it for a byte after a true one as well, so only the first counts.
     const ONES: u64 = u64::from_le_bytes([1; 8]);
     const HIGH: u64 = ONES << 7;
     let (words, rest) = text.as_chunks::<8>();
+    let mut seen = 0;
     for (i, word) in words.iter().enumerate() {
         let word = u64::from_le_bytes(*word);
         let zero_if = |byte: u8| word ^ (ONES * u64::from(byte));
@@ -18,11 +20,18 @@ pub(crate) fn plain(text: &[u8]) -> usize {
         let control = word.wrapping_sub(ONES * 0x20) & !word;
         let special = (is_zero(zero_if(b'"')) | is_zero(zero_if(b'\\')) | control) & HIGH;
         if special != 0 {
-            return i * 8 + (special.trailing_zeros() / 8) as usize;
+            let before = (special & special.wrapping_neg()) - 1;
+            let plain = i * 8 + (special.trailing_zeros() / 8) as usize;
+            return (plain, (seen | word & before) & HIGH == 0);
         }
+        seen |= word;
     }
     let special = |byte: &u8| matches!(byte, b'"' | b'\\' | 0..=0x1f);
-    words.len() * 8 + rest.iter().position(special).unwrap_or(rest.len())
+    let len = rest.iter().position(special).unwrap_or(rest.len());
+    (
+        words.len() * 8 + len,
+        seen & HIGH == 0 && rest[..len].is_ascii(),
+    )
 }
 
 /// Whether a JSON string is this text.
@@ -91,15 +100,16 @@ mod tests {
     fn plain_stops_at_every_special_byte_in_every_place() {
         for len in 0..40 {
             let mut text = vec![b'x'; len];
-            assert_eq!(plain(&text), len);
+            assert_eq!(plain(&text), (len, true));
             for at in 0..len {
                 for special in [b'"', b'\\', 0, 0x1f, b'\n'] {
                     text[at] = special;
-                    assert_eq!(plain(&text), at, "{special} at {at} of {len}");
+                    assert_eq!(plain(&text), (at, true), "{special} at {at} of {len}");
                 }
                 for usual in [0x20, 0x21, 0x23, 0x5b, 0x5d, 0x7f, 0x80, 0xff, 0xa2, 0xdc] {
                     text[at] = usual;
-                    assert_eq!(plain(&text), len, "{usual} at {at} of {len}");
+                    let ascii = usual < 0x80;
+                    assert_eq!(plain(&text), (len, ascii), "{usual} at {at} of {len}");
                 }
                 text[at] = b'x';
             }

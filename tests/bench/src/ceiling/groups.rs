@@ -15,13 +15,15 @@ use millstream_uring::Preference;
 
 /// More than ever is in flight, so that a group never waits for room.
 const GROUP_BYTES_MAX: usize = 16 << 20;
-const FILES: u64 = 4;
+/// As many files as the load fills, and no more than these.
+const FILES_MAX: u64 = 4;
 const FILE_BYTES: u64 = 256 << 20;
 
 /// The disk side of the receiver.
 pub(super) struct Groups {
     storage: Box<dyn Storage>,
     last_id: u64,
+    files: u64,
     file: u64,
     at: u64,
     /// Gathers now.
@@ -35,11 +37,13 @@ pub(super) struct Groups {
 
 impl Groups {
     /// Open `dir` and see that the zero-filled files are there.
-    pub(super) async fn open(dir: &Path) -> Result<Self> {
+    pub(super) async fn open(dir: &Path, load_bytes: u64) -> Result<Self> {
+        let files = (load_bytes / FILE_BYTES + 1).min(FILES_MAX);
         let storage = millstream_uring::open(dir, Preference::Auto)?;
         let mut groups = Self {
             storage,
             last_id: 0,
+            files,
             file: 0,
             at: 0,
             gathering: AlignedBuf::with_capacity(GROUP_BYTES_MAX),
@@ -51,7 +55,7 @@ impl Groups {
             bail!("no list")
         };
         let there: BTreeMap<FileId, u64> = there.into_iter().collect();
-        for file in (0..FILES).map(FileId::Wal) {
+        for file in (0..files).map(FileId::Wal) {
             if there.get(&file) != Some(&FILE_BYTES) {
                 groups
                     .ask(IoOp::Allocate {
@@ -96,7 +100,7 @@ impl Groups {
         let len = group.len().next_multiple_of(BLOCK_BYTES);
         group.set_len(len);
         if self.at + len as u64 > FILE_BYTES {
-            self.file = (self.file + 1) % FILES;
+            self.file = (self.file + 1) % self.files;
             self.at = 0;
         }
         let buf = Arc::new(group);

@@ -33,7 +33,7 @@ pub(crate) fn serve(data: &Path, load: &Load) -> Result<()> {
         .build()?;
     let local = tokio::task::LocalSet::new();
     local.block_on(&runtime, async {
-        let groups = Groups::open(data).await?;
+        let groups = Groups::open(data, load.batches() * load.batch_bytes() as u64).await?;
         let (endpoint, hello) = quic::server(load.mtu)?;
         println!("{}", serde_json::to_string(&hello)?);
         std::io::stdout().flush()?;

@@ -306,6 +306,34 @@ fn the_next_member_waits_and_the_former_is_fenced() {
 }
 
 #[test]
+fn a_late_commit_from_an_earlier_ownership_of_the_same_member_is_fenced() {
+    let mut world = World::new(0, 1, Limits::default());
+    world.create(1, "t", 2);
+    let (a, first) = join(&mut world, 0, &[1]).unwrap();
+    let (b, _) = join(&mut world, 0, &[1]).unwrap();
+    let moving = assignment(&mut world, a).revoking[0];
+    let (_, early) = *first
+        .owned
+        .iter()
+        .find(|(held, _)| *held == moving)
+        .unwrap();
+    world.claim(GROUP, moving, a, early).unwrap();
+    release(&mut world, a, vec![moving]);
+    leave(&mut world, b);
+    let owned = assignment(&mut world, a).owned;
+    let (_, late) = *owned.iter().find(|(held, _)| *held == moving).unwrap();
+    assert!(late > early, "it came back, through another's hands");
+    world.claim(GROUP, moving, a, late).unwrap();
+    let fenced = Refusal::MemberFenced {
+        member: a,
+        sent: early,
+        current: late,
+    };
+    assert_eq!(world.commit(GROUP, moving, a.0, early, 0), Err(fenced));
+    world.commit(GROUP, moving, a.0, late, 0).unwrap();
+}
+
+#[test]
 fn when_the_last_member_leaves_fixed_consumers_may_commit_and_it_may_not() {
     let mut world = World::new(0, 1, Limits::default());
     world.create(1, "t", 1);

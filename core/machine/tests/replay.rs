@@ -6,11 +6,12 @@ mod world;
 use std::collections::BTreeSet;
 
 use millstream_batch::ids::{
-    GroupEpoch, Lsn, MemberId, Offset, Partition, ProducerId, TimestampMs, TopicId,
+    GroupEpoch, Lsn, MemberId, Offset, Partition, ProducerEpoch, ProducerId, Sequence, TimestampMs,
+    TopicId,
 };
-use millstream_machine::request::{Commit, Produce, Reply, Request};
+use millstream_machine::request::{Commit, Produce, Refusal, Reply, Request};
 use millstream_machine::topic::{Budget, FilterBinding, OnError, Stage, TopicConfig, TopicMeta};
-use millstream_machine::{Cursor, Limits, State};
+use millstream_machine::{Cursor, Limits, State, decide};
 use world::{Rng, World, batch};
 
 /// Random requests, biased towards such as are granted.
@@ -248,29 +249,37 @@ impl Asker {
     }
 
     fn produce(&mut self, world: &World) -> Produce {
-        let partition = self.partition();
-        let pid = self.rng.below(8);
-        let mut produce = batch(
-            partition,
-            pid,
-            self.rng.below(2) as u32,
-            0,
-            1 + self.rng.below(3) as u32,
-        );
-        // Ask the machine what would follow: most batches are to be granted.
-        let probe = Produce {
-            sequence: millstream_batch::ids::Sequence(u64::MAX / 2),
-            ..produce
+        // Few send most, so that some remember all the batches they may.
+        let (partition, pid) = match (self.rng.below(3), self.topics.last()) {
+            (0, _) | (_, None) => (self.partition(), self.rng.below(8)),
+            (_, Some(topic)) => (
+                Partition {
+                    topic: *topic,
+                    index: 0,
+                },
+                1 + self.rng.below(2),
+            ),
         };
-        use millstream_machine::request::Refusal;
-        let answer = millstream_machine::decide(
-            &world.state,
-            world.now,
-            world::TERM,
-            &Request::Produce(probe),
-        );
-        if let Err(Refusal::SequenceGap { expected, .. }) = answer {
-            produce.sequence = expected;
+        let mut produce = batch(partition, pid, 0, 0, 1 + self.rng.below(3) as u32);
+        // Ask the machine what would follow: most batches are to be granted.
+        for _ in 0..2 {
+            let probe = Produce {
+                sequence: Sequence(u64::MAX / 2),
+                ..produce
+            };
+            match decide(
+                &world.state,
+                world.now,
+                world::TERM,
+                &Request::Produce(probe),
+            ) {
+                Err(Refusal::SequenceGap { expected, .. }) => produce.sequence = expected,
+                Err(Refusal::ProducerFenced { current, .. }) => produce.epoch = current,
+                _ => {}
+            }
+        }
+        if self.rng.one_in(30) {
+            (produce.epoch, produce.sequence) = (ProducerEpoch(produce.epoch.0 + 1), Sequence(0));
         }
         if self.rng.one_in(6) {
             produce.kept = 0;

@@ -10,7 +10,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use millstream_batch::limits::BLOCK_BYTES;
+pub use millstream_batch::limits::BLOCK_BYTES;
 
 use crate::buffer::AlignedBuf;
 
@@ -48,7 +48,13 @@ pub enum IoOp {
     Allocate { file: FileId, len: u64 },
     /// Write `buf[..len]` at `at`; then, with `sync`, make it durable (one linked `fdatasync`).
     /// The file was allocated before; a write never grows a WAL file.
-    Write { file: FileId, at: u64, buf: Arc<AlignedBuf>, len: usize, sync: bool },
+    Write {
+        file: FileId,
+        at: u64,
+        buf: Arc<AlignedBuf>,
+        len: usize,
+        sync: bool,
+    },
     /// Create or replace a small file (any length), synced with its directory entry.
     WriteFile { file: FileId, bytes: bytes::Bytes },
     /// Read `len` bytes at `at`. Shorter only at the end of the file.
@@ -121,12 +127,17 @@ impl IoOp {
     pub fn check(&self) -> Result<(), IoError> {
         let (file, at, len, buffer) = match self {
             Self::Allocate { file, len } => (file, 0, *len, u64::MAX),
-            Self::Write { file, at, buf, len, .. } => (file, *at, *len as u64, buf.len() as u64),
+            Self::Write {
+                file, at, buf, len, ..
+            } => (file, *at, *len as u64, buf.len() as u64),
             Self::Read { file, at, len } => (file, *at, *len as u64, u64::MAX),
             _ => return Ok(()),
         };
         let block = BLOCK_BYTES as u64;
-        let fits = at.checked_add(len).is_some_and(|end| end <= i64::MAX as u64) && len <= buffer;
+        let fits = at
+            .checked_add(len)
+            .is_some_and(|end| end <= i64::MAX as u64)
+            && len <= buffer;
         if fits && at.is_multiple_of(block) && len.is_multiple_of(block) {
             return Ok(());
         }
@@ -148,29 +159,56 @@ impl FileId {
             Self::Wal(n) => format!("wal-{n:016x}.log"),
             Self::Spare(n) => format!("spare-{n:016x}.log"),
             Self::Snapshot { begin, part } => format!("snap-{begin:016x}-{part:08x}.snap"),
-            Self::Manifest { begin, temporary: false } => format!("snap-{begin:016x}.manifest"),
-            Self::Manifest { begin, temporary: true } => format!("snap-{begin:016x}.manifest.tmp"),
+            Self::Manifest {
+                begin,
+                temporary: false,
+            } => format!("snap-{begin:016x}.manifest"),
+            Self::Manifest {
+                begin,
+                temporary: true,
+            } => format!("snap-{begin:016x}.manifest.tmp"),
         }
     }
 
     /// The file a name stands for; `None` for a foreign file.
     #[must_use]
     pub fn parse(name: &str) -> Option<Self> {
-        let hex = |s: &str| (s.len() == 16).then(|| u64::from_str_radix(s, 16).ok()).flatten();
-        let id = if let Some(n) = name.strip_prefix("wal-").and_then(|s| s.strip_suffix(".log")) {
+        let hex = |s: &str| {
+            (s.len() == 16)
+                .then(|| u64::from_str_radix(s, 16).ok())
+                .flatten()
+        };
+        let id = if let Some(n) = name
+            .strip_prefix("wal-")
+            .and_then(|s| s.strip_suffix(".log"))
+        {
             Self::Wal(hex(n)?)
-        } else if let Some(n) = name.strip_prefix("spare-").and_then(|s| s.strip_suffix(".log")) {
+        } else if let Some(n) = name
+            .strip_prefix("spare-")
+            .and_then(|s| s.strip_suffix(".log"))
+        {
             Self::Spare(hex(n)?)
         } else {
             let rest = name.strip_prefix("snap-")?;
             if let Some(n) = rest.strip_suffix(".manifest") {
-                Self::Manifest { begin: hex(n)?, temporary: false }
+                Self::Manifest {
+                    begin: hex(n)?,
+                    temporary: false,
+                }
             } else if let Some(n) = rest.strip_suffix(".manifest.tmp") {
-                Self::Manifest { begin: hex(n)?, temporary: true }
+                Self::Manifest {
+                    begin: hex(n)?,
+                    temporary: true,
+                }
             } else {
                 let (begin, part) = rest.strip_suffix(".snap")?.split_once('-')?;
-                let part = (part.len() == 8).then(|| u32::from_str_radix(part, 16).ok()).flatten()?;
-                Self::Snapshot { begin: hex(begin)?, part }
+                let part = (part.len() == 8)
+                    .then(|| u32::from_str_radix(part, 16).ok())
+                    .flatten()?;
+                Self::Snapshot {
+                    begin: hex(begin)?,
+                    part,
+                }
             }
         };
         // One spelling a file: what we would not write ourselves is foreign.

@@ -10,9 +10,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
-use millstream_batch::limits::BLOCK_BYTES;
 use millstream_log::buffer::AlignedBuf;
-use millstream_log::io::{FileId, IoError, IoErrorKind};
+use millstream_log::io::{BLOCK_BYTES, FileId, IoError, IoErrorKind};
 
 use crate::sys;
 

@@ -7,9 +7,8 @@
 use std::io;
 use std::sync::Arc;
 
-use millstream_batch::limits::BLOCK_BYTES;
 use millstream_log::buffer::AlignedBuf;
-use millstream_log::io::{FileId, IoError, IoErrorKind, IoId, IoOutput};
+use millstream_log::io::{BLOCK_BYTES, FileId, IoError, IoErrorKind, IoId, IoOutput};
 
 use crate::files::{Opened, io_error, whole_blocks};
 

@@ -10,9 +10,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::thread::{self, JoinHandle};
 
-use millstream_batch::limits::BLOCK_BYTES;
 use millstream_log::buffer::AlignedBuf;
-use millstream_log::io::{FileId, Io, IoDone, IoError, IoOp, IoOutput, Storage};
+use millstream_log::io::{BLOCK_BYTES, FileId, Io, IoDone, IoError, IoOp, IoOutput, Storage};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use crate::background::{Background, Finished, stale};

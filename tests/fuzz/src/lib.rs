@@ -5,10 +5,13 @@
 //! read the same bytes against each other. Absent: expected values, which are the unit tests'.
 
 mod batch;
+mod disk;
+mod entry;
 mod frame;
 mod request;
 
 pub use batch::batch;
+pub use entry::entry;
 pub use frame::frame;
 pub use request::request;
 
@@ -16,7 +19,12 @@ pub use request::request;
 pub type Body = fn(&[u8]);
 
 /// Every target, by the name of its corpus directory.
-pub const TARGETS: &[(&str, Body)] = &[("batch", batch), ("frame", frame), ("request", request)];
+pub const TARGETS: &[(&str, Body)] = &[
+    ("batch", batch),
+    ("entry", entry),
+    ("frame", frame),
+    ("request", request),
+];
 
 /// Run a body over the files named on the command line: how a finding is replayed without libFuzzer.
 pub fn replay_arguments(body: Body) {

@@ -44,7 +44,7 @@ fn main() {
             println!(
                 "{:<52} {records:>8} {ns:>10.1}",
                 format!("{}: {what}", batch.name)
-            )
+            );
         };
         row("key prefix, native", per_record(records, || native(&batch)));
         let mut index = RecordIndex::new();

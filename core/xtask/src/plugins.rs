@@ -21,6 +21,8 @@ use crate::run::{self, command, debian, root, target_dir};
 
 /// A component that ships is in the repository, so it is small.
 const COMPONENT_BYTES_MAX: u64 = 1 << 20;
+/// Worlds in `wit/` that the SDK describes to the linker.
+const WORLDS: [&str; 1] = ["filter"];
 const BARE: &str = "wasm32-unknown-unknown";
 const WASI: &str = "wasm32-wasip2";
 /// Where Debian's packages put a compiler and the source of its standard library.
@@ -194,7 +196,7 @@ fn build_componentize(products: &Path) -> Result<PathBuf> {
 
 /// The SDK holds the binary description of each world; `wit/` is where it comes from.
 fn describe_worlds(componentize: &Path, products: &Path, check: bool) -> Result<()> {
-    for world in ["filter"] {
+    for world in WORLDS {
         let committed = root()
             .join("plugins/sdk/rust/src")
             .join(world)

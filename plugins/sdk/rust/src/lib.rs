@@ -68,7 +68,7 @@ pub fn filter_batch<F: Filter>(
             byte = 0;
         }
     }
-    if batch.len() % 8 != 0 {
+    if !batch.len().is_multiple_of(8) {
         bitmap.push(byte);
     }
     Ok(())

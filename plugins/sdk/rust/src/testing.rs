@@ -175,7 +175,7 @@ mod tests {
                 Ok(Self)
             }
             fn keep(&mut self, record: &crate::Record<'_>) -> Result<bool, String> {
-                Ok(record.position() % 3 == 0)
+                Ok(record.position().is_multiple_of(3))
             }
         }
         let mut bitmap = vec![1, 2, 3];

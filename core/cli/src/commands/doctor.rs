@@ -1,0 +1,139 @@
+//! `doctor`: what on this machine makes a broker slower or less safe, and whether one answers.
+
+mod machine;
+
+use std::path::PathBuf;
+
+use serde_json::{Value, json};
+
+use crate::Global;
+use crate::connect::{block_on, client};
+use crate::exit::{Failure, Outcome};
+use crate::output::{Table, line};
+
+/// Check this machine and a running broker
+///
+/// A warning costs speed or comfort; a failure keeps something from working. The disk is measured with
+/// a few synced writes in the data directory.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  millstream doctor --data /var/lib/millstream")]
+pub(crate) struct Arguments {
+    /// Directory whose disk is checked. Default: ./.millstream, or the working directory.
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
+    /// Do not look for a broker.
+    #[arg(long)]
+    offline: bool,
+}
+
+/// How a check went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum State {
+    Good,
+    Warning,
+    Failure,
+}
+
+/// One thing that was looked at.
+#[derive(Debug)]
+pub(crate) struct Check {
+    pub(crate) name: &'static str,
+    pub(crate) state: State,
+    pub(crate) found: String,
+    /// What to do about it; empty when all is well.
+    pub(crate) hint: String,
+}
+
+impl Check {
+    pub(crate) fn good(name: &'static str, found: impl Into<String>) -> Self {
+        Self { name, state: State::Good, found: found.into(), hint: String::new() }
+    }
+
+    pub(crate) fn warning(name: &'static str, found: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self { name, state: State::Warning, found: found.into(), hint: hint.into() }
+    }
+
+    pub(crate) fn failure(name: &'static str, found: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self { name, state: State::Failure, found: found.into(), hint: hint.into() }
+    }
+}
+
+pub(crate) fn run(arguments: &Arguments, global: &Global) -> Outcome {
+    let directory = arguments.data.clone().unwrap_or_else(|| {
+        let dev = PathBuf::from(millstream_client::DEV_DIRECTORY);
+        if dev.is_dir() { dev } else { PathBuf::from(".") }
+    });
+    let mut checks = machine::checks(&directory);
+    let mut status = Value::Null;
+    if !arguments.offline {
+        let (check, json) = broker(global);
+        checks.push(check);
+        status = json;
+    }
+    let failed = checks.iter().any(|check| check.state == State::Failure);
+    if global.output.is_json() {
+        let list: Value = checks
+            .iter()
+            .map(|check| json!({ "check": check.name, "state": word(check.state), "found": check.found, "hint": check.hint }))
+            .collect();
+        line(&json!({ "ok": !failed, "checks": list, "broker": status }).to_string())?;
+    } else {
+        let mut table = Table::new(["CHECK", "STATE", "FOUND"]);
+        for check in &checks {
+            table.row([check.name.into(), word(check.state).into(), check.found.clone()]);
+        }
+        let mut text = table.to_string();
+        for check in checks.iter().filter(|check| !check.hint.is_empty()) {
+            text.push_str(&format!("\n{}: {}", check.name, check.hint));
+        }
+        if !status.is_null() {
+            text.push_str(&format!("\n\nbroker status:\n{status:#}"));
+        }
+        line(&text)?;
+    }
+    if failed { Err(Failure::Told) } else { Ok(()) }
+}
+
+fn word(state: State) -> &'static str {
+    match state {
+        State::Good => "ok",
+        State::Warning => "warning",
+        State::Failure => "failed",
+    }
+}
+
+/// Whether a broker answers, and what it says of itself.
+fn broker(global: &Global) -> (Check, Value) {
+    const NAME: &str = "broker";
+    let global = Global { timeout: global.timeout.min(std::time::Duration::from_secs(5)), ..global.clone() };
+    let outcome = block_on(async {
+        let client = client(&global).await?;
+        let info = client.broker().await?;
+        let trip = client.admin().ping().await?;
+        let status = client.admin().status().await;
+        client.close().await;
+        Ok((info, trip, status))
+    });
+    match outcome {
+        Ok((info, trip, status)) => {
+            let found = format!(
+                "{}, {} shards, you are {}, round trip {:.2} ms",
+                info.server,
+                info.shards,
+                info.principal,
+                trip.as_secs_f64() * 1e3
+            );
+            match status {
+                Ok(text) => (Check::good(NAME, found), serde_json::from_str(&text).unwrap_or(Value::String(text))),
+                // It serves; only looking inside is not allowed.
+                Err(error) => (Check::warning(NAME, found, format!("no status: {error}")), Value::Null),
+            }
+        }
+        Err(Failure::Usage(message)) => (
+            Check::warning(NAME, "no context", format!("{message} (or use --offline)")),
+            Value::Null,
+        ),
+        Err(Failure::Failed(error)) => (Check::failure(NAME, "does not answer", format!("{error:#}")), Value::Null),
+        Err(Failure::Told) => (Check::failure(NAME, "does not answer", ""), Value::Null),
+    }
+}

@@ -1,0 +1,160 @@
+//! Results on stdout: tables for people, JSON for programs.
+//!
+//! Deliberately absent: progress and errors, which go to stderr.
+
+use std::io::{self, Write};
+
+use serde_json::Value;
+
+use crate::exit::Outcome;
+
+/// How results are printed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Output {
+    #[default]
+    Text,
+    Json,
+}
+
+impl Output {
+    pub(crate) fn is_json(self) -> bool {
+        self == Self::Json
+    }
+
+    /// One result: `text` for people, `json` for programs.
+    pub(crate) fn show(self, text: impl AsRef<str>, json: &Value) -> Outcome {
+        match self {
+            Self::Text => line(text.as_ref()),
+            Self::Json => line(&json.to_string()),
+        }
+    }
+}
+
+/// One line on stdout.
+pub(crate) fn line(text: &str) -> Outcome {
+    let mut stdout = io::stdout().lock();
+    stdout.write_all(text.as_bytes())?;
+    if !text.ends_with('\n') {
+        stdout.write_all(b"\n")?;
+    }
+    stdout.flush()?;
+    Ok(())
+}
+
+/// One line on stderr, for people.
+pub(crate) fn note(text: &str) {
+    // A closed stderr must not stop the work.
+    let _ = writeln!(io::stderr().lock(), "{text}");
+}
+
+/// A table with aligned columns. Columns that hold only numbers are aligned to the right.
+#[derive(Debug)]
+pub(crate) struct Table {
+    rows: Vec<Vec<String>>,
+}
+
+impl Table {
+    pub(crate) fn new<const N: usize>(heads: [&str; N]) -> Self {
+        Self { rows: vec![heads.iter().map(|&head| head.to_owned()).collect()] }
+    }
+
+    pub(crate) fn row<const N: usize>(&mut self, cells: [String; N]) {
+        self.rows.push(cells.into());
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.rows.len() == 1
+    }
+}
+
+impl std::fmt::Display for Table {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let columns = self.rows[0].len();
+        let width = |column: usize| self.rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+        let is_number = |cell: &String| {
+            cell == "-" || (!cell.is_empty() && cell.chars().all(|c| c.is_ascii_digit() || matches!(c, '.' | ',')))
+        };
+        let widths: Vec<_> = (0..columns).map(width).collect();
+        let right: Vec<_> = (0..columns)
+            .map(|column| self.rows.len() > 1 && self.rows[1..].iter().all(|row| is_number(&row[column])))
+            .collect();
+        for row in &self.rows {
+            let mut text = String::new();
+            for (column, cell) in row.iter().enumerate() {
+                let width = widths[column];
+                if column > 0 {
+                    text.push_str("  ");
+                }
+                if right[column] {
+                    text.push_str(&format!("{cell:>width$}"));
+                } else {
+                    text.push_str(&format!("{cell:<width$}"));
+                }
+            }
+            writeln!(f, "{}", text.trim_end())?;
+        }
+        Ok(())
+    }
+}
+
+/// A count with thousands separated, for people.
+pub(crate) fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut out = String::with_capacity(digits.len() + digits.len() / 3);
+    for (at, digit) in digits.chars().enumerate() {
+        if at > 0 && (digits.len() - at).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
+}
+
+/// Bytes with a unit, for people.
+pub(crate) fn bytes(number: u64) -> String {
+    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let mut value = number as f64;
+    let mut unit = 0;
+    while value >= 1024.0 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    if unit == 0 { format!("{number} B") } else { format!("{value:.1} {}", UNITS[unit]) }
+}
+
+/// Bytes as lower-case hexadecimal.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Sixteen bytes as a UUID; anything else as hexadecimal.
+pub(crate) fn uuid(bytes: &[u8]) -> String {
+    let digits = hex(bytes);
+    if bytes.len() != 16 {
+        return digits;
+    }
+    [&digits[..8], &digits[8..12], &digits[12..16], &digits[16..20], &digits[20..]].join("-")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_stand_right_and_words_left() {
+        let mut table = Table::new(["NAME", "PARTITIONS"]);
+        table.row(["a".into(), "1".into()]);
+        table.row(["longer".into(), "12".into()]);
+        assert_eq!(table.to_string(), "NAME    PARTITIONS\na                1\nlonger          12\n");
+    }
+
+    #[test]
+    fn numbers_for_people() {
+        assert_eq!(grouped(0), "0");
+        assert_eq!(grouped(999), "999");
+        assert_eq!(grouped(1_234_567), "1,234,567");
+        assert_eq!(bytes(1023), "1023 B");
+        assert_eq!(bytes(1536), "1.5 KiB");
+        assert_eq!(uuid(&[0xab; 16]), "abababab-abab-abab-abab-abababababab");
+    }
+}

@@ -27,107 +27,151 @@ pub(crate) fn plan(
     owners: &BTreeMap<Partition, Owner>,
 ) -> BTreeMap<Partition, MemberId> {
     let mut loads = Loads::new(subscriptions);
-    let mut wanted = BTreeMap::new();
-    let mut free = Vec::new();
+    let mut wanted = Vec::with_capacity(partitions.len());
     for partition in partitions {
-        match owners.get(partition) {
-            Some(owner) if loads.subscribes(owner.member, partition.topic) => {
-                loads.raise(owner.member);
-                wanted.insert(*partition, owner.member);
-            }
-            _ => free.push(*partition),
+        let owner = owners
+            .get(partition)
+            .filter(|owner| loads.subscribes(owner.member, partition.topic));
+        if let Some(owner) = owner {
+            loads.raise(owner.member);
         }
+        let revoking = owner.is_some_and(|owner| owner.revoking);
+        wanted.push(Wanted {
+            partition: *partition,
+            member: owner.map(|owner| owner.member),
+            revoking,
+        });
     }
-    for partition in free {
-        if let Some(member) = loads.least(partition.topic) {
+    for wanted in wanted.iter_mut().filter(|wanted| wanted.member.is_none()) {
+        wanted.member = loads.least_of(wanted.partition.topic);
+        if let Some(member) = wanted.member {
             loads.raise(member);
-            wanted.insert(partition, member);
         }
     }
-    let mut lists: BTreeMap<(MemberId, TopicId), Vec<Partition>> = BTreeMap::new();
-    let revoking =
-        |partition: &Partition| owners.get(partition).is_some_and(|owner| owner.revoking);
+    let mut lists: Lists = BTreeMap::new();
     for last in [false, true] {
-        for (partition, member) in wanted
+        for (at, wanted) in wanted
             .iter()
-            .filter(|(partition, _)| revoking(partition) == last)
+            .enumerate()
+            .filter(|(_, wanted)| wanted.revoking == last)
         {
-            lists
-                .entry((*member, partition.topic))
-                .or_default()
-                .push(*partition);
+            if let (Some(member), Some(class)) =
+                (wanted.member, loads.class(wanted.partition.topic))
+            {
+                lists.entry((member, class)).or_default().push(at);
+            }
         }
     }
     while level(&mut loads, &mut lists, &mut wanted) {}
     wanted
+        .into_iter()
+        .filter_map(|wanted| Some((wanted.partition, wanted.member?)))
+        .collect()
 }
+
+struct Wanted {
+    partition: Partition,
+    member: Option<MemberId>,
+    revoking: bool,
+}
+
+/// Where in the plan the partitions of a member are whose topics have the same subscribers. The last
+/// moves first.
+type Lists = BTreeMap<(MemberId, usize), Vec<usize>>;
 
 /// Lets the most loaded members give, each to the least loaded that could take, while that is at least
 /// two behind. Every move lowers the sum of squares of the loads, so this ends. Giving from the top
 /// is what keeps moves few: whoever receives has less than it will end with.
-fn level(
-    loads: &mut Loads<'_>,
-    lists: &mut BTreeMap<(MemberId, TopicId), Vec<Partition>>,
-    wanted: &mut BTreeMap<Partition, MemberId>,
-) -> bool {
+fn level(loads: &mut Loads<'_>, lists: &mut Lists, wanted: &mut [Wanted]) -> bool {
     let mut givers: BTreeSet<(u32, MemberId)> = loads
-        .loads
+        .members
         .iter()
-        .map(|(member, load)| (*load, *member))
+        .map(|(id, member)| (member.load, *id))
         .collect();
     let mut moved = false;
     while let Some((load, giver)) = givers.pop_last() {
-        let topics = loads.subscriptions[&giver].iter().copied();
-        let takers = topics
-            .filter(|topic| {
+        let classes = loads.members[&giver].classes.iter().copied();
+        let takers = classes
+            .filter(|class| {
                 lists
-                    .get(&(giver, *topic))
+                    .get(&(giver, *class))
                     .is_some_and(|list| !list.is_empty())
             })
-            .filter_map(|topic| {
+            .filter_map(|class| {
                 loads
-                    .least(topic)
-                    .map(|taker| (loads.of(taker), taker, topic))
+                    .least(class)
+                    .map(|(least, taker)| (least, taker, class))
             });
-        let Some((_, taker, topic)) = takers.min().filter(|(least, ..)| load > least + 1) else {
+        let Some((least, taker, class)) = takers.min().filter(|(least, ..)| load > least + 1)
+        else {
             continue;
         };
-        let partition = lists
-            .get_mut(&(giver, topic))
+        let at = lists
+            .get_mut(&(giver, class))
             .and_then(Vec::pop)
             .expect("the list was not empty");
-        lists.entry((taker, topic)).or_default().push(partition);
-        wanted.insert(partition, taker);
-        let waits = givers.remove(&(loads.of(taker), taker));
+        lists.entry((taker, class)).or_default().push(at);
+        wanted[at].member = Some(taker);
+        let waits = givers.remove(&(least, taker));
         loads.lower(giver);
         loads.raise(taker);
-        givers.insert((loads.of(giver), giver));
+        givers.insert((load - 1, giver));
         if waits {
-            givers.insert((loads.of(taker), taker));
+            givers.insert((least + 1, taker));
         }
         moved = true;
     }
     moved
 }
 
-/// Partitions per member, ranked within each topic's subscribers.
+/// Partitions per member, ranked within each class: topics that have the same subscribers. In most
+/// groups all members subscribe to the same topics, and there is one class.
 struct Loads<'a> {
     subscriptions: &'a BTreeMap<MemberId, &'a [TopicId]>,
-    loads: BTreeMap<MemberId, u32>,
-    ranked: BTreeMap<TopicId, BTreeSet<(u32, MemberId)>>,
+    members: BTreeMap<MemberId, Load>,
+    classes: BTreeMap<TopicId, usize>,
+    ranked: Vec<BTreeSet<(u32, MemberId)>>,
+}
+
+#[derive(Default)]
+struct Load {
+    load: u32,
+    classes: Vec<usize>,
 }
 
 impl<'a> Loads<'a> {
     fn new(subscriptions: &'a BTreeMap<MemberId, &'a [TopicId]>) -> Self {
-        let mut ranked: BTreeMap<_, BTreeSet<_>> = BTreeMap::new();
+        let mut subscribers: BTreeMap<TopicId, Vec<MemberId>> = BTreeMap::new();
         for (member, topics) in subscriptions {
             for topic in *topics {
-                ranked.entry(*topic).or_default().insert((0, *member));
+                subscribers.entry(*topic).or_default().push(*member);
             }
+        }
+        let mut members: BTreeMap<_, _> = subscriptions
+            .keys()
+            .map(|member| (*member, Load::default()))
+            .collect();
+        let mut known: BTreeMap<Vec<MemberId>, usize> = BTreeMap::new();
+        let mut classes = BTreeMap::new();
+        let mut ranked = Vec::new();
+        for (topic, subscribers) in subscribers {
+            let class = *known.entry(subscribers).or_insert_with_key(|subscribers| {
+                for member in subscribers {
+                    members
+                        .get_mut(member)
+                        .expect("subscribers are members")
+                        .classes
+                        .push(ranked.len());
+                }
+                ranked.push(subscribers.iter().map(|member| (0, *member)).collect());
+                ranked.len() - 1
+            });
+            classes.insert(topic, class);
         }
         Self {
             subscriptions,
-            loads: subscriptions.keys().map(|member| (*member, 0)).collect(),
+            members,
+            classes,
             ranked,
         }
     }
@@ -138,34 +182,33 @@ impl<'a> Loads<'a> {
             .is_some_and(|topics| topics.binary_search(&topic).is_ok())
     }
 
-    fn of(&self, member: MemberId) -> u32 {
-        self.loads[&member]
+    fn class(&self, topic: TopicId) -> Option<usize> {
+        self.classes.get(&topic).copied()
     }
 
-    fn least(&self, topic: TopicId) -> Option<MemberId> {
-        self.ranked.get(&topic)?.first().map(|(_, member)| *member)
+    fn least(&self, class: usize) -> Option<(u32, MemberId)> {
+        self.ranked[class].first().copied()
+    }
+
+    fn least_of(&self, topic: TopicId) -> Option<MemberId> {
+        self.least(self.class(topic)?).map(|(_, member)| member)
     }
 
     fn raise(&mut self, member: MemberId) {
-        self.set(member, self.of(member) + 1);
+        self.shift(member, |load| load + 1);
     }
 
     fn lower(&mut self, member: MemberId) {
-        self.set(member, self.of(member) - 1);
+        self.shift(member, |load| load - 1);
     }
 
-    fn set(&mut self, member: MemberId, load: u32) {
-        let before = self
-            .loads
-            .insert(member, load)
-            .expect("a member has a load");
-        for topic in self.subscriptions[&member] {
-            let ranked = self
-                .ranked
-                .get_mut(topic)
-                .expect("every subscribed topic is ranked");
-            ranked.remove(&(before, member));
-            ranked.insert((load, member));
+    fn shift(&mut self, id: MemberId, shift: impl Fn(u32) -> u32) {
+        let member = self.members.get_mut(&id).expect("a member has a load");
+        let before = member.load;
+        member.load = shift(before);
+        for class in &member.classes {
+            self.ranked[*class].remove(&(before, id));
+            self.ranked[*class].insert((member.load, id));
         }
     }
 }

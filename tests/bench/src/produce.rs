@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args;
 use serde_json::Value;
 
-use crate::process::{Child, DataDir, cpu_seconds};
+use crate::process::{Child, DataDir};
 use crate::report::{self, Pair, Run};
 use crate::{Load, ceiling};
 
@@ -106,32 +106,29 @@ fn measure(options: &Options, program: &Path, data: &Path) -> Result<Run> {
     command.args(["--in-flight", &load.in_flight.to_string()]);
     command.args(["--broker-pid", &broker.id().to_string()]);
     command.env("MILLSTREAM_CONTEXT", store.join("context.toml"));
-    let before = cpu_seconds(broker.id())?;
     let output = command.stderr(Stdio::inherit()).output()?;
-    let cpu = cpu_seconds(broker.id())? - before;
     ensure!(
         output.status.success(),
         "`millstream bench produce`: {}",
         output.status
     );
-    parse(load, &output.stdout, cpu)
+    parse(load, &output.stdout)
 }
 
-/// The product's own report; CPU time is taken from outside, like the ceiling's.
-fn parse(load: &Load, json: &[u8], cpu_seconds: f64) -> Result<Run> {
+/// The product's own report. It takes the broker's CPU time as the ceiling's is taken.
+fn parse(load: &Load, json: &[u8]) -> Result<Run> {
     let report: Value = serde_json::from_slice(json).context("the product's report is not JSON")?;
     let number = |name: &str| {
         let value = report.get(name).and_then(Value::as_f64);
         value.with_context(|| format!("the product's report has no number `{name}`: {report}"))
     };
     let records_per_s = number("records_per_s")?;
-    let bytes = (load.batches() * load.batch) as f64 * load.size as f64;
     Ok(Run {
         records_per_s,
         mb_per_s: records_per_s * load.size as f64 / 1e6,
         p50_ms: number("p50_ms")?,
         p99_ms: number("p99_ms")?,
-        cpu_s_per_gb: cpu_seconds / (bytes / 1e9),
+        cpu_s_per_gb: number("broker_cpu_s_per_gb")?,
     })
 }
 
@@ -185,10 +182,11 @@ mod tests {
     #[test]
     fn a_report_is_read() {
         let load = Only::parse_from(["x", "--records", "1000000", "--size", "1000"]).load;
-        let json = br#"{"records_per_s": 400000.5, "mb_per_s": 1, "p50_ms": 1.5, "p99_ms": 4}"#;
-        let run = parse(&load, json, 2.0).expect("it is read");
+        let json = br#"{"records_per_s": 400000.5, "mb_per_s": 1, "p50_ms": 1.5, "p99_ms": 4,
+            "broker_cpu_s_per_gb": 2}"#;
+        let run = parse(&load, json).expect("it is read");
         assert!((run.mb_per_s - 400.000_5).abs() < 1e-6);
         assert!((run.cpu_s_per_gb - 2.0).abs() < 1e-3);
-        assert!(parse(&load, b"{}", 1.0).is_err());
+        assert!(parse(&load, b"{}").is_err());
     }
 }

@@ -342,4 +342,53 @@ mod tests {
             .collect();
         assert_eq!(moved, [2, 3]);
     }
+
+    /// Subscriptions of every shape, drawn from a counter's bits.
+    #[test]
+    fn no_single_move_would_improve_the_balance() {
+        for bits in 0..4_096_u32 {
+            let of = |member: u32| -> Vec<TopicId> {
+                (0..3)
+                    .filter(|topic| bits >> (3 * member + topic) & 1 == 1)
+                    .map(|id| topic(id as u8))
+                    .collect()
+            };
+            let topics: Vec<_> = (0..4).map(of).collect();
+            let subscriptions: BTreeMap<_, _> = (0..4)
+                .map(|at| (MemberId(at as u64 + 1), topics[at].as_slice()))
+                .collect();
+            let mut partitions = all(topic(0), 1 + bits % 5);
+            partitions.extend(all(topic(1), 3));
+            partitions.extend(all(topic(2), bits % 7));
+            let owners = partitions.iter().map(|partition| {
+                (
+                    *partition,
+                    Owner {
+                        member: MemberId(u64::from(partition.index % 2 + 1)),
+                        revoking: false,
+                    },
+                )
+            });
+            let wanted = plan(&subscriptions, &partitions, &owners.collect());
+            let loads = loads(&wanted, 4);
+            for partition in &partitions {
+                let takers: Vec<_> = (0..4)
+                    .filter(|member| topics[*member].contains(&partition.topic))
+                    .collect();
+                let Some(owner) = wanted.get(partition) else {
+                    assert!(
+                        takers.is_empty(),
+                        "{bits}: {partition} has subscribers and no owner"
+                    );
+                    continue;
+                };
+                let load = loads[owner.0 as usize - 1];
+                assert!(takers.contains(&(owner.0 as usize - 1)));
+                assert!(
+                    takers.iter().all(|taker| load <= loads[*taker] + 1),
+                    "{bits}: {loads:?}"
+                );
+            }
+        }
+    }
 }

@@ -343,6 +343,7 @@ pub(crate) fn describe(state: &State, name: &str) -> Result<Decision, Refusal> {
     };
     if let Some(group) = group {
         info.epoch = group.epoch;
+        info.unowned = state.unowned(name).collect();
         info.members = group
             .members
             .iter()

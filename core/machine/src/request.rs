@@ -252,6 +252,9 @@ pub struct GroupInfo {
     pub name: String,
     pub epoch: GroupEpoch,
     pub members: Vec<MemberInfo>,
+    /// At the home: partitions that had an owner and have none, each with the epoch under which
+    /// member 0 claims it, so that consumers with fixed partitions may commit again.
+    pub unowned: Vec<(Partition, GroupEpoch)>,
     /// Offsets committed on this shard's partitions.
     pub offsets: Vec<(Partition, Offset, String)>,
 }

@@ -350,6 +350,12 @@ fn when_the_last_member_leaves_fixed_consumers_may_commit_and_it_may_not() {
     leave(&mut world, a);
     let unowned: Vec<_> = world.state.unowned(GROUP).collect();
     assert_eq!(unowned.len(), 1);
+    match world.ask(&Request::DescribeGroup {
+        group: GROUP.to_owned(),
+    }) {
+        Ok(Reply::Group(info)) => assert_eq!(info.unowned, unowned),
+        other => panic!("{other:?}"),
+    }
     assert!(unowned[0].0 == at && unowned[0].1 > epoch);
     for _ in 0..2 {
         assert_eq!(

@@ -71,6 +71,12 @@ pub struct Prefix {
 }
 
 impl Prefix {
+    /// Bytes of header and payload.
+    #[must_use]
+    pub fn body_bytes(&self) -> usize {
+        self.header_bytes + self.payload_bytes
+    }
+
     /// Read a prefix. `limit` is what the reader allows as payload, at most [`FRAME_PAYLOAD_BYTES_MAX`].
     ///
     /// # Errors
@@ -297,6 +303,13 @@ impl Decoder {
         }
         decoder.finish()?;
         Ok(frames)
+    }
+
+    /// The frame that is coming, once its prefix has come and while it is not whole: what a reader
+    /// makes room for. Known after [`next_frame`](Self::next_frame) gave `None`.
+    #[must_use]
+    pub fn coming(&self) -> Option<Prefix> {
+        self.prefix
     }
 
     /// Bytes held that are not yet part of a frame given out.

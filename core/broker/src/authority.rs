@@ -1,0 +1,297 @@
+//! Who a client is, and what it may do. Every request asks here.
+//!
+//! Absent: TLS (certificates come here when they are verified) and the requests themselves.
+
+use std::fmt;
+use std::sync::Arc;
+
+use millstream_protocol::Code;
+use millstream_protocol::messages;
+use rustc_hash::FxHashMap;
+use rustls_pki_types::CertificateDer;
+use sha2::{Digest as _, Sha256};
+
+use crate::config::{Config, PrincipalSettings};
+
+/// What one may be allowed to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Right {
+    Produce = 1,
+    Consume = 2,
+    Admin = 4,
+    /// Running code in the broker is a right of its own.
+    Deploy = 8,
+}
+
+impl fmt::Display for Right {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Produce => "produce",
+            Self::Consume => "consume",
+            Self::Admin => "admin",
+            Self::Deploy => "deploy",
+        })
+    }
+}
+
+/// A client that is known, and its rights.
+#[derive(Clone, Debug)]
+pub(crate) struct Principal {
+    pub(crate) name: String,
+    grants: Vec<Grant>,
+}
+
+/// Rights for names that begin with `prefix`.
+#[derive(Clone, Debug)]
+struct Grant {
+    rights: u8,
+    prefix: String,
+}
+
+impl Principal {
+    fn with_all(name: &str) -> Self {
+        let rights =
+            Right::Produce as u8 | Right::Consume as u8 | Right::Admin as u8 | Right::Deploy as u8;
+        Self {
+            name: name.to_owned(),
+            grants: vec![Grant {
+                rights,
+                prefix: String::new(),
+            }],
+        }
+    }
+
+    /// Whether this right holds for the topic or group of this name.
+    pub(crate) fn may(&self, right: Right, name: &str) -> bool {
+        self.grants
+            .iter()
+            .any(|grant| grant.rights & right as u8 != 0 && name.starts_with(&grant.prefix))
+    }
+
+    /// Whether this right holds for anything at all.
+    pub(crate) fn may_somewhere(&self, right: Right) -> bool {
+        self.grants
+            .iter()
+            .any(|grant| grant.rights & right as u8 != 0)
+    }
+
+    /// Whether this right holds for everything.
+    pub(crate) fn may_everywhere(&self, right: Right) -> bool {
+        self.grants
+            .iter()
+            .any(|grant| grant.rights & right as u8 != 0 && grant.prefix.is_empty())
+    }
+
+    /// Whether there is any right for the topic of this name.
+    pub(crate) fn sees(&self, name: &str) -> bool {
+        self.grants
+            .iter()
+            .any(|grant| grant.rights != 0 && name.starts_with(&grant.prefix))
+    }
+
+    /// [`may`](Self::may), as what a request answers when not.
+    pub(crate) fn check(&self, right: Right, name: &str) -> Result<(), messages::Error> {
+        if self.may(right, name) {
+            return Ok(());
+        }
+        Err(Code::Forbidden.error(format!(
+            "`{}` has not the right to {right} `{name}`",
+            self.name
+        )))
+    }
+
+    /// As [`check`](Self::check), for what concerns the whole broker.
+    pub(crate) fn check_everywhere(&self, right: Right) -> Result<(), messages::Error> {
+        if self.may_everywhere(right) {
+            return Ok(());
+        }
+        Err(Code::Forbidden.error(format!(
+            "`{}` has not the right `{right}` for the whole broker",
+            self.name
+        )))
+    }
+
+    /// As [`check`](Self::check), for what is nobody's in particular.
+    pub(crate) fn check_somewhere(&self, right: Right) -> Result<(), messages::Error> {
+        if self.may_somewhere(right) {
+            return Ok(());
+        }
+        Err(Code::Forbidden.error(format!("`{}` has not the right to {right}", self.name)))
+    }
+}
+
+/// Everyone the broker knows.
+#[derive(Debug)]
+pub(crate) struct Authority {
+    /// Set where everything is granted to whoever connects.
+    everyone: Option<Arc<Principal>>,
+    by_token: FxHashMap<[u8; 32], Arc<Principal>>,
+    by_certificate: FxHashMap<String, Arc<Principal>>,
+}
+
+impl Authority {
+    pub(crate) fn new(config: &Config) -> Self {
+        let mut by_name: FxHashMap<&str, Principal> = FxHashMap::default();
+        for settings in &config.principals {
+            let name = settings.name.as_str();
+            let principal = by_name.entry(name).or_insert_with(|| Principal {
+                name: name.to_owned(),
+                grants: Vec::new(),
+            });
+            principal.grants.push(Grant {
+                rights: rights(settings),
+                prefix: settings.topics.clone(),
+            });
+        }
+        let shared: FxHashMap<&str, Arc<Principal>> = by_name
+            .into_iter()
+            .map(|(name, principal)| (name, Arc::new(principal)))
+            .collect();
+        let mut by_token = FxHashMap::default();
+        let mut by_certificate = FxHashMap::default();
+        for settings in &config.principals {
+            let principal = &shared[settings.name.as_str()];
+            if let Some(hash) = settings.token_sha256.as_deref().and_then(parse_hash) {
+                by_token.insert(hash, Arc::clone(principal));
+            }
+            if let Some(certificate) = &settings.certificate {
+                by_certificate.insert(certificate.clone(), Arc::clone(principal));
+            }
+        }
+        let everyone = config
+            .grants_all()
+            .then(|| Arc::new(Principal::with_all("everyone")));
+        Self {
+            everyone,
+            by_token,
+            by_certificate,
+        }
+    }
+
+    /// Whether all is granted to whoever connects.
+    pub(crate) fn grants_all(&self) -> bool {
+        self.everyone.is_some()
+    }
+
+    /// Who this is, by the token of HELLO or the connection's verified certificate.
+    pub(crate) fn authenticate(
+        &self,
+        token: &str,
+        certificates: Option<&[CertificateDer<'_>]>,
+    ) -> Result<Arc<Principal>, messages::Error> {
+        if !token.is_empty() {
+            let hash: [u8; 32] = Sha256::digest(token.as_bytes()).into();
+            if let Some(principal) = self.by_token.get(&hash) {
+                return Ok(Arc::clone(principal));
+            }
+        } else if let Some(principal) = certificates.and_then(|chain| self.by_certificate(chain)) {
+            return Ok(principal);
+        }
+        if let Some(everyone) = &self.everyone {
+            return Ok(Arc::clone(everyone));
+        }
+        Err(
+            Code::Unauthenticated.error(match (token.is_empty(), certificates) {
+                (false, _) => "the token is not one that this broker knows",
+                (true, Some(_)) => "the certificate names no principal that this broker knows",
+                (true, None) => "this broker asks for a token or a client certificate",
+            }),
+        )
+    }
+
+    fn by_certificate(&self, chain: &[CertificateDer<'_>]) -> Option<Arc<Principal>> {
+        let certificate = webpki::EndEntityCert::try_from(chain.first()?).ok()?;
+        let principal = certificate
+            .valid_dns_names()
+            .chain(certificate.valid_uri_names())
+            .find_map(|name| self.by_certificate.get(name));
+        principal.cloned()
+    }
+}
+
+fn rights(settings: &PrincipalSettings) -> u8 {
+    let right = |name: &String| match name.as_str() {
+        "produce" => Right::Produce as u8,
+        "consume" => Right::Consume as u8,
+        "admin" => Right::Admin as u8,
+        "deploy" => Right::Deploy as u8,
+        _ => 0, // refused by Config::check
+    };
+    settings
+        .rights
+        .iter()
+        .map(right)
+        .fold(0, |all, one| all | one)
+}
+
+fn parse_hash(text: &str) -> Option<[u8; 32]> {
+    let mut hash = [0; 32];
+    if text.len() != 64 {
+        return None;
+    }
+    for (byte, digits) in hash.iter_mut().zip(text.as_bytes().chunks(2)) {
+        *byte = u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?;
+    }
+    Some(hash)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn principal(
+        name: &str,
+        token_sha256: &str,
+        rights: &[&str],
+        topics: &str,
+    ) -> PrincipalSettings {
+        PrincipalSettings {
+            name: name.to_owned(),
+            token_sha256: Some(token_sha256.to_owned()),
+            certificate: None,
+            rights: rights.iter().map(|&right| right.to_owned()).collect(),
+            topics: topics.to_owned(),
+        }
+    }
+
+    /// `printf %s secret | sha256sum`
+    const SECRET: &str = "2bb80d537b1da3e38bd30361aa855686bde0eacd7162fef6a25fe97bf527a25b";
+
+    #[test]
+    fn rights_hold_for_their_prefix_alone() {
+        let config = Config {
+            principals: vec![
+                principal("app", SECRET, &["produce"], "shop."),
+                principal("app", SECRET, &["consume"], ""),
+            ],
+            ..Config::default()
+        };
+        let authority = Authority::new(&config);
+        assert!(
+            !authority.grants_all(),
+            "who is named ends the default of loopback"
+        );
+        let app = authority.authenticate("secret", None).expect("known");
+        assert!(app.may(Right::Produce, "shop.orders") && !app.may(Right::Produce, "other"));
+        assert!(app.may(Right::Consume, "other") && app.may_everywhere(Right::Consume));
+        assert!(!app.may_everywhere(Right::Produce) && app.may_somewhere(Right::Produce));
+        assert!(!app.may_somewhere(Right::Admin) && !app.may_somewhere(Right::Deploy));
+        let error = app
+            .check(Right::Deploy, "shop.orders")
+            .expect_err("not granted");
+        assert_eq!(error.code, Code::Forbidden.number());
+        for wrong in ["", "Secret", SECRET] {
+            let error = authority.authenticate(wrong, None).expect_err("unknown");
+            assert_eq!(error.code, Code::Unauthenticated.number());
+        }
+    }
+
+    #[test]
+    fn loopback_without_principals_grants_all() {
+        let authority = Authority::new(&Config::default());
+        assert!(authority.grants_all());
+        let everyone = authority.authenticate("", None).expect("everyone");
+        assert!(everyone.may_everywhere(Right::Deploy) && everyone.may_everywhere(Right::Admin));
+    }
+}

@@ -1,0 +1,431 @@
+//! The broker as a whole: start, serve, stop.
+//!
+//! ```text
+//! Starting ──recovered, reconciled──▶ Serving ──stop──▶ Draining ──streams are through──▶ Closing
+//! ```
+//! Draining: no new connections or streams, what is in flight is answered. Closing: connections are
+//! closed, then the shards flush, seal and snapshot.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use millstream_batch::ids::ShardId;
+use millstream_shard::call::{Answer, Call};
+use millstream_shard::core::CoreConfig;
+use millstream_shard::driver::ShardConfig;
+use millstream_shard::handle::ShardHandle;
+use rustc_hash::FxHashSet;
+use tokio::sync::{oneshot, watch};
+
+use crate::authority::Authority;
+use crate::catalog::{Spread, reconcile};
+use crate::components::Components;
+use crate::config::{Config, Flush};
+use crate::directory::{Directory, Meta};
+use crate::endpoint::{self, Socket};
+use crate::memory::Bounds;
+use crate::metrics::Metrics;
+use crate::shards::Shards;
+use crate::thread::{self, ShardStart, Start};
+use crate::{Error, http, steering, sys, tls};
+
+/// How often a stopping broker looks whether its streams are through.
+const DRAIN_LOOK: Duration = Duration::from_millis(10);
+/// How long connections may take to hear that they are closed.
+const CLOSE: Duration = Duration::from_secs(1);
+
+/// Where the broker stands in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Phase {
+    Starting,
+    Serving,
+    Draining,
+    Closing,
+}
+
+/// What every thread knows.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) config: Config,
+    pub(crate) meta: Meta,
+    pub(crate) cluster_id: [u8; 16],
+    pub(crate) address: SocketAddr,
+    pub(crate) shards: Shards,
+    pub(crate) spread: Spread,
+    pub(crate) bounds: Bounds,
+    pub(crate) authority: Authority,
+    pub(crate) components: Arc<Components>,
+    pub(crate) metrics: Metrics,
+    pub(crate) started: Instant,
+    phase: watch::Sender<Phase>,
+}
+
+impl Shared {
+    pub(crate) fn phase(&self) -> Phase {
+        *self.phase.borrow()
+    }
+
+    pub(crate) fn phase_watch(&self) -> watch::Receiver<Phase> {
+        self.phase.subscribe()
+    }
+
+    /// Wait until the broker stops.
+    pub(crate) fn stopping(&self) -> impl Future<Output = ()> + use<> {
+        let mut phase = self.phase.subscribe();
+        // The sender lives as long as anything that waits here.
+        async move { drop(phase.wait_for(|phase| *phase > Phase::Serving).await) }
+    }
+
+    fn enter(&self, phase: Phase) {
+        self.phase.send_replace(phase);
+    }
+}
+
+/// A broker that runs.
+#[derive(Debug)]
+pub struct Broker {
+    shared: Arc<Shared>,
+    directory: Directory,
+    http: Option<http::Operators>,
+    threads: Vec<JoinHandle<()>>,
+    control: tokio::runtime::Runtime,
+}
+
+impl Broker {
+    /// Start and wait until clients can connect.
+    ///
+    /// # Errors
+    /// Everything that keeps the broker from serving, with what to do about it. Threads that were
+    /// started by then end with the process.
+    pub fn start(config: Config) -> Result<Self, Error> {
+        config.check()?;
+        let cores = sys::allowed_cores();
+        let directory = Directory::open(
+            &config.data,
+            config.shards,
+            cores.len().clamp(1, 256) as u16,
+        )?;
+        let identity = tls::identity(&config, &directory)?;
+        let shards = directory.meta().shards;
+        let threads = config
+            .threads
+            .unwrap_or(cores.len())
+            .clamp(1, usize::from(shards));
+        let sockets = steering::bind(config.listen, threads, config.quic.socket_buffer_bytes)?;
+        let (handles, inboxes): (Vec<_>, Vec<_>) = (0..shards)
+            .map(|shard| ShardHandle::new(ShardId(shard), config.limits.shard_calls_max))
+            .unzip();
+        let cluster_id =
+            uuid::Uuid::parse_str(&directory.meta().cluster_id).map_err(|error| Error::Meta {
+                path: directory.path().join("meta.toml"),
+                why: error.to_string(),
+            })?;
+        let server = endpoint::server_config(&config, identity.server)?;
+        let shared = Arc::new(Shared {
+            meta: directory.meta().clone(),
+            cluster_id: cluster_id.into_bytes(),
+            address: sockets.address,
+            shards: Shards::new(handles),
+            spread: Spread::default(),
+            bounds: Bounds::new(&config.memory),
+            authority: Authority::new(&config),
+            components: Components::new(directory.components(), config.plugins.store_bytes_max),
+            metrics: Metrics::default(),
+            started: Instant::now(),
+            phase: watch::Sender::new(Phase::Starting),
+            config,
+        });
+        say_what_is_unsafe(&shared);
+        let control = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(|error| Error::Internal(format!("no runtime: {error}")))?;
+        let http = http::start(&shared)?;
+
+        let mut starts: Vec<Vec<ShardStart>> = (0..threads).map(|_| Vec::new()).collect();
+        for (shard, inbox) in inboxes.into_iter().enumerate() {
+            let config = shard_config(&shared, shard as u16);
+            let path = directory.shard(shard as u16);
+            starts[shard % threads].push(ShardStart {
+                config,
+                path,
+                inbox,
+            });
+        }
+        let mut sockets = sockets.sockets.into_iter();
+        let mut running = Vec::new();
+        let mut readies = Vec::new();
+        for (index, shards) in starts.into_iter().enumerate() {
+            let (ready, is_ready) = oneshot::channel();
+            let socket = sockets.next().map(|socket| Socket {
+                socket,
+                server: server.clone(),
+            });
+            let core = (shared.config.pin_threads && threads > 1)
+                .then(|| cores.get(index).copied())
+                .flatten();
+            let start = Start {
+                index,
+                core,
+                shards,
+                socket,
+                shared: Arc::clone(&shared),
+                ready,
+            };
+            let thread = std::thread::Builder::new()
+                .name(format!("shard-{index}"))
+                .spawn(move || thread::run(start))
+                .map_err(|error| Error::Internal(format!("no thread: {error}")))?;
+            running.push(thread);
+            readies.push(is_ready);
+        }
+        for ready in readies {
+            control.block_on(ready).unwrap_or_else(|_| {
+                Err(Error::Internal(
+                    "a thread ended before it was ready".to_owned(),
+                ))
+            })?;
+        }
+        control.block_on(settle(&shared))?;
+        if let Some(made) = &identity.made {
+            tls::write_context(&directory, made, shared.address)?;
+        }
+        shared.enter(Phase::Serving);
+        tracing::info!(
+            address = %shared.address,
+            http = ?http.as_ref().map(|http| http.address),
+            data = %directory.path().display(),
+            shards,
+            threads,
+            "serving"
+        );
+        Ok(Self {
+            shared,
+            directory,
+            http,
+            threads: running,
+            control,
+        })
+    }
+
+    /// Where clients connect.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.shared.address
+    }
+
+    /// Where operators look, if they may.
+    #[must_use]
+    pub fn http_address(&self) -> Option<SocketAddr> {
+        self.http.as_ref().map(|http| http.address)
+    }
+
+    /// The data directory.
+    #[must_use]
+    pub fn data(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// The file that tells clients on this machine how to connect.
+    #[must_use]
+    pub fn context(&self) -> std::path::PathBuf {
+        self.directory.context()
+    }
+
+    /// Stop gracefully: answer what is in flight, tell clients, flush, seal and snapshot. Blocks.
+    ///
+    /// # Errors
+    /// When a shard could not be stopped cleanly. What was acknowledged is durable all the same.
+    pub fn stop(self) -> Result<(), Error> {
+        let Self {
+            shared,
+            directory,
+            http,
+            threads,
+            control,
+        } = self;
+        tracing::info!("stopping: what is in flight is answered first");
+        let outcome = control.block_on(async {
+            shared.enter(Phase::Draining);
+            let metrics = &shared.metrics;
+            let deadline = Instant::now() + Duration::from_millis(shared.config.limits.drain_ms);
+            while metrics.producers.value() + metrics.subscriptions.value() > 0
+                && Instant::now() < deadline
+            {
+                tokio::time::sleep(DRAIN_LOOK).await;
+            }
+            shared.enter(Phase::Closing);
+            let deadline = Instant::now() + CLOSE;
+            while metrics.connections.value() > 0 && Instant::now() < deadline {
+                tokio::time::sleep(DRAIN_LOOK).await;
+            }
+            stop_shards(&shared).await
+        });
+        if outcome.is_ok() {
+            for thread in threads {
+                if thread.join().is_err() {
+                    return Err(Error::Internal(
+                        "a thread panicked: see the lines above".to_owned(),
+                    ));
+                }
+            }
+        }
+        if let Some(http) = http {
+            http.stop();
+        }
+        drop(directory);
+        outcome
+    }
+}
+
+/// Run a broker until SIGINT or SIGTERM. A second signal ends the process at once: what was
+/// acknowledged is durable at any moment. `started` is called once clients can connect.
+///
+/// # Errors
+/// As [`Broker::start`] and [`Broker::stop`].
+pub fn run(config: Config, started: impl FnOnce(&Broker)) -> Result<(), Error> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (first, is_first) = oneshot::channel();
+    let mut first = Some(first);
+    std::thread::Builder::new()
+        .name("signals".to_owned())
+        .spawn(move || {
+            let Ok(runtime) = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+            else {
+                return;
+            };
+            runtime.block_on(async {
+                let Ok(mut interrupt) = signal(SignalKind::interrupt()) else {
+                    return;
+                };
+                let Ok(mut terminate) = signal(SignalKind::terminate()) else {
+                    return;
+                };
+                loop {
+                    tokio::select! { _ = interrupt.recv() => {} _ = terminate.recv() => {} }
+                    if !first.take().is_some_and(|first| first.send(()).is_ok()) {
+                        tracing::warn!("stopping at once");
+                        std::process::exit(130);
+                    }
+                }
+            });
+        })
+        .map_err(|error| Error::Internal(format!("no thread: {error}")))?;
+    let broker = Broker::start(config)?;
+    started(&broker);
+    broker
+        .control
+        .block_on(is_first)
+        .map_err(|_| Error::Internal("signals cannot be heard".to_owned()))?;
+    broker.stop()
+}
+
+/// After recovery, before the first client: every shard knows the catalog, every component is there.
+async fn settle(shared: &Shared) -> Result<(), Error> {
+    if let Err(error) = reconcile(&shared.shards).await {
+        // A shard that is full or read-only still serves what it has.
+        tracing::warn!(
+            error = error.message,
+            "not every shard knows the whole catalog yet"
+        );
+        shared.spread.set_behind();
+    }
+    let Answer::Catalog { topics, .. } = shared
+        .shards
+        .catalog()
+        .call(Call::WatchCatalog {
+            seen: 0,
+            wait_ms: 0,
+        })
+        .await
+    else {
+        return Ok(()); // reported by whoever asks next
+    };
+    let digests: FxHashSet<[u8; 32]> = topics
+        .iter()
+        .flat_map(|topic| &topic.filters)
+        .map(|binding| binding.digest)
+        .collect();
+    for digest in digests {
+        if let Err(error) = shared.components.load(digest).await {
+            tracing::error!(
+                error = error.message,
+                "a deployed component is lost: its topics fail closed"
+            );
+        }
+    }
+    Ok(())
+}
+
+async fn stop_shards(shared: &Shared) -> Result<(), Error> {
+    let calls: Vec<_> = shared
+        .shards
+        .all()
+        .iter()
+        .map(|shard| {
+            let (to, answer) = oneshot::channel();
+            shard.send(Call::Stop, millstream_shard::handle::ReplyTo::Once(to));
+            (shard.shard(), answer)
+        })
+        .collect();
+    let mut outcome = Ok(());
+    for (shard, answer) in calls {
+        match answer.await {
+            Ok(Answer::Stopped) => {}
+            Ok(Answer::Error(error)) => {
+                outcome = Err(Error::Shard {
+                    shard: shard.0,
+                    why: error.to_string(),
+                })
+            }
+            other => tracing::debug!(?other, "a shard was gone before it was stopped"),
+        }
+    }
+    outcome
+}
+
+fn shard_config(shared: &Shared, shard: u16) -> ShardConfig {
+    let config = &shared.config;
+    let log = millstream_log::Config {
+        segment_bytes: config.log.segment_bytes,
+        group_bytes_max: config.log.group_bytes(),
+        hot_tail_bytes_max: config.memory.hot_tail_bytes / usize::from(shared.meta.shards),
+        spares_ready: config.log.spares_ready,
+        recycle_max: config.log.recycle_max,
+        sync_each_group: config.log.flush == Flush::Each,
+        incarnation: uuid::Uuid::new_v4().as_u64_pair().0,
+    };
+    let mut core = CoreConfig::new(ShardId(shard), shared.meta.shards, log);
+    core.limits.batch_bytes = config.log.batch_bytes() as u32;
+    core.retention_ms = config.topics.retention_ms;
+    core.retention_bytes = config.topics.retention_bytes;
+    core.snapshot_after_bytes = config.log.snapshot_after_bytes;
+    core.sync_interval_ms = config.log.flush_interval_ms;
+    core.waiting_max = config.limits.shard_calls_max;
+    ShardConfig::new(core)
+}
+
+fn say_what_is_unsafe(shared: &Shared) {
+    if shared.authority.grants_all() {
+        let who = if shared.config.is_loopback() {
+            "who can connect to this machine's loopback"
+        } else {
+            "who connects"
+        };
+        tracing::warn!(
+            "everything is granted to everyone {who}: name [[principals]] in the configuration to change that"
+        );
+    }
+    if shared.config.log.flush == Flush::Interval {
+        tracing::warn!(
+            "log.flush = interval: records are acknowledged before they are durable; a crash of the machine can lose \
+             the last {} ms",
+            shared.config.log.flush_interval_ms
+        );
+    }
+}

@@ -1,0 +1,202 @@
+//! Components on this broker: stored by their SHA-256, compiled off the shards' threads, handed to
+//! every thread's filters.
+//!
+//! A component is written and synced before any fact names it. Absent: deployments (facts of the
+//! catalog) and running filters (`millstream_shard::driver::FilterHost`).
+
+use std::fmt::Write as _;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, OnceLock, Weak};
+
+use bytes::Bytes;
+use millstream_batch::limits::COMPONENT_BYTES_MAX;
+use millstream_protocol::{Code, messages};
+use millstream_sandbox::{Component, Engine, EngineConfig};
+use millstream_shard::driver::{ComponentSource, Lookup};
+use rustc_hash::FxHashMap;
+use sha2::{Digest as _, Sha256};
+
+use crate::directory::write_file;
+
+/// The store. One a broker, shared by all threads.
+#[derive(Debug)]
+pub(crate) struct Components {
+    path: PathBuf,
+    store_bytes_max: u64,
+    /// Started with the first component: brokers without components pay nothing.
+    engine: OnceLock<Result<Engine, String>>,
+    known: Mutex<FxHashMap<[u8; 32], Lookup>>,
+    me: Weak<Components>,
+}
+
+impl Components {
+    pub(crate) fn new(path: PathBuf, store_bytes_max: u64) -> Arc<Self> {
+        Arc::new_cyclic(|me| Self {
+            path,
+            store_bytes_max,
+            engine: OnceLock::new(),
+            known: Mutex::default(),
+            me: me.clone(),
+        })
+    }
+
+    /// Compile and store what was uploaded. Its digest.
+    pub(crate) async fn add(self: &Arc<Self>, wasm: Bytes) -> Result<[u8; 32], messages::Error> {
+        if wasm.len() > COMPONENT_BYTES_MAX {
+            return Err(Code::BadComponent.error(format!(
+                "{} bytes are over {COMPONENT_BYTES_MAX}",
+                wasm.len()
+            )));
+        }
+        let me = Arc::clone(self);
+        blocking(move || {
+            let digest: [u8; 32] = Sha256::digest(&wasm).into();
+            if matches!(me.lookup(&digest), Some(Lookup::Ready(_))) && me.file(&digest).exists() {
+                return Ok(digest);
+            }
+            let component = me.compile(&wasm)?;
+            me.store(&digest, &wasm)?;
+            me.remember(digest, Lookup::Ready(component));
+            Ok(digest)
+        })
+        .await
+    }
+
+    /// Make sure that a stored component can run.
+    pub(crate) async fn load(self: &Arc<Self>, digest: [u8; 32]) -> Result<(), messages::Error> {
+        let me = Arc::clone(self);
+        blocking(move || match me.load_now(&digest) {
+            Lookup::Ready(_) | Lookup::Loading => Ok(()),
+            Lookup::Lost(why) => Err(Code::UnknownFilter.error(why)),
+        })
+        .await
+    }
+
+    /// What operators see of a component: `running`, `loading`, or why it is lost.
+    pub(crate) fn state(&self, digest: &[u8; 32]) -> String {
+        match self.lookup(digest) {
+            Some(Lookup::Ready(_)) => "running".to_owned(),
+            Some(Lookup::Loading) | None => "loading".to_owned(),
+            Some(Lookup::Lost(why)) => format!("lost: {why}"),
+        }
+    }
+
+    fn lookup(&self, digest: &[u8; 32]) -> Option<Lookup> {
+        self.known().get(digest).cloned()
+    }
+
+    fn remember(&self, digest: [u8; 32], lookup: Lookup) {
+        self.known().insert(digest, lookup);
+    }
+
+    fn known(&self) -> std::sync::MutexGuard<'_, FxHashMap<[u8; 32], Lookup>> {
+        // Nothing panics while it holds the lock; if it did, the map would still be whole.
+        self.known
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    fn load_now(&self, digest: &[u8; 32]) -> Lookup {
+        if let Some(ready @ Lookup::Ready(_)) = self.lookup(digest) {
+            return ready;
+        }
+        let file = self.file(digest);
+        let lookup = match std::fs::read(&file) {
+            Err(error) => {
+                Lookup::Lost(format!("component {} cannot be read: {error}", hex(digest)))
+            }
+            Ok(wasm) if <[u8; 32]>::from(Sha256::digest(&wasm)) != *digest => Lookup::Lost(
+                format!("{} is damaged: deploy the component again", file.display()),
+            ),
+            Ok(wasm) => match self.compile(&wasm) {
+                Ok(component) => Lookup::Ready(component),
+                Err(error) => Lookup::Lost(error.message),
+            },
+        };
+        if let Lookup::Lost(why) = &lookup {
+            tracing::error!("{why}; deployments that use it fail closed");
+        }
+        self.remember(*digest, lookup.clone());
+        lookup
+    }
+
+    fn compile(&self, wasm: &[u8]) -> Result<Arc<Component>, messages::Error> {
+        let engine = self.engine.get_or_init(|| {
+            let config = EngineConfig {
+                cache_dir: Some(self.path.join("compiled")),
+                ..EngineConfig::default()
+            };
+            Engine::new(&config).map_err(|error| error.to_string())
+        });
+        let engine = engine
+            .as_ref()
+            .map_err(|why| Code::Internal.error(why.clone()))?;
+        engine.compile(wasm).map_err(|error| {
+            Code::BadComponent.error(format!("the component is not usable: {error}"))
+        })
+    }
+
+    fn store(&self, digest: &[u8; 32], wasm: &[u8]) -> Result<(), messages::Error> {
+        let stored: u64 = std::fs::read_dir(&self.path)
+            .into_iter()
+            .flatten()
+            .flatten()
+            .filter_map(|entry| entry.metadata().ok())
+            .filter(std::fs::Metadata::is_file)
+            .map(|metadata| metadata.len())
+            .sum();
+        if stored + wasm.len() as u64 > self.store_bytes_max {
+            let message = format!(
+                "{stored} bytes of components are stored, of at most {}",
+                self.store_bytes_max
+            );
+            return Err(Code::StateFull.error(message));
+        }
+        write_file(&self.file(digest), wasm, 0o644).map_err(|error| match error.kind() {
+            std::io::ErrorKind::StorageFull => Code::DiskFull.error("no room for the component"),
+            _ => Code::Internal.error(format!("the component cannot be stored: {error}")),
+        })
+    }
+
+    fn file(&self, digest: &[u8; 32]) -> PathBuf {
+        self.path.join(format!("{}.wasm", hex(digest)))
+    }
+}
+
+impl ComponentSource for Components {
+    fn component(&self, digest: &[u8; 32]) -> Lookup {
+        if let Some(lookup) = self.lookup(digest) {
+            return lookup;
+        }
+        self.remember(*digest, Lookup::Loading);
+        if let Some(me) = self.me.upgrade() {
+            let digest = *digest;
+            let load = std::thread::Builder::new()
+                .name("component".to_owned())
+                .spawn(move || me.load_now(&digest));
+            if let Err(error) = load {
+                return Lookup::Lost(format!("no thread to compile on: {error}"));
+            }
+        }
+        Lookup::Loading
+    }
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, messages::Error> + Send + 'static,
+) -> Result<T, messages::Error> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .unwrap_or_else(|error| {
+            Err(Code::Internal.error(format!("a component's work ended badly: {error}")))
+        })
+}
+
+fn hex(digest: &[u8; 32]) -> String {
+    digest
+        .iter()
+        .fold(String::with_capacity(64), |mut text, byte| {
+            let _infallible = write!(text, "{byte:02x}");
+            text
+        })
+}

@@ -1,0 +1,193 @@
+//! Where settings come from: a TOML file, then the environment.
+//!
+//! `MILLSTREAM_LISTEN=…` sets `listen`; two underscores step into a section:
+//! `MILLSTREAM_LOG__FLUSH=interval` sets `log.flush`.
+
+use std::path::{Path, PathBuf};
+
+use super::Config;
+
+/// Variables of this prefix are settings.
+const PREFIX: &str = "MILLSTREAM_";
+/// Variables that are not the broker's settings but belong to the command line or its clients.
+const FOREIGN: [&str; 6] = ["CONTEXT", "CONFIG", "LOG", "TOKEN", "BIN", "URL"];
+
+/// Why a configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("cannot read the configuration {}: {source}", path.display())]
+    Read {
+        path: PathBuf,
+        source: std::io::Error,
+    },
+    #[error("the configuration {origin} is not right: {message}")]
+    Parse { origin: String, message: String },
+    #[error("setting `{setting}`: {why}")]
+    Invalid { setting: &'static str, why: String },
+}
+
+impl Config {
+    /// Settings from `file` (defaults without one), changed by `environment`. The caller sets its
+    /// flags on what it gets, and calls [`Config::check`].
+    ///
+    /// # Errors
+    /// A file that cannot be read, and any key or value that is not known.
+    pub fn load(
+        file: Option<&Path>,
+        environment: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<Self, ConfigError> {
+        let mut table = match file {
+            None => toml::Table::new(),
+            Some(path) => {
+                let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
+                    path: path.to_owned(),
+                    source,
+                })?;
+                // Read it alone first: errors then carry the file's lines.
+                toml::from_str::<Self>(&text).map_err(|error| ConfigError::Parse {
+                    origin: path.display().to_string(),
+                    message: error.to_string(),
+                })?;
+                text.parse::<toml::Table>()
+                    .map_err(|error| ConfigError::Parse {
+                        origin: path.display().to_string(),
+                        message: error.to_string(),
+                    })?
+            }
+        };
+        for (variable, value) in environment {
+            let Some(name) = variable.strip_prefix(PREFIX) else {
+                continue;
+            };
+            if FOREIGN.contains(&name) {
+                continue;
+            }
+            set(&mut table, &name.to_ascii_lowercase(), value);
+            toml::Value::Table(table.clone())
+                .try_into::<Self>()
+                .map_err(|error| ConfigError::Parse {
+                    origin: format!("variable {variable}"),
+                    message: error.to_string(),
+                })?;
+        }
+        toml::Value::Table(table)
+            .try_into()
+            .map_err(|error| ConfigError::Parse {
+                origin: "as a whole".to_owned(),
+                message: error.to_string(),
+            })
+    }
+
+    /// The settings as TOML, as `config show` prints them.
+    ///
+    /// # Panics
+    /// Never: every setting has a TOML form.
+    #[must_use]
+    pub fn to_toml(&self) -> String {
+        toml::to_string_pretty(self).expect("every setting has a TOML form")
+    }
+}
+
+/// Put `value` at `name`, whose `__` step into sections. The value is taken as TOML where it is TOML
+/// of another kind than a string would be (numbers, booleans, arrays), else as a string.
+fn set(table: &mut toml::Table, name: &str, value: String) {
+    match name.split_once("__") {
+        Some((section, rest)) => {
+            let inner = table
+                .entry(section)
+                .or_insert_with(|| toml::Value::Table(toml::Table::new()));
+            if let toml::Value::Table(inner) = inner {
+                set(inner, rest, value);
+            }
+        }
+        None => {
+            let parsed = format!("v = {value}")
+                .parse::<toml::Table>()
+                .ok()
+                .and_then(|mut table| table.remove("v"));
+            table.insert(
+                name.to_owned(),
+                parsed.unwrap_or(toml::Value::String(value)),
+            );
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Flush;
+
+    fn variable(name: &str, value: &str) -> (String, String) {
+        (name.to_owned(), value.to_owned())
+    }
+
+    #[test]
+    fn the_environment_goes_over_the_file() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let file = dir.path().join("m.toml");
+        std::fs::write(&file, "shards = 2\n[log]\nspares_ready = 3\n").expect("written");
+        let config = Config::load(
+            Some(&file),
+            [
+                variable("MILLSTREAM_SHARDS", "4"),
+                variable("MILLSTREAM_LOG__FLUSH", "interval"),
+                variable("MILLSTREAM_LISTEN", "127.0.0.1:9"),
+                variable("MILLSTREAM_CONTEXT", "elsewhere"),
+                variable("PATH", "/bin"),
+            ],
+        )
+        .expect("good settings");
+        assert_eq!(
+            (config.shards, config.log.spares_ready, config.log.flush),
+            (Some(4), 3, Flush::Interval)
+        );
+        assert_eq!(config.listen.port(), 9);
+    }
+
+    #[test]
+    fn unknown_keys_are_errors_that_name_them() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let file = dir.path().join("m.toml");
+        std::fs::write(&file, "[log]\nsegment_size = 3\n").expect("written");
+        let error = Config::load(Some(&file), [])
+            .expect_err("unknown key")
+            .to_string();
+        assert!(
+            error.contains("segment_size") && error.contains("m.toml"),
+            "{error}"
+        );
+        let error = Config::load(None, [variable("MILLSTREAM_NONSENSE", "1")])
+            .expect_err("unknown")
+            .to_string();
+        assert!(error.contains("MILLSTREAM_NONSENSE"), "{error}");
+    }
+
+    #[test]
+    fn defaults_hold_together_and_survive_their_own_print() {
+        let config = Config::default();
+        config.check().expect("defaults are good");
+        let again: Config = toml::from_str(&config.to_toml()).expect("what is shown can be read");
+        assert_eq!(again.to_toml(), config.to_toml());
+    }
+
+    #[test]
+    fn unsafe_addresses_are_refused() {
+        let mut config = Config {
+            listen: "0.0.0.0:1".parse().expect("an address"),
+            ..Config::default()
+        };
+        assert!(config.check().is_err(), "no certificate");
+        config.tls.certificate = Some("c.pem".into());
+        config.tls.key = Some("k.pem".into());
+        assert!(
+            config
+                .check()
+                .expect_err("nobody is named")
+                .to_string()
+                .contains("principals")
+        );
+        config.dev = true;
+        config.check().expect("development takes any address");
+    }
+}

@@ -1,0 +1,269 @@
+//! The data directory: who holds it, what it is, where things lie in it.
+//!
+//! ```text
+//! DIR/lock            held while a broker runs; holds its process id
+//! DIR/meta.toml       cluster, broker, format, number of shards: written once
+//! DIR/shard-N/        the log of shard N
+//! DIR/components/     <sha256>.wasm, written and synced before a deployment names it
+//! DIR/tls/            certificates made here, when none are configured
+//! DIR/context.toml    how a client on this machine connects
+//! ```
+
+use std::fs::{self, File, TryLockError};
+use std::io::{self, Read as _, Seek as _, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::Error;
+
+/// The layout of the directory that this build reads and writes.
+const FORMAT: u32 = 1;
+
+/// A data directory, held by this process until dropped.
+#[derive(Debug)]
+pub struct Directory {
+    path: PathBuf,
+    meta: Meta,
+    _lock: File,
+}
+
+/// What a data directory is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Meta {
+    /// Of the layout.
+    pub format: u32,
+    pub cluster_id: String,
+    pub broker_id: String,
+    /// Fixed at the first start.
+    pub shards: u16,
+}
+
+impl Directory {
+    /// Take the directory: make it if it is not there, lock it, read or write what it is. `shards`
+    /// is what the operator asked for; `default_shards` what a new directory gets without that.
+    ///
+    /// # Errors
+    /// Every reason why it cannot be used, with what to do.
+    pub fn open(path: &Path, shards: Option<u16>, default_shards: u16) -> Result<Self, Error> {
+        let error = |what: &'static str| move |source| Error::directory(path, what, source);
+        fs::create_dir_all(path).map_err(error("make"))?;
+        let lock = lock(path)?;
+        for made in ["components", "tls"] {
+            fs::create_dir_all(path.join(made)).map_err(error("make a directory in"))?;
+        }
+        let file = path.join("meta.toml");
+        let meta = match fs::read_to_string(&file) {
+            Ok(text) => {
+                let meta: Meta = toml::from_str(&text).map_err(|error| Error::Meta {
+                    path: file.clone(),
+                    why: error.to_string(),
+                })?;
+                if meta.format != FORMAT {
+                    let why = format!(
+                        "format {}, this build knows {FORMAT}: use the build that wrote it",
+                        meta.format
+                    );
+                    return Err(Error::Meta { path: file, why });
+                }
+                meta
+            }
+            Err(source) if source.kind() == io::ErrorKind::NotFound => {
+                // Shards without their meta file are not a new directory.
+                if path.join("shard-0").exists() {
+                    let why = "missing, but there are shards: restore it from a backup, or write it with the \
+                               number of shard-N directories as `shards`";
+                    return Err(Error::Meta {
+                        path: file,
+                        why: why.to_owned(),
+                    });
+                }
+                let meta = Meta {
+                    format: FORMAT,
+                    cluster_id: uuid::Uuid::new_v4().to_string(),
+                    broker_id: uuid::Uuid::new_v4().to_string(),
+                    shards: shards.unwrap_or(default_shards),
+                };
+                let text = toml::to_string(&meta).expect("plain values have a TOML form");
+                write_file(&file, text.as_bytes(), 0o644).map_err(error("write to"))?;
+                meta
+            }
+            Err(source) => return Err(Error::directory(path, "read", source)),
+        };
+        if let Some(asked) = shards
+            && asked != meta.shards
+        {
+            return Err(Error::Shards {
+                path: path.to_owned(),
+                has: meta.shards,
+                asked,
+            });
+        }
+        if meta.shards == 0 {
+            return Err(Error::Meta {
+                path: file,
+                why: "a directory has at least one shard".to_owned(),
+            });
+        }
+        Ok(Self {
+            path: path.to_owned(),
+            meta,
+            _lock: lock,
+        })
+    }
+
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    #[must_use]
+    pub fn meta(&self) -> &Meta {
+        &self.meta
+    }
+
+    /// Where a shard's log lies.
+    #[must_use]
+    pub fn shard(&self, shard: u16) -> PathBuf {
+        self.path.join(format!("shard-{shard}"))
+    }
+
+    /// Where components are kept.
+    #[must_use]
+    pub fn components(&self) -> PathBuf {
+        self.path.join("components")
+    }
+
+    /// Where certificates made here lie.
+    #[must_use]
+    pub fn tls(&self) -> PathBuf {
+        self.path.join("tls")
+    }
+
+    /// The file that tells clients on this machine how to connect.
+    #[must_use]
+    pub fn context(&self) -> PathBuf {
+        self.path.join("context.toml")
+    }
+}
+
+/// Read what a directory is, without taking it.
+///
+/// # Errors
+/// When there is no readable `meta.toml`.
+pub fn read_meta(path: &Path) -> Result<Meta, Error> {
+    let file = path.join("meta.toml");
+    let text =
+        fs::read_to_string(&file).map_err(|source| Error::directory(path, "read", source))?;
+    toml::from_str(&text).map_err(|error| Error::Meta {
+        path: file,
+        why: error.to_string(),
+    })
+}
+
+fn lock(path: &Path) -> Result<File, Error> {
+    let error = |what: &'static str| move |source| Error::directory(path, what, source);
+    let mut file = File::options()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(path.join("lock"))
+        .map_err(error("lock"))?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            let mut holder = String::new();
+            drop(file.read_to_string(&mut holder)); // only for the message
+            let pid = holder.trim();
+            let holder = if pid.is_empty() {
+                "another process".to_owned()
+            } else {
+                format!("pid {pid}")
+            };
+            return Err(Error::InUse {
+                path: path.to_owned(),
+                holder,
+            });
+        }
+        Err(TryLockError::Error(source)) => return Err(Error::directory(path, "lock", source)),
+    }
+    file.set_len(0).map_err(error("lock"))?;
+    file.rewind().map_err(error("lock"))?;
+    writeln!(file, "{}", std::process::id()).map_err(error("lock"))?;
+    Ok(file)
+}
+
+/// Write a file so that after a crash it is there whole or not at all.
+pub(crate) fn write_file(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+    let temporary = path.with_extension(format!("{}.tmp", std::process::id()));
+    let write = || {
+        let mut file = File::options()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(mode)
+            .open(&temporary)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        fs::rename(&temporary, path)?;
+        let parent = path.parent().unwrap_or(Path::new("."));
+        File::open(parent)?.sync_all()
+    };
+    let result = write();
+    if result.is_err() {
+        drop(fs::remove_file(&temporary)); // it may not be there
+    }
+    result
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_is_held_by_one_and_keeps_what_it_is() {
+        let root = tempfile::tempdir().expect("a directory");
+        let path = root.path().join("data");
+        let first = Directory::open(&path, None, 2).expect("made");
+        let meta = first.meta().clone();
+        assert_eq!(meta.shards, 2);
+        let error = Directory::open(&path, None, 2)
+            .expect_err("held")
+            .to_string();
+        assert!(
+            error.contains("in use") && error.contains(&std::process::id().to_string()),
+            "{error}"
+        );
+        drop(first);
+        assert_eq!(
+            Directory::open(&path, None, 7)
+                .expect("opened again")
+                .meta(),
+            &meta
+        );
+        let error = Directory::open(&path, Some(3), 2)
+            .expect_err("another number")
+            .to_string();
+        assert!(error.contains("2 shards") && error.contains('3'), "{error}");
+    }
+
+    #[test]
+    fn a_lost_or_foreign_meta_file_is_not_a_new_directory() {
+        let root = tempfile::tempdir().expect("a directory");
+        drop(Directory::open(root.path(), None, 1).expect("made"));
+        fs::create_dir(root.path().join("shard-0")).expect("made");
+        fs::remove_file(root.path().join("meta.toml")).expect("removed");
+        assert!(matches!(
+            Directory::open(root.path(), None, 1),
+            Err(Error::Meta { .. })
+        ));
+        let other = "format = 99\ncluster_id = \"\"\nbroker_id = \"\"\nshards = 1\n";
+        fs::write(root.path().join("meta.toml"), other).expect("written");
+        let error = Directory::open(root.path(), None, 1)
+            .expect_err("newer")
+            .to_string();
+        assert!(error.contains("99"), "{error}");
+    }
+}

@@ -1,0 +1,82 @@
+//! The QUIC endpoint of one thread, and the transport's settings.
+
+use std::net::UdpSocket;
+use std::sync::Arc;
+use std::time::Duration;
+
+use quinn::crypto::rustls::QuicServerConfig;
+use quinn::{
+    Endpoint, EndpointConfig, IdleTimeout, MtuDiscoveryConfig, ServerConfig, TokioRuntime,
+    TransportConfig, VarInt,
+};
+use rustls::crypto::ring;
+
+use crate::Error;
+use crate::broker::Shared;
+use crate::config::Config;
+use crate::steering::SteeredIds;
+
+/// Handshakes that wait for the accept loop; more are dropped and come again.
+const INCOMING_MAX: usize = 1_024;
+
+/// What one endpoint is made of.
+#[derive(Debug)]
+pub(crate) struct Socket {
+    pub(crate) socket: UdpSocket,
+    pub(crate) server: ServerConfig,
+}
+
+/// Server settings for all endpoints: cloned, so that tokens and tickets of one are known to all.
+pub(crate) fn server_config(
+    config: &Config,
+    tls: Arc<rustls::ServerConfig>,
+) -> Result<ServerConfig, Error> {
+    let crypto = QuicServerConfig::try_from(tls).map_err(|error| Error::Tls(error.to_string()))?;
+    let mut server = ServerConfig::with_crypto(Arc::new(crypto));
+    server.transport_config(Arc::new(transport(config)?));
+    server.max_incoming(INCOMING_MAX);
+    Ok(server)
+}
+
+/// Open the endpoint of thread `index`, inside its runtime.
+pub(crate) fn open(socket: Socket, index: usize, shared: &Shared) -> Result<Endpoint, Error> {
+    let mut config = EndpointConfig::default();
+    let thread = index as u8;
+    config.cid_generator(move || {
+        Box::new(SteeredIds::new(
+            thread,
+            ring::default_provider().secure_random,
+        ))
+    });
+    config
+        .max_udp_payload_size(shared.config.quic.mtu_max.max(1472))
+        .map_err(|error| Error::Internal(format!("quic.mtu_max: {error}")))?;
+    let address = shared.address;
+    Endpoint::new(
+        config,
+        Some(socket.server),
+        socket.socket,
+        Arc::new(TokioRuntime),
+    )
+    .map_err(|source| Error::Listen { address, source })
+}
+
+fn transport(config: &Config) -> Result<TransportConfig, Error> {
+    let quic = &config.quic;
+    let mut transport = TransportConfig::default();
+    let mut discovery = MtuDiscoveryConfig::default();
+    discovery.upper_bound(quic.mtu_max);
+    let idle = IdleTimeout::try_from(Duration::from_millis(u64::from(quic.idle_timeout_ms)))
+        .map_err(|error| Error::Internal(format!("quic.idle_timeout_ms: {error}")))?;
+    transport
+        .mtu_discovery_config(Some(discovery))
+        .max_idle_timeout(Some(idle))
+        .keep_alive_interval(Some(Duration::from_millis(quic.keep_alive_ms)))
+        .max_concurrent_bidi_streams(VarInt::from_u32(config.limits.streams_max))
+        .max_concurrent_uni_streams(VarInt::from_u32(0))
+        .stream_receive_window(VarInt::from_u32(quic.stream_window_bytes))
+        .receive_window(VarInt::from_u32(quic.connection_window_bytes))
+        .send_window(quic.send_window_bytes)
+        .datagram_receive_buffer_size(None);
+    Ok(transport)
+}

@@ -1,0 +1,65 @@
+//! Why the broker cannot start or go on, in words for the operator.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use crate::config::ConfigError;
+
+/// A failure of the broker as a whole. What clients are told is in `refusal`.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error("the data directory {} is in use by {holder}: stop it first, or choose another with --data", path.display())]
+    InUse { path: PathBuf, holder: String },
+    #[error("cannot {what} the data directory {}: {why}", path.display())]
+    Directory {
+        path: PathBuf,
+        what: &'static str,
+        why: String,
+    },
+    #[error("{}: {why}", path.display())]
+    Meta { path: PathBuf, why: String },
+    #[error(
+        "the data directory {} has {has} shards, which is fixed at its first start, and --shards asks for {asked}: \
+         leave --shards out; to have {asked}, start a new directory and copy the topics with `millstream sub` and `pub`",
+        path.display()
+    )]
+    Shards { path: PathBuf, has: u16, asked: u16 },
+    #[error("cannot listen on {address}: {source}: choose another address, or stop what uses it")]
+    Listen {
+        address: SocketAddr,
+        source: io::Error,
+    },
+    #[error("TLS: {0}")]
+    Tls(String),
+    #[error("shard {shard} does not start: {why}")]
+    Shard { shard: u16, why: String },
+    #[error("components: {0}")]
+    Sandbox(String),
+    #[error("{0}")]
+    Internal(String),
+}
+
+impl Error {
+    pub(crate) fn directory(path: &Path, what: &'static str, source: io::Error) -> Self {
+        let why = match source.kind() {
+            io::ErrorKind::ReadOnlyFilesystem => {
+                "the file system is read-only: mount it for writing, or choose another directory with --data".to_owned()
+            }
+            io::ErrorKind::PermissionDenied => {
+                format!("{source}: give this user the right to write there, or choose another directory with --data")
+            }
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                "the disk is full: free space and start again".to_owned()
+            }
+            _ => source.to_string(),
+        };
+        Self::Directory {
+            path: path.to_owned(),
+            what,
+            why,
+        }
+    }
+}

@@ -1,0 +1,243 @@
+//! What the broker holds for its clients, counted to the byte and bounded.
+//!
+//! Two bounds for the whole broker. *Ingress*: frames on their way in, from the moment their length is
+//! known until a batch among them is answered; who waits for it holds nothing that another could wait
+//! for, and a connection may take a quarter. *Send*: records on their way out, counted until QUIC
+//! itself lets go of the bytes, and shared so that slow clients leave room for others: a connection may
+//! hold as much as is still free, so that n slow ones together never take more than n/(n+1) of it.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use bytes::Bytes;
+use millstream_batch::limits::{FRAME_HEADER_BYTES_MAX, FRAME_PAYLOAD_BYTES_MAX};
+use tokio::sync::{Notify, Semaphore};
+
+use crate::config::Memory;
+
+/// Permits are counted in units of this size, so that the count fits in 32 bits.
+const UNIT_BYTES: usize = 1 << 10;
+/// The largest frame there can be must fit.
+const FRAME_BYTES_MAX: usize = FRAME_HEADER_BYTES_MAX + FRAME_PAYLOAD_BYTES_MAX;
+
+/// The bounds of one broker.
+#[derive(Debug)]
+pub(crate) struct Bounds {
+    ingress: Arc<Semaphore>,
+    ingress_units: usize,
+    /// Received and not yet part of a whole frame.
+    pub(crate) unfinished: AtomicUsize,
+    pub(crate) send: Arc<SendBound>,
+}
+
+impl Bounds {
+    pub(crate) fn new(memory: &Memory) -> Self {
+        let ingress_units =
+            (memory.ingress_bytes / UNIT_BYTES).max(units(FRAME_BYTES_MAX) as usize);
+        Self {
+            ingress: Arc::new(Semaphore::new(ingress_units)),
+            ingress_units,
+            unfinished: AtomicUsize::new(0),
+            send: Arc::new(SendBound {
+                bytes: AtomicUsize::new(0),
+                bytes_max: memory.send_bytes,
+                freed: Notify::new(),
+            }),
+        }
+    }
+
+    /// Bytes of ingress taken, for metrics.
+    pub(crate) fn ingress_bytes(&self) -> usize {
+        (self.ingress_units - self.ingress.available_permits()) * UNIT_BYTES
+    }
+}
+
+fn units(bytes: usize) -> u32 {
+    bytes.div_ceil(UNIT_BYTES) as u32
+}
+
+/// One connection's part of the ingress.
+#[derive(Clone, Debug)]
+pub(crate) struct IngressShare {
+    own: Rc<Semaphore>,
+    total: Arc<Semaphore>,
+}
+
+/// Room for one frame, given back when dropped.
+#[derive(Debug)]
+pub(crate) struct Ingress {
+    share: IngressShare,
+    units: u32,
+}
+
+impl IngressShare {
+    pub(crate) fn new(bounds: &Bounds) -> Self {
+        let own = (bounds.ingress_units / 4).max(units(FRAME_BYTES_MAX) as usize);
+        Self {
+            own: Rc::new(Semaphore::new(own)),
+            total: Arc::clone(&bounds.ingress),
+        }
+    }
+
+    /// Wait for room for `bytes`.
+    pub(crate) async fn take(&self, bytes: usize) -> Ingress {
+        let units = units(bytes);
+        // Neither semaphore is ever closed. A wait that is dropped gives back what it has.
+        let own = self.own.acquire_many(units).await;
+        let total = self.total.acquire_many(units).await;
+        for permits in [own, total].into_iter().flatten() {
+            permits.forget();
+        }
+        Ingress {
+            share: self.clone(),
+            units,
+        }
+    }
+}
+
+impl Drop for Ingress {
+    fn drop(&mut self) {
+        self.share.own.add_permits(self.units as usize);
+        self.share.total.add_permits(self.units as usize);
+    }
+}
+
+/// Records on their way out, of the whole broker.
+#[derive(Debug)]
+pub(crate) struct SendBound {
+    bytes: AtomicUsize,
+    bytes_max: usize,
+    freed: Notify,
+}
+
+impl SendBound {
+    /// Bytes held, for metrics.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes.load(Ordering::Relaxed)
+    }
+}
+
+/// What one connection holds of [`SendBound`].
+#[derive(Clone, Debug)]
+pub(crate) struct SendShare {
+    total: Arc<SendBound>,
+    own: Arc<AtomicUsize>,
+}
+
+impl SendShare {
+    pub(crate) fn new(total: &Arc<SendBound>) -> Self {
+        Self {
+            total: Arc::clone(total),
+            own: Arc::default(),
+        }
+    }
+
+    /// Whether this connection may take more: while it holds less than is still free.
+    pub(crate) fn has_room(&self) -> bool {
+        let free = self.total.bytes_max.saturating_sub(self.total.bytes());
+        self.own.load(Ordering::Relaxed) < free
+    }
+
+    /// Count `bytes` until the last clone of the result is dropped.
+    pub(crate) fn hold(&self, bytes: Bytes) -> Bytes {
+        self.own.fetch_add(bytes.len(), Ordering::Relaxed);
+        self.total.bytes.fetch_add(bytes.len(), Ordering::Relaxed);
+        Bytes::from_owner(Held {
+            bytes,
+            share: self.clone(),
+        })
+    }
+
+    /// Wait until something was freed. Ask [`has_room`](Self::has_room) again then.
+    pub(crate) async fn freed(&self) {
+        // A free between the caller's look and this wait is made up for by the next one, and there is
+        // one as long as bytes are held; a bounded wait covers the last.
+        let wait = self.total.freed.notified();
+        drop(tokio::time::timeout(std::time::Duration::from_millis(50), wait).await);
+    }
+}
+
+struct Held {
+    bytes: Bytes,
+    share: SendShare,
+}
+
+impl AsRef<[u8]> for Held {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        let bytes = self.bytes.len();
+        self.share.own.fetch_sub(bytes, Ordering::Relaxed);
+        let before = self.share.total.bytes.fetch_sub(bytes, Ordering::Relaxed);
+        if before > self.share.total.bytes_max / 2 {
+            self.share.total.freed.notify_waiters();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bounds() -> Bounds {
+        Bounds::new(&Memory {
+            send_bytes: 1_000,
+            ..Memory::default()
+        })
+    }
+
+    #[test]
+    fn bytes_are_held_until_the_last_slice_is_gone() {
+        let bounds = bounds();
+        let share = SendShare::new(&bounds.send);
+        let held = share.hold(Bytes::from_static(&[0; 300]));
+        let slice = held.slice(10..20);
+        drop(held);
+        assert_eq!(bounds.send.bytes(), 300);
+        drop(slice);
+        assert_eq!(bounds.send.bytes(), 0);
+    }
+
+    #[test]
+    fn slow_connections_leave_room_for_others() {
+        let bounds = bounds();
+        let mut held = Vec::new();
+        for _ in 0..9 {
+            let slow = SendShare::new(&bounds.send);
+            while slow.has_room() {
+                held.push(slow.hold(Bytes::from_static(&[0; 10])));
+            }
+        }
+        let other = SendShare::new(&bounds.send);
+        assert!(other.has_room(), "{} of 1000 held", bounds.send.bytes());
+        assert!(bounds.send.bytes() <= 1_000);
+    }
+
+    #[tokio::test]
+    async fn one_connection_leaves_room_for_others() {
+        let bounds = Bounds::new(&Memory {
+            ingress_bytes: 128 << 20,
+            ..Memory::default()
+        });
+        let greedy = IngressShare::new(&bounds);
+        let held = [greedy.take(16 << 20).await, greedy.take(16 << 20).await];
+        assert!(futures_pending(greedy.take(1)), "a quarter is taken");
+        drop(IngressShare::new(&bounds).take(16 << 20).await);
+        drop(held);
+        drop(greedy.take(1).await);
+        assert_eq!(bounds.ingress_bytes(), 0);
+    }
+
+    fn futures_pending<F: Future>(future: F) -> bool {
+        let mut future = std::pin::pin!(future);
+        future
+            .as_mut()
+            .poll(&mut std::task::Context::from_waker(std::task::Waker::noop()))
+            .is_pending()
+    }
+}

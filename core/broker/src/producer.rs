@@ -1,0 +1,387 @@
+//! A producer's stream: pipelined batches in, acknowledgements out in the order of the batches.
+//!
+//! ```text
+//! QUIC ─▶ frames ─▶ check (header, CRC, rights) ─▶ shard of the partition
+//!                                                     │ answers, in any order between shards
+//! QUIC ◀─ many acks a write ◀─ in order of tags ◀─────┘
+//! ```
+//! Reading stops while too much is unanswered: QUIC's flow control then holds the client. Batches are
+//! never joined or copied here. Absent: offsets, sequences, filters (the shard).
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::rc::Rc;
+
+use bytes::{Bytes, BytesMut};
+use millstream_batch::check_produced_parts;
+use millstream_batch::ids::{Partition, ProducerEpoch, ProducerId, Sequence, TimestampMs, TopicId};
+use millstream_machine::request::{Produce, Reply};
+use millstream_protocol::frame::encode_into;
+use millstream_protocol::kinds::name_of;
+use millstream_protocol::messages::{self, Ack, Produced, ProducerOpen, ProducerOpened};
+use millstream_protocol::{Code, Frame, Kind};
+use millstream_shard::call::{Answer, Call};
+use millstream_shard::handle::ReplyTo;
+use quinn::SendStream;
+use tokio::sync::{Notify, mpsc};
+
+use crate::authority::Right;
+use crate::memory::Ingress;
+use crate::metrics::Alive;
+use crate::refusals;
+use crate::session::Session;
+use crate::stream::{FrameReader, ReadEnd, Received, refuse, write_frame};
+
+/// Acknowledgements are written out when so many bytes are ready, at the latest when no more are.
+const ACKS_BYTES_MAX: usize = 16 << 10;
+
+/// Serve the stream that PRODUCER_OPEN began.
+pub(crate) async fn serve(
+    session: Rc<Session>,
+    mut send: SendStream,
+    mut reader: FrameReader,
+    first: Received,
+) {
+    let open = match open(&session, &first.frame) {
+        Ok(open) => open,
+        Err(error) => return refuse(&mut send, &mut reader, &error).await,
+    };
+    drop(first);
+    let shared = std::sync::Arc::clone(&session.shared);
+    let _alive = Alive::new(&shared.metrics.producers);
+    let in_flight_max = session.shared.config.limits.in_flight_max;
+    let opened = ProducerOpened { in_flight_max };
+    if write_frame(&mut send, Kind::ProducerOpened, &opened)
+        .await
+        .is_err()
+    {
+        return;
+    }
+    let (queue, answers) = mpsc::unbounded_channel();
+    let stream = Stream {
+        pid: ProducerId(open.pid),
+        epoch: ProducerEpoch(open.epoch),
+        silent: open.ack() == Ack::None,
+        flight: RefCell::default(),
+        news: Notify::new(),
+        room: Notify::new(),
+        queue,
+        last_topic: Cell::default(),
+        session,
+    };
+    let (_, ()) = tokio::join!(
+        stream.read(&mut reader),
+        stream.acknowledge(&mut send, answers)
+    );
+}
+
+fn open(session: &Session, frame: &Frame) -> Result<ProducerOpen, messages::Error> {
+    let open: ProducerOpen = frame.message().map_err(refusals::of_frame)?;
+    session.principal().check_somewhere(Right::Produce)?;
+    match Ack::try_from(open.ack) {
+        Ok(Ack::Durable | Ack::None) => Ok(open),
+        Ok(Ack::Quorum) => {
+            Err(Code::Unsupported.error("ack = quorum: this broker is not replicated"))
+        }
+        Err(_) => {
+            Err(Code::Unsupported.error(format!("acknowledgement level {} is not known", open.ack)))
+        }
+    }
+}
+
+struct Stream {
+    session: Rc<Session>,
+    pid: ProducerId,
+    epoch: ProducerEpoch,
+    /// `ack = none`: failures are counted, nothing is answered.
+    silent: bool,
+    flight: RefCell<Flight>,
+    /// For the writer: something was refused here, or reading is over.
+    news: Notify,
+    /// For the reader: there is room again.
+    room: Notify,
+    queue: mpsc::UnboundedSender<(u64, Answer)>,
+    last_topic: Cell<Option<KnownTopic>>,
+}
+
+/// A topic that this stream may produce to, looked up once.
+#[derive(Clone, Copy)]
+struct KnownTopic {
+    id: TopicId,
+    generation: u64,
+}
+
+/// Batches unanswered, oldest first. The tag of a place is `first_tag` plus its index.
+#[derive(Default)]
+struct Flight {
+    places: VecDeque<Place>,
+    first_tag: u64,
+    bytes: usize,
+    /// No more will come; with an error that speaks of the whole stream.
+    ended: Option<Option<messages::Error>>,
+}
+
+struct Place {
+    outcome: Option<Outcome>,
+    bytes: usize,
+    /// Given back when the batch is answered, whether or not the client reads the answer.
+    room: Option<Ingress>,
+}
+
+type Outcome = Result<millstream_machine::request::Produced, messages::Error>;
+
+impl Stream {
+    /// Read until the end, whatever it is.
+    async fn read(&self, reader: &mut FrameReader) {
+        let stopping = self.session.shared.stopping();
+        let end = tokio::select! {
+            end = self.read_all(reader) => end,
+            () = stopping => Some(Code::Stopping.error("the broker is stopping")),
+        };
+        if let Some(error) = &end {
+            reader.stop(error.code);
+        }
+        self.flight.borrow_mut().ended = Some(end);
+        self.news.notify_one();
+    }
+
+    async fn read_all(&self, reader: &mut FrameReader) -> Option<messages::Error> {
+        loop {
+            match reader.next().await {
+                Ok(Received { frame, room }) if frame.kind == Kind::Produce.number() => {
+                    if let Err(error) = self.produce(frame, room).await {
+                        return Some(error);
+                    }
+                }
+                Ok(received) => {
+                    let message =
+                        format!("{} on a producer's stream", name_of(received.frame.kind));
+                    return Some(Code::BadRequest.error(message));
+                }
+                Err(ReadEnd::Finished | ReadEnd::Gone) => return None,
+                Err(ReadEnd::Refused(error)) => return Some(error),
+            }
+        }
+    }
+
+    /// Take one batch. An error ends the stream; what is wrong with the batch alone is its answer.
+    async fn produce(&self, frame: Frame, room: Option<Ingress>) -> Result<(), messages::Error> {
+        let header: messages::Produce = frame.message().map_err(refusals::of_frame)?;
+        let bytes = frame.payload.len();
+        self.wait_for_room(bytes).await;
+        let metrics = &self.session.shared.metrics;
+        metrics.batches_in.add(1);
+        {
+            let mut flight = self.flight.borrow_mut();
+            if flight.places.is_empty() {
+                flight.first_tag = header.tag;
+            }
+            let expected = flight.first_tag + flight.places.len() as u64;
+            if header.tag != expected || header.tag == 0 {
+                let message = format!(
+                    "tag {} where {expected} was due: tags begin at 1 and rise by one",
+                    header.tag
+                );
+                return Err(Code::BadRequest.error(message));
+            }
+            flight.places.push_back(Place {
+                outcome: None,
+                bytes,
+                room,
+            });
+            flight.bytes += bytes;
+        }
+        match self.check(&header, frame.payload.into_parts()).await {
+            Ok((partition, call)) => {
+                let reply = ReplyTo::Queue {
+                    tag: header.tag,
+                    queue: self.queue.clone(),
+                };
+                self.session.shared.shards.of(partition).send(call, reply);
+            }
+            Err(error) => {
+                self.land(header.tag, Err(error));
+                self.news.notify_one();
+            }
+        }
+        Ok(())
+    }
+
+    async fn wait_for_room(&self, bytes: usize) {
+        let limits = &self.session.shared.config.limits;
+        let full = || {
+            let flight = self.flight.borrow();
+            flight.places.len() >= limits.in_flight_max as usize
+                || (flight.bytes + bytes > limits.in_flight_bytes_max && !flight.places.is_empty())
+        };
+        while full() {
+            self.room.notified().await;
+        }
+    }
+
+    async fn check(
+        &self,
+        header: &messages::Produce,
+        raw: Vec<Bytes>,
+    ) -> Result<(Partition, Call), messages::Error> {
+        let topic = self.topic(&header.topic_id).await?;
+        let partition = Partition {
+            topic,
+            index: header.partition,
+        };
+        let batch =
+            check_produced_parts(&raw).map_err(|error| Code::BadBatch.error(error.to_string()))?;
+        let bytes_max = self.session.shared.config.log.batch_bytes();
+        if batch.size() > bytes_max {
+            let message = format!(
+                "batch of {} bytes is over this broker's {bytes_max}",
+                batch.size()
+            );
+            return Err(Code::BatchTooLarge.error(message));
+        }
+        let request = Produce {
+            partition,
+            pid: self.pid,
+            epoch: self.epoch,
+            sequence: Sequence(header.sequence),
+            sent: batch.records,
+            kept: batch.records,
+            bytes: batch.size() as u32,
+            max_timestamp: TimestampMs(batch.max_timestamp),
+        };
+        Ok((partition, Call::Produce { request, raw }))
+    }
+
+    /// The topic, if it is there and the principal may produce to it.
+    async fn topic(&self, id: &[u8]) -> Result<TopicId, messages::Error> {
+        let id = TopicId(
+            id.try_into()
+                .map_err(|_| Code::BadRequest.error("a topic id has 16 bytes"))?,
+        );
+        let catalog = &self.session.thread.catalog;
+        let generation = catalog.generation();
+        let known = |last: &KnownTopic| last.id == id && last.generation == generation;
+        if self.last_topic.get().as_ref().is_some_and(known) {
+            return Ok(id);
+        }
+        let topic = catalog.topic_by_id(id).await?;
+        self.session
+            .principal()
+            .check(Right::Produce, &topic.name)?;
+        self.last_topic.set(Some(KnownTopic {
+            id,
+            generation: catalog.generation(),
+        }));
+        Ok(id)
+    }
+
+    fn land(&self, tag: u64, outcome: Outcome) {
+        let mut flight = self.flight.borrow_mut();
+        let at = tag
+            .checked_sub(flight.first_tag)
+            .and_then(|at| usize::try_from(at).ok());
+        if let Some(place) = at.and_then(|at| flight.places.get_mut(at)) {
+            place.outcome = Some(outcome);
+            place.room = None;
+            let bytes = std::mem::take(&mut place.bytes);
+            flight.bytes -= bytes;
+        }
+    }
+
+    /// Write answers in order until reading is over and all are answered.
+    async fn acknowledge(
+        &self,
+        send: &mut SendStream,
+        mut answers: mpsc::UnboundedReceiver<(u64, Answer)>,
+    ) {
+        let mut out = BytesMut::new();
+        let mut gone = false;
+        loop {
+            self.gather(&mut out);
+            self.room.notify_one();
+            if !out.is_empty() {
+                if !gone && send.write_chunk(out.split().freeze()).await.is_err() {
+                    gone = true; // nobody to tell; what is under way still lands
+                }
+                out.clear();
+                continue;
+            }
+            let ended = {
+                let mut flight = self.flight.borrow_mut();
+                if flight.places.is_empty() {
+                    flight.ended.take()
+                } else {
+                    None
+                }
+            };
+            if let Some(error) = ended {
+                if let Some(error) = error
+                    && !gone
+                {
+                    encode_into(&mut out, Kind::Error, &error);
+                    drop(send.write_chunk(out.split().freeze()).await); // the stream ends in any case
+                }
+                drop(send.finish()); // a peer that went away needs no end
+                return;
+            }
+            tokio::select! {
+                answer = answers.recv() => {
+                    if let Some((tag, answer)) = answer {
+                        self.land(tag, outcome(answer));
+                    }
+                    while let Ok((tag, answer)) = answers.try_recv() {
+                        self.land(tag, outcome(answer));
+                    }
+                }
+                () = self.news.notified() => {}
+            }
+        }
+    }
+
+    /// Take answered places from the front and encode their answers.
+    fn gather(&self, out: &mut BytesMut) {
+        let metrics = &self.session.shared.metrics;
+        let mut flight = self.flight.borrow_mut();
+        while out.len() < ACKS_BYTES_MAX
+            && let Some(Place {
+                outcome: Some(_), ..
+            }) = flight.places.front()
+        {
+            let Some(Place {
+                outcome: Some(outcome),
+                ..
+            }) = flight.places.pop_front()
+            else {
+                break;
+            };
+            let tag = flight.first_tag;
+            flight.first_tag += 1;
+            match outcome {
+                Err(_) if self.silent => metrics.batches_lost.add(1),
+                Ok(_) if self.silent => {}
+                Ok(produced) => encode_into(
+                    out,
+                    Kind::Produced,
+                    &Produced {
+                        tag,
+                        base_offset: produced.base_offset.map(|offset| offset.0),
+                        append_time_ms: produced.append_time.0,
+                        duplicate: produced.duplicate,
+                        ..Produced::default()
+                    },
+                ),
+                Err(error) => {
+                    metrics.batches_refused.add(1);
+                    encode_into(out, Kind::Error, &messages::Error { tag, ..error });
+                }
+            }
+        }
+    }
+}
+
+fn outcome(answer: Answer) -> Outcome {
+    match answer {
+        Answer::Reply(Reply::Produced(produced)) => Ok(produced),
+        other => Err(refusals::unexpected(&other)),
+    }
+}

@@ -1,0 +1,119 @@
+//! DEPLOY_FILTER: the component is compiled and stored before the fact that names it.
+
+use millstream_batch::limits::is_name;
+use millstream_machine::request::{Reply, Request};
+use millstream_machine::topic::{Budget, FilterBinding, OnError, Stage};
+use millstream_protocol::messages::{self, DeployFilterRequest, DeployFilterResponse, FilterInfo};
+use millstream_protocol::{Code, Payload};
+
+use super::convert;
+use crate::authority::Right;
+use crate::session::Session;
+use crate::shards::{ask, unexpected};
+
+pub(super) async fn handle(
+    session: &Session,
+    request: DeployFilterRequest,
+    payload: Payload,
+) -> Result<DeployFilterResponse, messages::Error> {
+    let filter = request
+        .filter
+        .ok_or_else(|| Code::BadRequest.error("DEPLOY_FILTER without a filter"))?;
+    session.principal().check(Right::Deploy, &filter.topic)?;
+    if !is_name(&filter.name) {
+        return Err(Code::BadName.error(format!("`{}` is not a name", filter.name)));
+    }
+    // Refused before a compile that may take a second.
+    session.thread.catalog.topic(&filter.topic).await?;
+    let binding = binding(session, &filter, [0; 32])?;
+    let components = &session.shared.components;
+    let digest = if payload.is_empty() {
+        let digest = filter.digest.as_ref().try_into().map_err(|_| {
+            Code::BadRequest
+                .error("DEPLOY_FILTER needs a component as payload, or the digest of a stored one")
+        })?;
+        components.load(digest).await?;
+        digest
+    } else {
+        components.add(payload.into_contiguous()).await?
+    };
+    let binding = FilterBinding { digest, ..binding };
+    let shards = &session.shared.shards;
+    let deploy = Request::DeployFilter {
+        topic: filter.topic,
+        binding: binding.clone(),
+    };
+    match ask(shards.catalog(), deploy).await? {
+        Reply::Topic(meta) => {
+            session.shared.spread.apply(shards, &meta).await?;
+            let filter = FilterInfo {
+                state: components.state(&digest),
+                ..convert::filter(&meta, &binding)
+            };
+            Ok(DeployFilterResponse {
+                filter: Some(filter),
+                revision: meta.revision,
+            })
+        }
+        other => Err(unexpected(&other)),
+    }
+}
+
+fn binding(
+    session: &Session,
+    filter: &FilterInfo,
+    digest: [u8; 32],
+) -> Result<FilterBinding, messages::Error> {
+    let defaults = &session.shared.config.plugins;
+    let stage = match filter.stage.as_str() {
+        "produce" => Stage::Produce,
+        "subscribe" => Stage::Subscribe,
+        other => {
+            return Err(
+                Code::BadConfig.error(format!("stage `{other}` is neither produce nor subscribe"))
+            );
+        }
+    };
+    let on_error = match filter.on_error.as_str() {
+        "" | "reject" => OnError::Reject,
+        "pass" => OnError::Pass,
+        "drop" => OnError::Drop,
+        other => {
+            return Err(
+                Code::BadConfig.error(format!("on_error `{other}` is none of reject, pass, drop"))
+            );
+        }
+    };
+    let mut parameters: Vec<(String, String)> = filter
+        .parameters
+        .iter()
+        .map(|setting| {
+            (
+                setting.key.clone(),
+                setting.value.clone().unwrap_or_default(),
+            )
+        })
+        .collect();
+    parameters.sort_unstable();
+    let or = |value: u64, default: u64| {
+        if value == 0 {
+            default
+        } else {
+            value.min(default)
+        }
+    };
+    Ok(FilterBinding {
+        name: filter.name.clone(),
+        digest,
+        stage,
+        parameters,
+        budget: Budget {
+            memory_bytes_max: or(filter.memory_bytes_max, defaults.memory_bytes_max),
+            batch_ms_max: or(
+                u64::from(filter.batch_ms_max),
+                u64::from(defaults.batch_ms_max),
+            ) as u32,
+        },
+        on_error,
+    })
+}

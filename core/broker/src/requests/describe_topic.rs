@@ -1,0 +1,92 @@
+//! DESCRIBE_TOPIC: one topic and, if asked, its partitions as consumers see them.
+
+use millstream_batch::ids::Partition;
+use millstream_machine::request::{Reply, Request};
+use millstream_protocol::Code;
+use millstream_protocol::messages::{
+    self, DescribeTopicRequest, DescribeTopicResponse, PartitionInfo,
+};
+use millstream_shard::call::{Answer, Call, Position};
+use millstream_shard::handle::ShardHandle;
+
+use super::convert;
+use crate::refusals;
+use crate::session::Session;
+use crate::shards::{ask, unexpected};
+
+/// Partitions described at a time.
+const TOGETHER: usize = 64;
+
+pub(super) async fn handle(
+    session: &Session,
+    request: DescribeTopicRequest,
+) -> Result<DescribeTopicResponse, messages::Error> {
+    if !session.principal().sees(&request.name) {
+        return Err(Code::Forbidden.error(format!("no right for topic `{}`", request.name)));
+    }
+    let meta = match ask(
+        session.shared.shards.catalog(),
+        Request::DescribeTopic { name: request.name },
+    )
+    .await?
+    {
+        Reply::Topic(meta) => meta,
+        other => return Err(unexpected(&other)),
+    };
+    let mut partitions = Vec::new();
+    if request.partitions {
+        let indexes: Vec<u32> = (0..meta.partitions).collect();
+        for together in indexes.chunks(TOGETHER) {
+            let mut waiting = tokio::task::JoinSet::new();
+            for &index in together {
+                let partition = Partition {
+                    topic: meta.id,
+                    index,
+                };
+                let shard = session.shared.shards.of(partition).clone();
+                waiting.spawn_local(async move { describe(&shard, partition).await });
+            }
+            while let Some(Ok(info)) = waiting.join_next().await {
+                partitions.push(info);
+            }
+        }
+        partitions.sort_unstable_by_key(|info| info.partition);
+    }
+    Ok(DescribeTopicResponse {
+        topic: Some(convert::topic(&meta)),
+        partitions,
+    })
+}
+
+async fn describe(shard: &ShardHandle, partition: Partition) -> PartitionInfo {
+    let mut info = PartitionInfo {
+        partition: partition.index,
+        shard: u32::from(shard.shard().0),
+        ..PartitionInfo::default()
+    };
+    let error = match ask(shard, Request::DescribePartition { partition }).await {
+        Ok(Reply::Partition(described)) => {
+            info.start_offset = described.start.0;
+            info.leader_epoch = described.term.0;
+            info.bytes = described.bytes;
+            // The end that consumers see is the released one.
+            match shard
+                .call(Call::OffsetAt {
+                    partition,
+                    at: Position::End,
+                })
+                .await
+            {
+                Answer::Offset { offset, .. } => {
+                    info.end_offset = offset.0;
+                    return info;
+                }
+                other => refusals::unexpected(&other),
+            }
+        }
+        Ok(other) => unexpected(&other),
+        Err(error) => error,
+    };
+    info.error = error.message;
+    info
+}

@@ -1,0 +1,77 @@
+//! RESET_GROUP: move committed offsets of one topic.
+
+use millstream_batch::ids::{Offset, Partition};
+use millstream_machine::request::Request;
+use millstream_protocol::Code;
+use millstream_protocol::messages::{self, ResetGroupRequest, ResetGroupResponse};
+use millstream_shard::call::{Answer, Call};
+
+use super::describe_group::{bounds, gather, offset_row};
+use super::offset_at::{At, position_of};
+use crate::authority::Right;
+use crate::refusals;
+use crate::session::Session;
+use crate::shards::ask;
+
+pub(super) async fn handle(
+    session: &Session,
+    request: ResetGroupRequest,
+) -> Result<ResetGroupResponse, messages::Error> {
+    session.principal().check(Right::Admin, &request.group)?;
+    let topic = session.thread.catalog.topic(&request.topic).await?;
+    let members = match gather(session, &request.group).await {
+        Ok((home, _)) => home.members.len(),
+        // Offsets may be set before the group's first member comes.
+        Err(error) if error.code == Code::UnknownGroup.number() => 0,
+        Err(error) => return Err(error),
+    };
+    if members > 0 && !request.force {
+        let message = format!("group `{}` has {members} members", request.group);
+        return Err(Code::GroupBusy.error(message));
+    }
+    let indexes = if request.partitions.is_empty() {
+        (0..topic.partitions).collect()
+    } else {
+        request.partitions
+    };
+    let at = position_of(request.to.as_ref());
+    let mut offsets = Vec::new();
+    for index in indexes {
+        let partition = Partition {
+            topic: topic.id,
+            index,
+        };
+        let shard = session.shared.shards.of(partition);
+        let (start, end) = bounds(session, partition).await?;
+        let offset = match at {
+            At::Offset(offset) => Offset(offset.0.clamp(start.0, end.0)),
+            At::Position(at) => match shard.call(Call::OffsetAt { partition, at }).await {
+                Answer::Offset { offset, .. } => offset,
+                other => return Err(refusals::unexpected(&other)),
+            },
+        };
+        if !request.dry_run {
+            // The group is empty, or was to be overruled: a claim that its last owner left behind is
+            // nobody's, and is fenced.
+            ask(
+                shard,
+                Request::ResetOffset {
+                    group: request.group.clone(),
+                    partition,
+                    offset,
+                    force: true,
+                },
+            )
+            .await?;
+        }
+        offsets.push(offset_row(
+            topic.name.clone(),
+            index,
+            Some((offset, String::new())),
+            start,
+            end,
+            0,
+        ));
+    }
+    Ok(ResetGroupResponse { offsets })
+}

@@ -1,0 +1,207 @@
+//! Frames on a QUIC stream: reading with bounded memory, and short answers.
+
+use std::rc::Rc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use bytes::Bytes;
+use millstream_batch::limits::{BATCH_BYTES_MAX, COMPONENT_BYTES_MAX};
+use millstream_protocol::frame::{PREFIX_BYTES, encode};
+use millstream_protocol::{Code, Decoder, Frame, Kind, Message, messages};
+use quinn::{RecvStream, SendStream, VarInt, WriteError};
+
+use crate::memory::Ingress;
+use crate::refusals;
+use crate::session::Session;
+
+/// Chunks taken from QUIC at a time.
+const CHUNKS: usize = 32;
+/// The least that a packet carries, to guess how many chunks a frame still needs.
+const CHUNK_BYTES_MIN: usize = 1_200;
+/// Past so many bytes of unfinished frames in the whole broker, chunks are taken one at a time.
+const UNFINISHED_BYTES_EASY: usize = 32 << 20;
+/// A message that is too long for its header: lists of partitions.
+const LONG_MESSAGE_BYTES_MAX: usize = 1 << 20;
+/// Frames that every stream may hold without waiting for room: below it, the bound on streams is the
+/// bound on memory.
+const FREE_BYTES: usize = 4 << 10;
+
+/// Why reading ended.
+#[derive(Debug)]
+pub(crate) enum ReadEnd {
+    /// FIN, between two frames.
+    Finished,
+    /// The peer reset the stream or the connection is gone: nobody to tell.
+    Gone,
+    /// What came cannot be taken: to be told, then the stream ends.
+    Refused(messages::Error),
+}
+
+/// A frame, and the room it takes.
+#[derive(Debug)]
+pub(crate) struct Received {
+    pub(crate) frame: Frame,
+    /// `None` for small frames other than PRODUCE.
+    pub(crate) room: Option<Ingress>,
+}
+
+/// Reads frames. Cancel-safe: a read that is dropped loses nothing, except its place in the queue for
+/// room.
+#[derive(Debug)]
+pub(crate) struct FrameReader {
+    recv: RecvStream,
+    decoder: Decoder,
+    session: Rc<Session>,
+    /// Room for the frame that is coming.
+    room: Option<Ingress>,
+    /// What of `decoder` is counted as unfinished.
+    counted: usize,
+    finished: bool,
+}
+
+impl FrameReader {
+    pub(crate) fn new(recv: RecvStream, session: &Rc<Session>) -> Self {
+        Self {
+            recv,
+            decoder: Decoder::new(payload_bytes_max),
+            session: Rc::clone(session),
+            room: None,
+            counted: 0,
+            finished: false,
+        }
+    }
+
+    /// The next frame.
+    pub(crate) async fn next(&mut self) -> Result<Received, ReadEnd> {
+        loop {
+            match self.decoder.next_frame() {
+                Ok(Some(frame)) => {
+                    if self.room.is_none() && frame.kind == Kind::Produce.number() {
+                        let bytes = frame.header.len() + frame.payload.len();
+                        self.room = Some(self.session.ingress.take(bytes).await);
+                    }
+                    self.count();
+                    return Ok(Received {
+                        frame,
+                        room: self.room.take(),
+                    });
+                }
+                Ok(None) => {}
+                Err(error) => {
+                    self.session.shared.metrics.frames_malformed.add(1);
+                    return Err(ReadEnd::Refused(refusals::of_frame(error)));
+                }
+            }
+            if self.finished {
+                return Err(match self.decoder.finish() {
+                    Ok(()) => ReadEnd::Finished,
+                    Err(error) => ReadEnd::Refused(refusals::of_frame(error)),
+                });
+            }
+            self.count();
+            let Some(coming) = self.decoder.coming() else {
+                self.read(PREFIX_BYTES).await?;
+                continue;
+            };
+            if self.room.is_none() && coming.body_bytes() > FREE_BYTES {
+                self.room = Some(self.session.ingress.take(coming.body_bytes()).await);
+            }
+            // It holds room that others may wait for: it has to go on.
+            let stall = Duration::from_millis(self.session.shared.config.limits.frame_stall_ms);
+            let missing = coming.body_bytes() - self.decoder.buffered();
+            match tokio::time::timeout(stall, self.read(missing)).await {
+                Ok(read) => read?,
+                Err(_) => {
+                    let message = format!(
+                        "a frame stood still for {} ms, {missing} bytes short",
+                        stall.as_millis()
+                    );
+                    return Err(ReadEnd::Refused(Code::BadRequest.error(message)));
+                }
+            }
+        }
+    }
+
+    /// Tell the peer to send no more, if it still does.
+    pub(crate) fn stop(&mut self, code: u32) {
+        drop(self.recv.stop(VarInt::from_u32(code))); // it may have finished, which is as good
+    }
+
+    /// Take what is there, about as many chunks as `missing` bytes need.
+    async fn read(&mut self, missing: usize) -> Result<(), ReadEnd> {
+        const EMPTY: Bytes = Bytes::new();
+        let mut chunks = [EMPTY; CHUNKS];
+        let shared = &self.session.shared;
+        let wanted = if shared.bounds.unfinished.load(Ordering::Relaxed) > UNFINISHED_BYTES_EASY {
+            1
+        } else {
+            (missing / CHUNK_BYTES_MIN).clamp(CHUNKS / 4, CHUNKS)
+        };
+        match self.recv.read_chunks(&mut chunks[..wanted]).await {
+            Ok(Some(count)) => {
+                let mut bytes = 0;
+                for chunk in &mut chunks[..count] {
+                    bytes += chunk.len();
+                    self.decoder.push(std::mem::take(chunk));
+                }
+                shared.metrics.bytes_in.add(bytes as u64);
+                Ok(())
+            }
+            Ok(None) => {
+                self.finished = true;
+                Ok(())
+            }
+            Err(_) => Err(ReadEnd::Gone),
+        }
+    }
+
+    fn count(&mut self) {
+        let unfinished = &self.session.shared.bounds.unfinished;
+        let now = self.decoder.buffered();
+        if now > self.counted {
+            unfinished.fetch_add(now - self.counted, Ordering::Relaxed);
+        } else if now < self.counted {
+            unfinished.fetch_sub(self.counted - now, Ordering::Relaxed);
+        }
+        self.counted = now;
+    }
+}
+
+impl Drop for FrameReader {
+    fn drop(&mut self) {
+        self.session
+            .shared
+            .bounds
+            .unfinished
+            .fetch_sub(self.counted, Ordering::Relaxed);
+    }
+}
+
+fn payload_bytes_max(kind: u16) -> usize {
+    match Kind::from_number(kind) {
+        Some(Kind::Produce) => BATCH_BYTES_MAX,
+        Some(Kind::DeployFilter) => COMPONENT_BYTES_MAX,
+        _ => LONG_MESSAGE_BYTES_MAX,
+    }
+}
+
+/// Write one frame without a payload.
+pub(crate) async fn write_frame(
+    send: &mut SendStream,
+    kind: Kind,
+    message: &impl Message,
+) -> Result<(), WriteError> {
+    send.write_chunk(encode(kind, message)).await
+}
+
+/// End a stream with ERROR, and stop reading it.
+pub(crate) async fn refuse(
+    send: &mut SendStream,
+    reader: &mut FrameReader,
+    error: &messages::Error,
+) {
+    reader.stop(error.code);
+    if write_frame(send, Kind::Error, error).await.is_ok() {
+        drop(send.finish()); // a peer that went away needs no end
+    }
+}

@@ -1,0 +1,114 @@
+//! What the client says on a subscription's stream.
+
+use std::rc::Rc;
+
+use millstream_batch::ids::{GroupEpoch, MemberId, Offset};
+use millstream_batch::limits::COMMIT_METADATA_BYTES_MAX;
+use millstream_machine::request;
+use millstream_protocol::kinds::name_of;
+use millstream_protocol::messages::{self, Commit, Credit, PartitionError, Pause, Released, Seek};
+use millstream_protocol::{Code, Frame, Kind};
+
+use super::Subscription;
+use super::feed::State;
+use super::group::Membership;
+use super::jobs::Opening;
+use crate::refusals;
+use crate::requests::position_of;
+
+impl Subscription {
+    pub(super) fn client_said(&mut self, frame: &Frame) -> Result<(), messages::Error> {
+        match frame.known() {
+            Some(Kind::Credit) => {
+                let credit: Credit = frame.message().map_err(refusals::of_frame)?;
+                self.feeds.add_credit(credit.bytes);
+            }
+            Some(Kind::Commit) => self.commit(frame.message().map_err(refusals::of_frame)?)?,
+            Some(Kind::Released) => {
+                let released: Released = frame.message().map_err(refusals::of_frame)?;
+                self.released(&released.handles);
+            }
+            Some(Kind::Pause) => {
+                let pause: Pause = frame.message().map_err(refusals::of_frame)?;
+                for handle in pause.handles {
+                    self.feeds.halt(handle, None, pause.paused);
+                }
+            }
+            Some(Kind::Seek) => self.seek(&frame.message().map_err(refusals::of_frame)?),
+            _ => {
+                let message = format!("{} on a subscription's stream", name_of(frame.kind));
+                return Err(Code::BadRequest.error(message));
+            }
+        }
+        Ok(())
+    }
+
+    fn commit(&mut self, commit: Commit) -> Result<(), messages::Error> {
+        let Some(group) = self.group.clone() else {
+            return Err(Code::BadRequest.error("COMMIT without a group"));
+        };
+        let member = self
+            .membership
+            .as_ref()
+            .map_or(MemberId(0), Membership::member);
+        let mut commits = Vec::with_capacity(commit.offsets.len());
+        let mut failed = Vec::new();
+        for offset in commit.offsets {
+            if offset.metadata.len() > COMMIT_METADATA_BYTES_MAX {
+                let message = format!(
+                    "metadata of {} bytes is over {COMMIT_METADATA_BYTES_MAX}",
+                    offset.metadata.len()
+                );
+                failed.push((offset.handle, Code::TooLarge.error(message)));
+                continue;
+            }
+            let Some(feed) = self.feeds.feed(offset.handle) else {
+                failed.push((
+                    offset.handle,
+                    Code::MemberFenced.error("the partition is not this subscription's"),
+                ));
+                continue;
+            };
+            let (partition, epoch): (_, GroupEpoch) = (feed.partition, feed.epoch);
+            let shard = self.session.shared.shards.of(partition).clone();
+            let commit = request::Commit {
+                group: group.to_string(),
+                partition,
+                member,
+                epoch,
+                offset: Offset(offset.offset),
+                metadata: offset.metadata,
+            };
+            commits.push((offset.handle, shard, commit));
+        }
+        // All or nothing is not promised: those that can be committed are.
+        let failed = failed
+            .into_iter()
+            .map(|(handle, error)| PartitionError {
+                handle,
+                error: Some(error),
+            })
+            .collect();
+        self.commit_later(commit.tag, commits, failed);
+        Ok(())
+    }
+
+    fn seek(&mut self, seek: &Seek) {
+        let Some(feed) = self.feeds.feed(seek.handle) else {
+            return;
+        }; // released meanwhile
+        if !matches!(feed.state, State::Open | State::Failed | State::Ended) {
+            return;
+        }
+        let partition = feed.partition;
+        let opening = Opening {
+            shard: self.session.shared.shards.of(partition).clone(),
+            partition,
+            group: None::<Rc<str>>,
+            claim: None,
+            from: position_of(seek.to.as_ref()),
+            stop_at_end: false,
+        };
+        self.seek_later(seek.handle, seek.generation, opening);
+    }
+}

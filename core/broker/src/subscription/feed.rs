@@ -1,0 +1,122 @@
+//! One partition of a subscription: where it stands, what it holds ready.
+
+use std::collections::VecDeque;
+use std::rc::Rc;
+
+use bytes::Bytes;
+use millstream_batch::HEAD_BYTES;
+use millstream_batch::ids::{GroupEpoch, Offset, Partition};
+use millstream_machine::topic::TopicMeta;
+use millstream_protocol::messages;
+
+/// A batch that can be sent.
+#[derive(Debug)]
+pub(super) struct Ready {
+    pub(super) header: messages::Batch,
+    pub(super) head: [u8; HEAD_BYTES],
+    pub(super) body: Bytes,
+}
+
+impl Ready {
+    /// What it costs of the client's credit.
+    pub(super) fn bytes(&self) -> usize {
+        self.head.len() + self.body.len()
+    }
+}
+
+/// See the module's header.
+#[derive(Debug)]
+pub(super) struct Feed {
+    pub(super) handle: u32,
+    pub(super) topic: Rc<TopicMeta>,
+    pub(super) partition: Partition,
+    /// Under which a group's member commits; 0 for fixed partitions.
+    pub(super) epoch: GroupEpoch,
+    pub(super) state: State,
+    /// The client asked for no more for now.
+    pub(super) paused: bool,
+    /// The next offset to fetch.
+    pub(super) next: Offset,
+    /// With `stop_at_end`: where this partition is over.
+    pub(super) stop_at: Option<Offset>,
+    pub(super) ready: VecDeque<Ready>,
+    pub(super) ready_bytes: usize,
+    /// The number of the fetch that is under way; answers of others are stale.
+    pub(super) fetching: Option<u32>,
+    pub(super) fetches: u32,
+    /// CAUGHT_UP was sent (or waits behind `ready`) and nothing changed since.
+    pub(super) caught_up: bool,
+    /// CAUGHT_UP to be sent when `ready` is empty.
+    pub(super) tell_caught_up: Option<Offset>,
+    /// It stands in the queue of those that want to fetch.
+    pub(super) queued: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum State {
+    /// Its start is being resolved; the client does not know of it yet.
+    Opening,
+    /// The group wants it back before it was open.
+    Unwanted,
+    Open,
+    /// The client was asked to release it.
+    Revoking,
+    /// It stopped with an error that the client was told.
+    Failed,
+    /// Over, with `stop_at_end`.
+    Ended,
+}
+
+impl Feed {
+    pub(super) fn new(
+        handle: u32,
+        topic: Rc<TopicMeta>,
+        partition: Partition,
+        epoch: GroupEpoch,
+    ) -> Self {
+        Self {
+            handle,
+            topic,
+            partition,
+            epoch,
+            state: State::Opening,
+            paused: false,
+            next: Offset(0),
+            stop_at: None,
+            ready: VecDeque::new(),
+            ready_bytes: 0,
+            fetching: None,
+            fetches: 0,
+            caught_up: false,
+            tell_caught_up: None,
+            queued: false,
+        }
+    }
+
+    /// Whether it wants to fetch.
+    pub(super) fn is_hungry(&self, low_water: usize) -> bool {
+        self.state == State::Open
+            && !self.paused
+            && self.fetching.is_none()
+            && self.ready_bytes < low_water
+            && self.tell_caught_up.is_none()
+            && self.stop_at.is_none_or(|stop| self.next < stop)
+    }
+
+    /// Forget what is ready or under way. The bytes that were ready.
+    pub(super) fn clear(&mut self) -> usize {
+        self.ready.clear();
+        self.fetching = None;
+        self.caught_up = false;
+        self.tell_caught_up = None;
+        std::mem::take(&mut self.ready_bytes)
+    }
+
+    /// Forget what is ready, to be fetched again from there. The bytes that were ready.
+    pub(super) fn rewind(&mut self) -> usize {
+        if let Some(first) = self.ready.front() {
+            self.next = Offset(first.header.base_offset);
+        }
+        self.clear()
+    }
+}

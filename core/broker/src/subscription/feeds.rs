@@ -1,0 +1,539 @@
+//! All partitions of a subscription: fetching ahead within bounds, and sending in fair turns.
+
+use std::collections::VecDeque;
+use std::rc::Rc;
+
+use millstream_batch::ids::{GroupEpoch, Offset, Partition, TimestampMs};
+use millstream_batch::{Batch, served_head};
+use millstream_machine::topic::{FilterBinding, Stage, TopicMeta};
+use millstream_protocol::messages::{self, CaughtUp, PartitionError};
+use millstream_protocol::{Code, Kind};
+use millstream_sandbox::Parameters;
+use millstream_shard::call::{Answer, Call, Error, Fetch, Fetched, Served};
+use millstream_shard::driver::{FilterFailure, Site};
+use millstream_shard::handle::ReplyTo;
+use rustc_hash::FxHashMap;
+
+use super::feed::{Feed, Ready, State};
+use super::jobs::Event;
+use super::outbox::COPY_BELOW;
+use super::{OwnFilter, Subscription};
+use crate::refusals;
+
+/// What one fetch may bring.
+const FETCH_BYTES: usize = 512 << 10;
+/// A partition with less ready fetches more.
+const LOW_WATER_BYTES: usize = 256 << 10;
+/// Ready in all partitions of one subscription; past it what comes is dropped and fetched again.
+const READY_BYTES_MAX: usize = 4 << 20;
+/// Fetches under way that do not wait for new records.
+const CATCHING_UP_MAX: usize = 8;
+/// How long a fetch at the end of a partition waits for more.
+const WAIT_MS: u32 = 10_000;
+/// What one partition may send before it is another's turn.
+const TURN_BYTES: usize = 64 << 10;
+/// Pause before a fetch that met a full queue or a loading filter is repeated.
+const RETRY_MS: u64 = 20;
+/// Credit that a client can pile up.
+const CREDIT_MAX: i64 = 1 << 40;
+
+#[derive(Debug)]
+pub(super) struct Feeds {
+    feeds: FxHashMap<u32, Feed>,
+    by_partition: FxHashMap<Partition, u32>,
+    next_handle: u32,
+    /// Feeds with something to send, in the order of their turns.
+    turns: VecDeque<u32>,
+    /// Feeds that want to fetch.
+    hungry: VecDeque<u32>,
+    credit: i64,
+    ready_bytes: usize,
+    /// Fetches under way that do not wait.
+    catching_up: usize,
+    /// A fetch is held back because too many bytes are on their way out.
+    pub(super) starved: bool,
+}
+
+impl Feeds {
+    pub(super) fn new(credit_bytes: u64) -> Self {
+        let mut feeds = Self {
+            feeds: FxHashMap::default(),
+            by_partition: FxHashMap::default(),
+            next_handle: 1,
+            turns: VecDeque::new(),
+            hungry: VecDeque::new(),
+            credit: 0,
+            ready_bytes: 0,
+            catching_up: 0,
+            starved: false,
+        };
+        feeds.add_credit(credit_bytes);
+        feeds
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.feeds.is_empty()
+    }
+
+    pub(super) fn all_ended(&self) -> bool {
+        self.feeds
+            .values()
+            .all(|feed| matches!(feed.state, State::Ended | State::Failed))
+    }
+
+    pub(super) fn insert(
+        &mut self,
+        topic: Rc<TopicMeta>,
+        partition: Partition,
+        epoch: GroupEpoch,
+    ) -> u32 {
+        let handle = self.next_handle;
+        self.next_handle += 1;
+        self.by_partition.insert(partition, handle);
+        self.feeds
+            .insert(handle, Feed::new(handle, topic, partition, epoch));
+        handle
+    }
+
+    pub(super) fn feed(&mut self, handle: u32) -> Option<&mut Feed> {
+        self.feeds.get_mut(&handle)
+    }
+
+    pub(super) fn of(&self, partition: Partition) -> Option<&Feed> {
+        self.by_partition
+            .get(&partition)
+            .and_then(|handle| self.feeds.get(handle))
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Feed> + '_ {
+        self.feeds.values()
+    }
+
+    pub(super) fn remove(&mut self, handle: u32) -> Option<Feed> {
+        let mut feed = self.feeds.remove(&handle)?;
+        self.by_partition.remove(&feed.partition);
+        self.clear(&mut feed);
+        Some(feed)
+    }
+
+    pub(super) fn add_credit(&mut self, bytes: u64) {
+        let bytes = i64::try_from(bytes).unwrap_or(CREDIT_MAX);
+        self.credit = self.credit.saturating_add(bytes).min(CREDIT_MAX);
+    }
+
+    /// Open a feed at an offset.
+    pub(super) fn start(&mut self, handle: u32, at: Offset, stop_at: Option<Offset>) {
+        if let Some(feed) = self.feeds.get_mut(&handle) {
+            feed.state = State::Open;
+            feed.next = at;
+            feed.stop_at = stop_at;
+            if stop_at.is_some_and(|stop| at >= stop) {
+                feed.tell_caught_up = Some(at);
+                self.turns.push_back(handle);
+            }
+        }
+        self.want(handle);
+    }
+
+    /// Go on elsewhere, whatever state it was in.
+    pub(super) fn seek(&mut self, handle: u32, to: Offset) {
+        let Some(mut feed) = self.feeds.remove(&handle) else {
+            return;
+        };
+        self.clear(&mut feed);
+        if matches!(feed.state, State::Failed | State::Ended) {
+            feed.state = State::Open;
+        }
+        feed.next = to;
+        if feed.stop_at.is_some_and(|stop| to >= stop) {
+            feed.tell_caught_up = Some(to);
+            self.turns.push_back(handle);
+        }
+        self.feeds.insert(handle, feed);
+        self.want(handle);
+    }
+
+    /// Stop sending: the group wants it back, or the client paused it, or it failed.
+    pub(super) fn halt(&mut self, handle: u32, state: Option<State>, paused: bool) {
+        let Some(mut feed) = self.feeds.remove(&handle) else {
+            return;
+        };
+        self.catching_up -= usize::from(feed.fetching.is_some() && !feed.caught_up);
+        self.ready_bytes -= feed.rewind();
+        feed.paused = paused;
+        if let Some(state) = state {
+            feed.state = state;
+        }
+        self.feeds.insert(handle, feed);
+        self.want(handle);
+    }
+
+    /// Put a feed in the queue of those that want to fetch, if it does.
+    pub(super) fn want(&mut self, handle: u32) {
+        if let Some(feed) = self.feeds.get_mut(&handle)
+            && !feed.queued
+            && feed.is_hungry(LOW_WATER_BYTES)
+        {
+            feed.queued = true;
+            self.hungry.push_back(handle);
+        }
+    }
+
+    fn clear(&mut self, feed: &mut Feed) {
+        self.catching_up -= usize::from(feed.fetching.is_some() && !feed.caught_up);
+        self.ready_bytes -= feed.clear();
+    }
+}
+
+impl Subscription {
+    /// Move what is ready to the outbox, and fetch more.
+    pub(super) fn pump(&mut self) {
+        self.send_ready();
+        self.fetch_hungry();
+    }
+
+    fn send_ready(&mut self) {
+        let mut silent = 0; // turns in a row that moved nothing
+        while self.outbox.has_room() && silent < self.feeds.turns.len() {
+            let Some(handle) = self.feeds.turns.pop_front() else {
+                return;
+            };
+            let moved = self.turn(handle);
+            silent = if moved { 0 } else { silent + 1 };
+            let feeds = &mut self.feeds;
+            if feeds
+                .feeds
+                .get(&handle)
+                .is_some_and(|feed| !feed.ready.is_empty())
+            {
+                feeds.turns.push_back(handle);
+            }
+            feeds.want(handle);
+        }
+    }
+
+    /// One partition's turn. Whether anything was sent.
+    fn turn(&mut self, handle: u32) -> bool {
+        let metrics = &self.session.shared.metrics;
+        let feeds = &mut self.feeds;
+        let Some(feed) = feeds.feeds.get_mut(&handle) else {
+            return false;
+        };
+        let mut sent = 0;
+        while feeds.credit > 0
+            && sent < TURN_BYTES
+            && let Some(ready) = feed.ready.pop_front()
+        {
+            let bytes = ready.bytes();
+            feed.ready_bytes -= bytes;
+            feeds.ready_bytes -= bytes;
+            feeds.credit -= bytes as i64;
+            sent += bytes;
+            metrics.batches_out.add(1);
+            self.outbox.batch(&ready.header, &ready.head, ready.body);
+        }
+        metrics.bytes_out.add(sent as u64);
+        if feed.ready.is_empty()
+            && let Some(offset) = feed.tell_caught_up.take()
+        {
+            let ended = feed.stop_at.is_some_and(|stop| offset >= stop);
+            if ended {
+                feed.state = State::Ended;
+            }
+            self.outbox.frame(
+                Kind::CaughtUp,
+                &CaughtUp {
+                    handle,
+                    offset: offset.0,
+                    ended,
+                },
+            );
+            return true;
+        }
+        sent > 0
+    }
+
+    fn fetch_hungry(&mut self) {
+        let feeds = &mut self.feeds;
+        feeds.starved = false;
+        // Nothing is fetched that the client has no credit for.
+        while feeds.credit > feeds.ready_bytes as i64 && feeds.ready_bytes < READY_BYTES_MAX {
+            let Some(&handle) = feeds.hungry.front() else {
+                return;
+            };
+            let Some(feed) = feeds
+                .feeds
+                .get_mut(&handle)
+                .filter(|feed| feed.is_hungry(LOW_WATER_BYTES))
+            else {
+                feeds.hungry.pop_front();
+                if let Some(feed) = feeds.feeds.get_mut(&handle) {
+                    feed.queued = false;
+                }
+                continue;
+            };
+            if !feed.caught_up && feeds.catching_up >= CATCHING_UP_MAX {
+                return;
+            }
+            if !self.session.send.has_room() {
+                feeds.starved = true;
+                return;
+            }
+            feeds.hungry.pop_front();
+            feed.queued = false;
+            feed.fetches = feed.fetches.wrapping_add(1);
+            feed.fetching = Some(feed.fetches);
+            feeds.catching_up += usize::from(!feed.caught_up);
+            let fetch = Fetch {
+                partition: feed.partition,
+                offset: feed.next,
+                bytes_max: FETCH_BYTES,
+                wait_ms: if feed.caught_up { WAIT_MS } else { 0 },
+            };
+            let tag = u64::from(handle) << 32 | u64::from(feed.fetches);
+            let reply = ReplyTo::Queue {
+                tag,
+                queue: self.answers.clone(),
+            };
+            self.session
+                .shared
+                .shards
+                .of(feed.partition)
+                .send(Call::Fetch(fetch), reply);
+        }
+    }
+
+    /// A fetch was answered.
+    pub(super) fn fetched(&mut self, tag: u64, answer: Answer) -> Result<(), messages::Error> {
+        let (handle, fetch) = ((tag >> 32) as u32, tag as u32);
+        let feeds = &mut self.feeds;
+        let Some(feed) = feeds
+            .feeds
+            .get_mut(&handle)
+            .filter(|feed| feed.fetching == Some(fetch))
+        else {
+            return Ok(()); // of before a seek, a pause or a release
+        };
+        feed.fetching = None;
+        feeds.catching_up -= usize::from(!feed.caught_up);
+        match answer {
+            Answer::Fetched(fetched) => self.take(handle, fetched),
+            Answer::Error(Error::Busy { .. }) => self.retry(handle),
+            Answer::Error(Error::Stopping) => {
+                return Err(Code::Stopping.error("the broker is stopping"));
+            }
+            other => self.fail(handle, refusals::unexpected(&other)),
+        }
+        self.feeds.want(handle);
+        Ok(())
+    }
+
+    /// This partition stops; the others go on.
+    pub(super) fn fail(&mut self, handle: u32, error: messages::Error) {
+        self.feeds.halt(handle, Some(State::Failed), false);
+        self.outbox.frame(
+            Kind::PartitionError,
+            &PartitionError {
+                handle,
+                error: Some(error),
+            },
+        );
+    }
+
+    /// Fetch again, but not at once.
+    fn retry(&mut self, handle: u32) {
+        let Some(feed) = self.feeds.feed(handle) else {
+            return;
+        };
+        // Marked as under way, so that nobody else fetches it; the event gives the mark back.
+        feed.fetches = feed.fetches.wrapping_add(1);
+        let fetch = feed.fetches;
+        feed.fetching = Some(fetch);
+        self.feeds.catching_up += usize::from(
+            self.feeds
+                .feeds
+                .get(&handle)
+                .is_some_and(|feed| !feed.caught_up),
+        );
+        self.jobs.spawn_local(async move {
+            tokio::time::sleep(std::time::Duration::from_millis(RETRY_MS)).await;
+            Event::Retry { handle, fetch }
+        });
+    }
+
+    pub(super) fn retry_now(&mut self, handle: u32, fetch: u32) {
+        let feeds = &mut self.feeds;
+        if let Some(feed) = feeds
+            .feeds
+            .get_mut(&handle)
+            .filter(|feed| feed.fetching == Some(fetch))
+        {
+            feed.fetching = None;
+            feeds.catching_up -= usize::from(!feed.caught_up);
+            feeds.want(handle);
+        }
+    }
+
+    fn take(&mut self, handle: u32, fetched: Fetched) {
+        let feeds = &mut self.feeds;
+        let Some(feed) = feeds.feeds.get_mut(&handle) else {
+            return;
+        };
+        if feeds.ready_bytes >= READY_BYTES_MAX {
+            return; // many came at once: fetched again when there is room
+        }
+        let topic = Rc::clone(&feed.topic);
+        let topic = self.topic_now(&topic).unwrap_or(topic);
+        let has_ready = |feed: &Feed| !feed.ready.is_empty();
+        let idle = !self.feeds.feeds.get(&handle).is_some_and(has_ready);
+        let mut dropped_last = false;
+        for served in fetched.batches {
+            let Some(feed) = self.feeds.feeds.get_mut(&handle) else {
+                return;
+            };
+            if served.last_offset < feed.next {
+                continue; // ends before what was asked for
+            }
+            if feed.stop_at.is_some_and(|stop| served.base_offset >= stop) {
+                feed.next = served.base_offset;
+                break;
+            }
+            let next = Offset(served.last_offset.0 + 1);
+            let partition = feed.partition.index;
+            match self.prepare(handle, partition, &topic, &served, fetched.end) {
+                Ok(ready) => {
+                    dropped_last = ready.is_none();
+                    let feeds = &mut self.feeds;
+                    let Some(feed) = feeds.feeds.get_mut(&handle) else {
+                        return;
+                    };
+                    feed.next = next;
+                    feed.topic = Rc::clone(&topic);
+                    if let Some(ready) = ready {
+                        feed.ready_bytes += ready.bytes();
+                        feeds.ready_bytes += ready.bytes();
+                        feed.ready.push_back(ready);
+                    }
+                }
+                Err(failure) if failure.retriable => {
+                    self.retry(handle);
+                    break;
+                }
+                Err(failure) => {
+                    self.fail(handle, Code::FilterFailed.error(failure.to_string()));
+                    return;
+                }
+            }
+        }
+        let feeds = &mut self.feeds;
+        let Some(feed) = feeds.feeds.get_mut(&handle) else {
+            return;
+        };
+        let at_end = feed.next >= fetched.end || feed.stop_at.is_some_and(|stop| feed.next >= stop);
+        if at_end && feed.fetching.is_none() {
+            if !feed.caught_up || dropped_last || feed.stop_at.is_some_and(|stop| feed.next >= stop)
+            {
+                feed.tell_caught_up = Some(feed.next);
+            }
+            feed.caught_up = true;
+        } else if feed.fetching.is_none() {
+            feed.caught_up = false;
+        }
+        if idle && (has_ready(feed) || feed.tell_caught_up.is_some()) {
+            feeds.turns.push_back(handle);
+        }
+    }
+
+    /// Filter a batch and give it its fresh head. `None`: nothing of it was kept.
+    fn prepare(
+        &self,
+        handle: u32,
+        partition: u32,
+        topic: &TopicMeta,
+        served: &Served,
+        end: Offset,
+    ) -> Result<Option<Ready>, FilterFailure> {
+        let unreadable = |error: millstream_batch::BatchError| FilterFailure {
+            filter: String::new(),
+            message: format!("the stored batch cannot be read: {error}"),
+            retriable: false,
+        };
+        let batch = Batch::parse(served.batch.clone()).map_err(unreadable)?;
+        let records = batch.header().records;
+        let Some(batch) = self.filter(topic, partition, served, batch)? else {
+            return Ok(None);
+        };
+        let body = batch.bytes().slice(millstream_batch::HEAD_BYTES..);
+        // Small bodies are copied into the outbox, which counts them there.
+        let body = if body.len() < COPY_BELOW {
+            body
+        } else {
+            self.session.send.hold(body)
+        };
+        Ok(Some(Ready {
+            header: messages::Batch {
+                handle,
+                base_offset: served.base_offset.0,
+                last_offset: served.last_offset.0,
+                append_time_ms: served.append_time.0,
+                pid: served.pid,
+                epoch: served.epoch,
+                sequence: served.sequence,
+                end_offset: end.0,
+                filtered: batch.header().records != records
+                    || u64::from(records) != served.last_offset.0 - served.base_offset.0 + 1,
+            },
+            head: served_head(
+                served.base_offset,
+                served.leader_epoch.into(),
+                batch.header(),
+            ),
+            body,
+        }))
+    }
+
+    fn filter(
+        &self,
+        topic: &TopicMeta,
+        partition: u32,
+        served: &Served,
+        batch: Batch,
+    ) -> Result<Option<Batch>, FilterFailure> {
+        if self.filters.is_empty()
+            && topic
+                .filters
+                .iter()
+                .all(|binding| binding.stage != Stage::Subscribe)
+        {
+            return Ok(Some(batch));
+        }
+        let host = &mut self.session.thread.filters.borrow_mut();
+        let none = Parameters::new();
+        let mut run = |bindings: &[FilterBinding], parameters: &Parameters, batch: Batch| {
+            let site = Site {
+                topic: topic.id,
+                topic_name: &topic.name,
+                partition,
+                stage: Stage::Subscribe,
+                time: TimestampMs(served.append_time.0),
+                base_offset: Some(served.base_offset),
+                parameters,
+            };
+            host.run(bindings, &site, batch)
+        };
+        let Some(mut batch) = run(&topic.filters, &none, batch)? else {
+            return Ok(None);
+        };
+        for OwnFilter {
+            binding,
+            parameters,
+        } in self.filters.iter()
+        {
+            match run(std::slice::from_ref(binding), parameters, batch)? {
+                Some(rest) => batch = rest,
+                None => return Ok(None),
+            }
+        }
+        Ok(Some(batch))
+    }
+}

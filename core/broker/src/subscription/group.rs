@@ -1,0 +1,349 @@
+//! A subscription as a member of a group: joining, following its assignment, letting go.
+//!
+//! A partition is claimed at its own shard, under the epoch that the home gave, before it is read;
+//! the claim fences the last owner's commits. Absent: who gets which partition (the home's machine).
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use millstream_batch::ids::{GroupEpoch, MemberId, Partition, TopicId};
+use millstream_machine::request::{Assignment, Reply, Request};
+use millstream_protocol::messages::{self, Revoke};
+use millstream_protocol::{Code, Kind};
+use millstream_shard::call::{Answer, Call, Error};
+use millstream_shard::handle::{ReplyTo, ShardHandle};
+use tokio::time::Instant;
+
+use super::feed::State;
+use super::jobs::{Event, Opening};
+use super::{Subscription, WATCH_TAG};
+use crate::refusals;
+use crate::shards::{ask, unexpected};
+
+/// A session timeout that the client did not name.
+const SESSION_TIMEOUT_MS: u32 = 10_000;
+const SESSION_TIMEOUT_MS_MIN: u32 = 1_000;
+const SESSION_TIMEOUT_MS_MAX: u32 = 3_600_000;
+/// The longest wait for a change of the assignment. Each wait is also a sign of life.
+const WATCH_MS_MAX: u32 = 5_000;
+/// How long a topic that the home knows may take to be known on this thread.
+const CATALOG_WAIT: Duration = Duration::from_millis(50);
+/// Pause after a call that failed.
+const RETRY: Duration = Duration::from_millis(500);
+
+/// Membership of one subscription.
+#[derive(Debug)]
+pub(super) struct Membership {
+    home: ShardHandle,
+    member: MemberId,
+    session_timeout_ms: u32,
+    /// The newest assignment that was taken up.
+    version: u64,
+    owned: Vec<(Partition, GroupEpoch)>,
+    /// When partitions asked back must be released.
+    release_by: Option<Instant>,
+}
+
+impl Membership {
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        self.release_by
+    }
+
+    pub(super) fn member(&self) -> MemberId {
+        self.member
+    }
+}
+
+/// The session timeout that holds for what a client asked for.
+pub(super) fn session_timeout(asked_ms: u32) -> u32 {
+    match asked_ms {
+        0 => SESSION_TIMEOUT_MS,
+        asked => asked.clamp(SESSION_TIMEOUT_MS_MIN, SESSION_TIMEOUT_MS_MAX),
+    }
+}
+
+impl Subscription {
+    /// Become a member, or again the member that the client was.
+    pub(super) async fn join(
+        &mut self,
+        group: &str,
+        member: MemberId,
+        client: String,
+        topics: Vec<TopicId>,
+        session_timeout_ms: u32,
+    ) -> Result<(), messages::Error> {
+        let home = self.session.shared.shards.home(group).clone();
+        let request = |member| Request::JoinGroup {
+            group: group.to_owned(),
+            member,
+            client: client.clone(),
+            topics: topics.clone(),
+            session_timeout_ms,
+        };
+        let reply = match ask(&home, request(member)).await {
+            // It was away for too long: a new member then.
+            Err(error) if error.code == Code::UnknownMember.number() && member.0 != 0 => {
+                ask(&home, request(MemberId(0))).await?
+            }
+            other => other?,
+        };
+        let Reply::Joined { member, assignment } = reply else {
+            return Err(unexpected(&reply));
+        };
+        self.subscribed(member, session_timeout_ms);
+        let version = assignment.version;
+        self.membership = Some(Membership {
+            home,
+            member,
+            session_timeout_ms,
+            version,
+            owned: Vec::new(),
+            release_by: None,
+        });
+        self.take_assignment(assignment);
+        self.watch();
+        Ok(())
+    }
+
+    /// Wait for the next change of the assignment.
+    pub(super) fn watch(&mut self) {
+        let (Some(membership), Some(group)) = (&self.membership, &self.group) else {
+            return;
+        };
+        let watch = Call::WatchAssignment {
+            group: group.to_string(),
+            member: membership.member,
+            seen: membership.version,
+            wait_ms: (membership.session_timeout_ms / 3).clamp(1, WATCH_MS_MAX),
+        };
+        membership.home.send(
+            watch,
+            ReplyTo::Queue {
+                tag: WATCH_TAG,
+                queue: self.answers.clone(),
+            },
+        );
+    }
+
+    pub(super) fn assignment_came(&mut self, answer: Answer) -> Result<(), messages::Error> {
+        match answer {
+            Answer::Assignment(assignment) => {
+                let newer = self.membership.as_mut().is_some_and(|membership| {
+                    let newer = assignment.version > membership.version;
+                    membership.version = membership.version.max(assignment.version);
+                    newer
+                });
+                if newer {
+                    self.take_assignment(assignment);
+                }
+                self.watch();
+                Ok(())
+            }
+            Answer::Error(Error::Busy { .. } | Error::Stopped(_) | Error::DiskFull) => {
+                self.jobs.spawn_local(async {
+                    tokio::time::sleep(RETRY).await;
+                    Event::Watch
+                });
+                Ok(())
+            }
+            other => {
+                let handles = self.feeds.iter().map(|feed| feed.handle).collect();
+                self.lost(handles);
+                self.membership = None; // there is nothing to leave
+                Err(refusals::unexpected(&other))
+            }
+        }
+    }
+
+    /// Make what this subscription reads what the group says.
+    fn take_assignment(&mut self, assignment: Assignment) {
+        let Assignment {
+            owned, revoking, ..
+        } = assignment;
+        // What is neither owned nor to be released is gone, and so is what was given out anew.
+        let epoch_of = |partition: Partition| {
+            owned
+                .iter()
+                .find(|(owned, _)| *owned == partition)
+                .map(|(_, epoch)| *epoch)
+        };
+        let keeps = |partition: Partition, epoch: GroupEpoch| {
+            epoch_of(partition) == Some(epoch) || revoking.contains(&partition)
+        };
+        let gone: Vec<(u32, State)> = self
+            .feeds
+            .iter()
+            .filter(|feed| !keeps(feed.partition, feed.epoch))
+            .map(|feed| (feed.handle, feed.state))
+            .collect();
+        let mut told = Vec::new();
+        for (handle, state) in gone {
+            self.feeds.remove(handle);
+            if !matches!(state, State::Opening | State::Unwanted) {
+                told.push(handle);
+            }
+        }
+        self.lost(told);
+        self.revoke(&revoking);
+        if let Some(membership) = &mut self.membership {
+            membership.owned = owned;
+        }
+        self.claim_owned();
+        self.set_deadline();
+    }
+
+    /// Claim what is owned and not read yet.
+    pub(super) fn claim_owned(&mut self) {
+        let Some(membership) = &self.membership else {
+            return;
+        };
+        let mut unknown = false;
+        for (partition, epoch) in membership.owned.clone() {
+            if self.feeds.of(partition).is_none() {
+                unknown |= !self.claim(partition, epoch);
+            }
+        }
+        if unknown {
+            // This thread has not heard of the topic yet.
+            self.jobs.spawn_local(async {
+                tokio::time::sleep(CATALOG_WAIT).await;
+                Event::Claim
+            });
+        }
+    }
+
+    fn revoke(&mut self, revoking: &[Partition]) {
+        let mut told = Vec::new();
+        for &partition in revoking {
+            match self
+                .feeds
+                .of(partition)
+                .map(|feed| (feed.handle, feed.state))
+            {
+                None => self.to_release.push(partition), // not read here: nothing to wait for
+                Some((_, State::Revoking | State::Unwanted)) => {}
+                Some((handle, State::Opening)) => {
+                    if let Some(feed) = self.feeds.feed(handle) {
+                        feed.state = State::Unwanted;
+                    }
+                }
+                Some((handle, _)) => {
+                    self.feeds.halt(handle, Some(State::Revoking), false);
+                    told.push(handle);
+                }
+            }
+        }
+        if !told.is_empty() {
+            self.outbox.frame(
+                Kind::Revoke,
+                &Revoke {
+                    handles: told,
+                    lost: false,
+                },
+            );
+        }
+        self.release_now();
+    }
+
+    /// `false`: the topic is not known here.
+    fn claim(&mut self, partition: Partition, epoch: GroupEpoch) -> bool {
+        let Some(topic) = self.session.thread.catalog.cached(partition.topic) else {
+            return false;
+        };
+        let claim = self
+            .membership
+            .as_ref()
+            .map(|membership| (membership.member, epoch));
+        let handle = self.feeds.insert(topic, partition, epoch);
+        let opening = Opening {
+            shard: self.session.shared.shards.of(partition).clone(),
+            partition,
+            group: self.group.clone(),
+            claim,
+            from: self.from,
+            stop_at_end: self.stop_at_end,
+        };
+        self.open_later(handle, opening);
+        true
+    }
+
+    /// RELEASED: the client is done with these.
+    pub(super) fn released(&mut self, handles: &[u32]) {
+        for handle in handles {
+            if let Some(feed) = self.feeds.remove(*handle) {
+                self.to_release.push(feed.partition);
+            }
+        }
+        self.set_deadline();
+        self.release_now();
+    }
+
+    /// Tell the home, once the commits that came before are through.
+    pub(super) fn release_now(&mut self) {
+        if self.committing > 0 || self.to_release.is_empty() {
+            return;
+        }
+        let (Some(membership), Some(group)) = (&self.membership, &self.group) else {
+            return;
+        };
+        let partitions = std::mem::take(&mut self.to_release);
+        let (home, group, member) = (
+            membership.home.clone(),
+            group.to_string(),
+            membership.member,
+        );
+        self.jobs.spawn_local(async move {
+            let request = Request::ReleasePartitions {
+                group,
+                member,
+                partitions: partitions.clone(),
+            };
+            match ask(&home, request).await {
+                Ok(_) => Event::Released,
+                // A member that is not known has nothing to release; the watch says so to the client.
+                Err(error) if error.code == Code::UnknownMember.number() => Event::Released,
+                Err(error) => {
+                    tracing::debug!(error = error.message, "partitions are not released yet");
+                    tokio::time::sleep(RETRY).await;
+                    Event::Release(partitions)
+                }
+            }
+        });
+    }
+
+    fn set_deadline(&mut self) {
+        let waiting = self.feeds.iter().any(|feed| feed.state == State::Revoking);
+        let limit = Duration::from_millis(self.session.shared.config.limits.release_ms);
+        if let Some(membership) = &mut self.membership {
+            match (waiting, membership.release_by) {
+                (false, _) => membership.release_by = None,
+                (true, None) => membership.release_by = Some(Instant::now() + limit),
+                (true, Some(_)) => {}
+            }
+        }
+    }
+
+    /// Leave the group: others may have its partitions at once.
+    pub(super) async fn leave(&mut self) {
+        // Commits that are under way belong to the time before.
+        while self.committing > 0
+            && let Some(Ok(event)) = self.jobs.join_next().await
+        {
+            if let Event::Committed { .. } = event {
+                self.happened(vec![event]);
+            }
+        }
+        let (Some(membership), Some(group)) =
+            (self.membership.take(), self.group.as_ref().map(Rc::clone))
+        else {
+            return;
+        };
+        let request = Request::LeaveGroup {
+            group: group.to_string(),
+            member: membership.member,
+        };
+        if let Err(error) = ask(&membership.home, request).await {
+            tracing::debug!(%group, error = error.message, "a member that leaves is not known");
+        }
+    }
+}

@@ -1,0 +1,265 @@
+//! What a subscription waits for beside fetches: starts resolved, commits, seeks, releases. Each is a
+//! task of its own; its result comes back to the loop as an [`Event`].
+
+use std::rc::Rc;
+
+use millstream_batch::ids::{GroupEpoch, MemberId, Offset, Partition};
+use millstream_machine::request::{Commit, Reply, Request};
+use millstream_protocol::Kind;
+use millstream_protocol::messages::{
+    self, Assigned, AssignedPartition, Committed, PartitionError, Sought,
+};
+use millstream_shard::call::{Answer, Call, Position};
+use millstream_shard::handle::ShardHandle;
+
+use super::Subscription;
+use super::feed::State;
+use crate::refusals;
+use crate::requests::At;
+use crate::shards::{ask, unexpected};
+
+/// The result of a job.
+#[derive(Debug)]
+pub(super) enum Event {
+    /// Where a partition starts and, with `stop_at_end`, ends.
+    Opened {
+        handle: u32,
+        start: Result<(Offset, Option<Offset>), messages::Error>,
+    },
+    Committed {
+        tag: u64,
+        failed: Vec<PartitionError>,
+    },
+    Sought {
+        handle: u32,
+        generation: u32,
+        to: Result<Offset, messages::Error>,
+    },
+    /// Fetch again.
+    Retry { handle: u32, fetch: u32 },
+    /// The home shard knows that partitions were released.
+    Released,
+    /// It was not told yet.
+    Release(Vec<Partition>),
+    /// Look again whether owned partitions can be claimed.
+    Claim,
+    /// Ask for the assignment again.
+    Watch,
+}
+
+/// How a partition is opened.
+pub(super) struct Opening {
+    pub(super) shard: ShardHandle,
+    pub(super) partition: Partition,
+    /// The group that commits, if any.
+    pub(super) group: Option<Rc<str>>,
+    /// Set for a group's member: the claim that fences older owners.
+    pub(super) claim: Option<(MemberId, GroupEpoch)>,
+    pub(super) from: At,
+    pub(super) stop_at_end: bool,
+}
+
+impl Opening {
+    /// Fence older owners, then find out where to start.
+    async fn resolve(self) -> Result<(Offset, Option<Offset>), messages::Error> {
+        let committed = self.committed().await?;
+        let start = match (committed, self.from) {
+            // What retention took away since the commit cannot be served: on from what is there.
+            (Some(committed), _) => committed.max(self.at(Position::Start).await?),
+            (None, At::Offset(offset)) => offset,
+            (None, At::Position(position)) => self.at(position).await?,
+        };
+        let stop = if self.stop_at_end {
+            Some(self.at(Position::End).await?)
+        } else {
+            None
+        };
+        Ok((start, stop))
+    }
+
+    async fn committed(&self) -> Result<Option<Offset>, messages::Error> {
+        let Some(group) = self.group.as_deref().map(str::to_owned) else {
+            return Ok(None);
+        };
+        let partition = self.partition;
+        let request = match self.claim {
+            Some((member, epoch)) => Request::ClaimPartition {
+                group,
+                partition,
+                member,
+                epoch,
+            },
+            None => Request::CommittedOffset { group, partition },
+        };
+        match ask(&self.shard, request).await? {
+            Reply::Claimed { committed } => Ok(committed),
+            Reply::Committed { offset, .. } => Ok(offset),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    async fn at(&self, at: Position) -> Result<Offset, messages::Error> {
+        match self
+            .shard
+            .call(Call::OffsetAt {
+                partition: self.partition,
+                at,
+            })
+            .await
+        {
+            Answer::Offset { offset, .. } => Ok(offset),
+            other => Err(refusals::unexpected(&other)),
+        }
+    }
+}
+
+impl Subscription {
+    pub(super) fn open_later(&mut self, handle: u32, opening: Opening) {
+        self.jobs.spawn_local(async move {
+            Event::Opened {
+                handle,
+                start: opening.resolve().await,
+            }
+        });
+    }
+
+    /// Commit what is in `commits`; `failed` is what could not even be tried.
+    pub(super) fn commit_later(
+        &mut self,
+        tag: u64,
+        commits: Vec<(u32, ShardHandle, Commit)>,
+        mut failed: Vec<PartitionError>,
+    ) {
+        self.committing += 1;
+        self.jobs.spawn_local(async move {
+            // All are under way before the first is waited for.
+            let mut waiting = Vec::with_capacity(commits.len());
+            for (handle, shard, commit) in commits {
+                let (to, answer) = tokio::sync::oneshot::channel();
+                let reply = millstream_shard::handle::ReplyTo::Once(to);
+                shard.send(Call::Machine(Request::Commit(commit)), reply);
+                waiting.push((handle, answer));
+            }
+            for (handle, answer) in waiting {
+                let answer = answer
+                    .await
+                    .unwrap_or(Answer::Error(millstream_shard::call::Error::Stopping));
+                if !matches!(answer, Answer::Reply(Reply::Done | Reply::Committed { .. })) {
+                    failed.push(PartitionError {
+                        handle,
+                        error: Some(refusals::unexpected(&answer)),
+                    });
+                }
+            }
+            Event::Committed { tag, failed }
+        });
+    }
+
+    pub(super) fn seek_later(&mut self, handle: u32, generation: u32, opening: Opening) {
+        self.jobs.spawn_local(async move {
+            Event::Sought {
+                handle,
+                generation,
+                to: opening.resolve().await.map(|(offset, _)| offset),
+            }
+        });
+    }
+
+    /// Jobs are done.
+    pub(super) fn happened(&mut self, events: Vec<Event>) {
+        let mut assigned = Vec::new();
+        let mut failed = Vec::new();
+        for event in events {
+            match event {
+                Event::Opened { handle, start } => {
+                    self.opened(handle, start, &mut assigned, &mut failed)
+                }
+                Event::Committed { tag, failed } => {
+                    self.committing -= 1;
+                    self.outbox
+                        .frame(Kind::Committed, &Committed { tag, failed });
+                    self.release_now();
+                }
+                Event::Sought {
+                    handle,
+                    generation,
+                    to: Ok(to),
+                } => {
+                    if self.feeds.feed(handle).is_some() {
+                        self.feeds.seek(handle, to);
+                        self.outbox.frame(
+                            Kind::Sought,
+                            &Sought {
+                                handle,
+                                offset: to.0,
+                                generation,
+                            },
+                        );
+                    }
+                }
+                Event::Sought {
+                    handle,
+                    to: Err(error),
+                    ..
+                } => self.fail(handle, error),
+                Event::Retry { handle, fetch } => self.retry_now(handle, fetch),
+                Event::Released => {}
+                Event::Release(partitions) => {
+                    self.to_release.extend(partitions);
+                    self.release_now();
+                }
+                Event::Claim => self.claim_owned(),
+                Event::Watch => self.watch(),
+            }
+        }
+        if !assigned.is_empty() {
+            self.outbox.frame(
+                Kind::Assigned,
+                &Assigned {
+                    partitions: assigned,
+                },
+            );
+        }
+        for (handle, error) in failed {
+            self.fail(handle, error);
+        }
+    }
+
+    fn opened(
+        &mut self,
+        handle: u32,
+        start: Result<(Offset, Option<Offset>), messages::Error>,
+        assigned: &mut Vec<AssignedPartition>,
+        failed: &mut Vec<(u32, messages::Error)>,
+    ) {
+        let Some(feed) = self.feeds.feed(handle) else {
+            return;
+        };
+        if feed.state == State::Unwanted {
+            // The client never heard of it.
+            let partition = feed.partition;
+            self.feeds.remove(handle);
+            self.to_release.push(partition);
+            return self.release_now();
+        }
+        let (offset, error) = match start {
+            Ok((offset, stop)) => {
+                let offset = (offset, stop);
+                (offset, None)
+            }
+            Err(error) => ((Offset(0), None), Some(error)),
+        };
+        assigned.push(AssignedPartition {
+            handle,
+            topic: feed.topic.name.clone(),
+            topic_id: bytes::Bytes::copy_from_slice(&feed.partition.topic.0),
+            partition: feed.partition.index,
+            epoch: feed.epoch.0,
+            offset: offset.0.0,
+        });
+        match error {
+            None => self.feeds.start(handle, offset.0, offset.1),
+            Some(error) => failed.push((handle, error)),
+        }
+    }
+}

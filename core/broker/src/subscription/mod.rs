@@ -1,0 +1,284 @@
+//! A subscription's stream: batches pushed against credit, commits and seeks on the way back, and for
+//! groups the partitions that come and go.
+//!
+//! ```text
+//! client ─▶ CREDIT COMMIT RELEASED PAUSE SEEK ─┐
+//! shards ─▶ fetched batches ───────────────────┼─▶ one loop ─▶ outbox ─▶ QUIC
+//! home  ─▶ assignments ────────────────────────┘
+//! ```
+//! One task holds all state, so that nothing is locked. What waits for a shard is a job of its own,
+//! whose result comes back as an event. Absent: who gets which partition (the group's home shard).
+
+mod client;
+mod feed;
+mod feeds;
+mod group;
+mod jobs;
+mod open;
+mod outbox;
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::time::Duration;
+
+use millstream_batch::ids::{MemberId, Partition};
+use millstream_machine::topic::{FilterBinding, TopicMeta};
+use millstream_protocol::messages::{self, Revoke, Subscribe, Subscribed};
+use millstream_protocol::{Code, Kind};
+use millstream_sandbox::Parameters;
+use millstream_shard::call::Answer;
+use quinn::SendStream;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use self::feeds::Feeds;
+use self::group::Membership;
+use self::jobs::Event;
+use self::outbox::Outbox;
+use crate::metrics::Alive;
+use crate::refusals;
+use crate::requests::{At, position_of};
+use crate::session::Session;
+use crate::stream::{FrameReader, ReadEnd, Received, refuse};
+
+/// The tag of assignment answers in the queue that fetches answer to.
+const WATCH_TAG: u64 = u64::MAX;
+/// Frames of the client that wait for the loop.
+const FRAMES_WAITING_MAX: usize = 4;
+/// Answers taken up before the loop looks at the client again.
+const ANSWERS_TOGETHER: usize = 64;
+/// How long leaving a group may take at the end of a stream.
+const LEAVE: Duration = Duration::from_secs(5);
+
+/// Why the stream ends.
+enum End {
+    /// The client closed its side, or all partitions are over.
+    Finished,
+    /// The client is gone; nobody to tell.
+    Gone,
+    /// Something ended it for the client.
+    Refused(messages::Error),
+}
+
+/// A filter that runs for this subscription alone.
+struct OwnFilter {
+    binding: FilterBinding,
+    parameters: Parameters,
+}
+
+/// What the loop holds.
+struct Subscription {
+    session: Rc<Session>,
+    group: Option<Rc<str>>,
+    /// Where partitions without a committed offset start.
+    from: At,
+    stop_at_end: bool,
+    filters: Rc<[OwnFilter]>,
+    feeds: Feeds,
+    outbox: Outbox,
+    jobs: JoinSet<Event>,
+    answers: mpsc::UnboundedSender<(u64, Answer)>,
+    membership: Option<Membership>,
+    /// Commits whose answer is awaited; releases wait for them.
+    committing: usize,
+    to_release: Vec<Partition>,
+}
+
+/// Serve the stream that SUBSCRIBE began.
+pub(crate) async fn serve(
+    session: Rc<Session>,
+    mut send: SendStream,
+    mut reader: FrameReader,
+    first: Received,
+) {
+    let shared = Rc::clone(&session);
+    let _alive = Alive::new(&shared.shared.metrics.subscriptions);
+    let (answers, answered) = mpsc::unbounded_channel();
+    let mut subscription = match begin(session, &first, answers).await {
+        Ok(subscription) => subscription,
+        Err(error) => return refuse(&mut send, &mut reader, &error).await,
+    };
+    drop(first);
+    let stop_code = Rc::new(RefCell::new(None));
+    let (frames, mut framed) = mpsc::channel(FRAMES_WAITING_MAX);
+    let reading = tokio::task::spawn_local(read(reader, frames, Rc::clone(&stop_code)));
+    let end = subscription.run(&mut send, &mut framed, answered).await;
+    let goodbye = match &end {
+        End::Finished => true,
+        End::Gone => shared.is_open() || shared.said_goodbye(),
+        End::Refused(error) => error.code != Code::Stopping.number(),
+    };
+    if let End::Refused(error) = &end {
+        *stop_code.borrow_mut() = Some(error.code);
+        subscription.outbox.frame(Kind::Error, error);
+    }
+    drop(framed); // ends the reader
+    if goodbye {
+        drop(tokio::time::timeout(LEAVE, subscription.leave()).await); // else its session times out
+    }
+    if !matches!(end, End::Gone) && subscription.outbox.drain(&mut send).await.is_ok() {
+        drop(send.finish()); // a peer that went away needs no end
+    }
+    reading.abort();
+}
+
+/// Hand the client's frames to the loop, one after the other.
+async fn read(
+    mut reader: FrameReader,
+    frames: mpsc::Sender<Result<Received, ReadEnd>>,
+    stop_code: Rc<RefCell<Option<u32>>>,
+) {
+    loop {
+        let received = tokio::select! {
+            received = reader.next() => received,
+            () = frames.closed() => break,
+        };
+        let over = received.is_err();
+        if frames.send(received).await.is_err() || over {
+            break;
+        }
+    }
+    if let Some(code) = *stop_code.borrow() {
+        reader.stop(code);
+    }
+}
+
+async fn begin(
+    session: Rc<Session>,
+    first: &Received,
+    answers: mpsc::UnboundedSender<(u64, Answer)>,
+) -> Result<Subscription, messages::Error> {
+    let subscribe: Subscribe = first.frame.message().map_err(refusals::of_frame)?;
+    let filters = open::filters(&session, &subscribe)?;
+    let from = position_of(subscribe.from.as_ref());
+    let mut subscription = Subscription {
+        group: (!subscribe.group.is_empty()).then(|| Rc::from(subscribe.group.as_str())),
+        from,
+        stop_at_end: subscribe.stop_at_end,
+        filters: filters.into(),
+        feeds: Feeds::new(subscribe.credit_bytes),
+        outbox: Outbox::new(session.send.clone()),
+        jobs: JoinSet::new(),
+        answers,
+        membership: None,
+        committing: 0,
+        to_release: Vec::new(),
+        session,
+    };
+    subscription.open(&subscribe).await?;
+    Ok(subscription)
+}
+
+impl Subscription {
+    async fn run(
+        &mut self,
+        send: &mut SendStream,
+        frames: &mut mpsc::Receiver<Result<Received, ReadEnd>>,
+        mut answers: mpsc::UnboundedReceiver<(u64, Answer)>,
+    ) -> End {
+        let stopping = self.session.shared.stopping();
+        let mut stopping = std::pin::pin!(stopping);
+        let share = self.session.send.clone();
+        loop {
+            self.pump();
+            if self.is_over() {
+                return End::Finished;
+            }
+            let deadline = self.membership.as_ref().and_then(Membership::deadline);
+            let starved = self.feeds.starved;
+            tokio::select! {
+                written = send.write_chunks(self.outbox.chunks()), if !self.outbox.is_empty() => match written {
+                    Ok(written) => self.outbox.written(written),
+                    Err(_) => return End::Gone,
+                },
+                answer = answers.recv() => {
+                    let Some((tag, answer)) = answer else { return End::Gone };
+                    if let Err(error) = self.answered(tag, answer) {
+                        return End::Refused(error);
+                    }
+                    for _ in 0..ANSWERS_TOGETHER {
+                        let Ok((tag, answer)) = answers.try_recv() else { break };
+                        if let Err(error) = self.answered(tag, answer) {
+                            return End::Refused(error);
+                        }
+                    }
+                }
+                received = frames.recv() => match received {
+                    Some(Ok(received)) => {
+                        if let Err(error) = self.client_said(&received.frame) {
+                            return End::Refused(error);
+                        }
+                    }
+                    Some(Err(ReadEnd::Finished)) => return End::Finished,
+                    Some(Err(ReadEnd::Gone)) | None => return End::Gone,
+                    Some(Err(ReadEnd::Refused(error))) => return End::Refused(error),
+                },
+                Some(event) = self.jobs.join_next() => {
+                    let mut events: Vec<Event> = event.into_iter().collect();
+                    while let Some(event) = self.jobs.try_join_next() {
+                        events.extend(event);
+                    }
+                    self.happened(events);
+                }
+                () = share.freed(), if starved => {}
+                () = sleep_until(deadline) => {
+                    let message = "partitions that the group asked back were not released in time";
+                    return End::Refused(Code::MemberFenced.error(message));
+                }
+                () = &mut stopping => return End::Refused(Code::Stopping.error("the broker is stopping")),
+            }
+        }
+    }
+
+    fn answered(&mut self, tag: u64, answer: Answer) -> Result<(), messages::Error> {
+        if tag == WATCH_TAG {
+            return self.assignment_came(answer);
+        }
+        self.fetched(tag, answer)
+    }
+
+    /// With `stop_at_end`: every partition is over, and all is sent.
+    fn is_over(&self) -> bool {
+        self.stop_at_end
+            && self.outbox.is_empty()
+            && self.jobs.is_empty()
+            && self.feeds.all_ended()
+            && (self.membership.is_none() || !self.feeds.is_empty())
+    }
+
+    /// Tell the client that partitions are gone already.
+    fn lost(&mut self, handles: Vec<u32>) {
+        if !handles.is_empty() {
+            self.outbox.frame(
+                Kind::Revoke,
+                &Revoke {
+                    handles,
+                    lost: true,
+                },
+            );
+        }
+    }
+
+    fn subscribed(&mut self, member: MemberId, session_timeout_ms: u32) {
+        self.outbox.frame(
+            Kind::Subscribed,
+            &Subscribed {
+                member: member.0,
+                session_timeout_ms,
+            },
+        );
+    }
+
+    /// The topic as it is now, as far as this thread knows.
+    fn topic_now(&self, topic: &Rc<TopicMeta>) -> Option<Rc<TopicMeta>> {
+        self.session.thread.catalog.cached(topic.id)
+    }
+}
+
+async fn sleep_until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}

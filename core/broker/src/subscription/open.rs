@@ -1,0 +1,146 @@
+//! SUBSCRIBE: rights, topics, filters, and the first partitions.
+
+use std::rc::Rc;
+
+use millstream_batch::ids::{GroupEpoch, MemberId, Partition};
+use millstream_batch::limits::is_name;
+use millstream_machine::topic::{FilterBinding, Stage, TopicMeta};
+use millstream_protocol::Code;
+use millstream_protocol::messages::{self, Subscribe};
+
+use super::group::session_timeout;
+use super::jobs::Opening;
+use super::{OwnFilter, Subscription};
+use crate::authority::Right;
+use crate::requests::{At, position_of};
+use crate::session::Session;
+
+/// Filters of one subscription.
+const FILTERS_MAX: usize = 16;
+
+/// The components that the client wants run for itself: each deployed on some topic that it may read.
+pub(super) fn filters(
+    session: &Session,
+    subscribe: &Subscribe,
+) -> Result<Vec<OwnFilter>, messages::Error> {
+    if subscribe.filters.len() > FILTERS_MAX {
+        return Err(
+            Code::TooLarge.error(format!("a subscription has at most {FILTERS_MAX} filters"))
+        );
+    }
+    let principal = session.principal();
+    let topics = session.thread.catalog.topics();
+    let find = |name: &str| -> Option<FilterBinding> {
+        topics
+            .iter()
+            .filter(|topic| principal.may(Right::Consume, &topic.name))
+            .flat_map(|topic| &topic.filters)
+            .find(|binding| binding.name == name)
+            .cloned()
+    };
+    subscribe
+        .filters
+        .iter()
+        .map(|filter| {
+            let binding = find(&filter.name).ok_or_else(|| {
+                Code::UnknownFilter.error(format!("no filter `{}` is deployed", filter.name))
+            })?;
+            let parameters = filter
+                .parameters
+                .iter()
+                .map(|p| (p.key.clone(), p.value.clone().unwrap_or_default()))
+                .collect();
+            Ok(OwnFilter {
+                binding: FilterBinding {
+                    stage: Stage::Subscribe,
+                    ..binding
+                },
+                parameters,
+            })
+        })
+        .collect()
+}
+
+impl Subscription {
+    /// Start what SUBSCRIBE asks for.
+    pub(super) async fn open(&mut self, subscribe: &Subscribe) -> Result<(), messages::Error> {
+        let principal = self.session.principal();
+        if !subscribe.group.is_empty() {
+            if !is_name(&subscribe.group) {
+                return Err(Code::BadName.error(format!("`{}` is not a name", subscribe.group)));
+            }
+            principal.check(Right::Consume, &subscribe.group)?;
+        }
+        let mut topics = Vec::new();
+        for name in &subscribe.topics {
+            topics.push(self.topic(name).await?);
+        }
+        let assigned = !subscribe.group.is_empty() && subscribe.partitions.is_empty();
+        if assigned {
+            if topics.is_empty() {
+                return Err(Code::BadRequest.error("SUBSCRIBE with a group names no topic"));
+            }
+            let ids = topics.iter().map(|topic| topic.id).collect();
+            let client: String = subscribe.client.chars().take(60).collect();
+            let timeout_ms = session_timeout(subscribe.session_timeout_ms);
+            return self
+                .join(
+                    &subscribe.group,
+                    MemberId(subscribe.member),
+                    client,
+                    ids,
+                    timeout_ms,
+                )
+                .await;
+        }
+        let mut wanted: Vec<(Rc<TopicMeta>, u32, At)> = Vec::new();
+        for topic in topics {
+            wanted.extend((0..topic.partitions).map(|index| (Rc::clone(&topic), index, self.from)));
+        }
+        for fixed in &subscribe.partitions {
+            let topic = self.topic(&fixed.topic).await?;
+            if fixed.partition >= topic.partitions {
+                let message = format!(
+                    "topic `{}` has {} partitions, no {}",
+                    topic.name, topic.partitions, fixed.partition
+                );
+                return Err(Code::UnknownPartition.error(message));
+            }
+            let from = fixed
+                .from
+                .as_ref()
+                .map_or(self.from, |from| position_of(Some(from)));
+            wanted.push((topic, fixed.partition, from));
+        }
+        if wanted.is_empty() {
+            return Err(Code::BadRequest.error("SUBSCRIBE names no topic and no partition"));
+        }
+        self.subscribed(MemberId(0), 0);
+        for (topic, index, from) in wanted {
+            let partition = Partition {
+                topic: topic.id,
+                index,
+            };
+            if self.feeds.of(partition).is_some() {
+                return Err(Code::BadRequest
+                    .error(format!("SUBSCRIBE names `{}`/{index} twice", topic.name)));
+            }
+            let handle = self.feeds.insert(topic, partition, GroupEpoch(0));
+            let opening = Opening {
+                shard: self.session.shared.shards.of(partition).clone(),
+                partition,
+                group: self.group.clone(),
+                claim: None,
+                from,
+                stop_at_end: self.stop_at_end,
+            };
+            self.open_later(handle, opening);
+        }
+        Ok(())
+    }
+
+    async fn topic(&self, name: &str) -> Result<Rc<TopicMeta>, messages::Error> {
+        self.session.principal().check(Right::Consume, name)?;
+        self.session.thread.catalog.topic(name).await
+    }
+}

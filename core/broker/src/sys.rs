@@ -1,0 +1,96 @@
+//! What Rust's libraries do not offer of Linux: steering inside a group of UDP sockets, and binding a
+//! thread to a core. Both are wishes: the broker works without them.
+#![allow(
+    unsafe_code,
+    reason = "setsockopt with a classic BPF program, sched_setaffinity"
+)]
+
+use std::io;
+use std::os::fd::AsRawFd;
+
+/// Attach the program that picks the socket of a group of `sockets` bound to one UDP port: by the
+/// first byte of the packet's destination connection id, modulo `sockets`, in order of binding.
+///
+/// # Errors
+/// What the kernel says: unknown option, or not permitted.
+pub(crate) fn steer_by_connection_id(socket: &impl AsRawFd, sockets: u32) -> io::Result<()> {
+    let filter = steering_program(sockets);
+    let program = libc::sock_fprog {
+        len: filter.len() as u16,
+        filter: filter.as_ptr().cast_mut(),
+    };
+    // SAFETY: the option takes one `sock_fprog`, whose pointer and length are those of `filter`, which
+    // outlives the call. The kernel copies the program and does not write through the pointer.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_ATTACH_REUSEPORT_CBPF,
+            std::ptr::from_ref(&program).cast(),
+            size_of::<libc::sock_fprog>() as libc::socklen_t,
+        )
+    };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// QUIC (RFC 9000, 17): the first bit tells long headers, whose destination connection id begins at
+/// byte 6, from short ones, where it begins at byte 1. A packet too short for that gives 0.
+fn steering_program(sockets: u32) -> [libc::sock_filter; 7] {
+    let step = |code: u32, jt: u8, jf: u8, k: u32| libc::sock_filter {
+        code: code as u16,
+        jt,
+        jf,
+        k,
+    };
+    let load_byte = libc::BPF_LD | libc::BPF_B | libc::BPF_ABS;
+    [
+        step(load_byte, 0, 0, 0),
+        step(libc::BPF_JMP | libc::BPF_JSET | libc::BPF_K, 2, 0, 0x80),
+        step(load_byte, 0, 0, 1), // short header
+        step(libc::BPF_JMP | libc::BPF_JA, 0, 0, 1),
+        step(load_byte, 0, 0, 6), // long header
+        step(libc::BPF_ALU | libc::BPF_MOD | libc::BPF_K, 0, 0, sockets),
+        step(libc::BPF_RET | BPF_A, 0, 0, 0),
+    ]
+}
+
+/// Return the accumulator (`linux/filter.h`).
+const BPF_A: u32 = 0x10;
+
+/// Bind the calling thread to one core.
+///
+/// # Errors
+/// What the kernel says: a core outside the allowed set, or not permitted.
+pub(crate) fn pin_thread(core: usize) -> io::Result<()> {
+    // SAFETY: `cpu_set_t` is a bit array for which all zeros is a value; CPU_SET checks `core` against
+    // its size; pid 0 is the calling thread; the set outlives the call.
+    let result = unsafe {
+        let mut set: libc::cpu_set_t = std::mem::zeroed();
+        libc::CPU_SET(core, &mut set);
+        libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const set)
+    };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// The cores that this process may use, in order.
+pub(crate) fn allowed_cores() -> Vec<usize> {
+    // SAFETY: `cpu_set_t` is a bit array for which all zeros is a value, and the call writes at most
+    // its size; CPU_ISSET only reads the set.
+    unsafe {
+        let mut set: libc::cpu_set_t = std::mem::zeroed();
+        if libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), &raw mut set) != 0 {
+            return Vec::new();
+        }
+        (0..libc::CPU_SETSIZE as usize)
+            .filter(|&core| libc::CPU_ISSET(core, &set))
+            .collect()
+    }
+}

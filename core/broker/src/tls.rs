@@ -1,0 +1,288 @@
+//! Certificates and TLS settings: those configured, or ones made for this machine.
+//!
+//! Made ones live in `DIR/tls`: an authority, a certificate for the broker (localhost, 127.0.0.1, ::1
+//! and the listen address) and one for clients. They are short-lived, kept over restarts so that
+//! clients find the same broker again, and made anew in the second half of their life.
+//! `DIR/context.toml` carries what a client needs. The authority's key is never written down.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa,
+    KeyPair, KeyUsagePurpose, SanType,
+};
+use rustls::RootCertStore;
+use rustls::crypto::CryptoProvider;
+use rustls::crypto::ring::cipher_suite::{
+    TLS13_AES_128_GCM_SHA256, TLS13_AES_256_GCM_SHA384, TLS13_CHACHA20_POLY1305_SHA256,
+};
+use rustls::server::WebPkiClientVerifier;
+use rustls_pki_types::pem::PemObject as _;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+
+use crate::Error;
+use crate::config::Config;
+use crate::directory::{Directory, write_file};
+
+/// How long certificates made here hold. A broker that runs longer is to be restarted, or given a
+/// certificate: these are for development.
+const MADE_FOR: Duration = Duration::from_secs(90 * 24 * 3600);
+/// Allows for clocks that differ.
+const MADE_BEFORE: Duration = Duration::from_secs(3600);
+
+/// What the endpoint needs, and what a client on this machine needs.
+#[derive(Debug)]
+pub(crate) struct Identity {
+    pub(crate) server: Arc<rustls::ServerConfig>,
+    /// Set when certificates were made here.
+    pub(crate) made: Option<Made>,
+}
+
+/// PEM texts for the context file.
+#[derive(Debug)]
+pub(crate) struct Made {
+    authority: String,
+    client: String,
+    client_key: String,
+}
+
+/// The crypto of all endpoints: AES-128-GCM first, because it is the fastest on machines that have
+/// instructions for it.
+pub(crate) fn provider() -> CryptoProvider {
+    CryptoProvider {
+        cipher_suites: vec![
+            TLS13_AES_128_GCM_SHA256,
+            TLS13_AES_256_GCM_SHA384,
+            TLS13_CHACHA20_POLY1305_SHA256,
+        ],
+        ..rustls::crypto::ring::default_provider()
+    }
+}
+
+/// Load the configured certificates, or make some.
+pub(crate) fn identity(config: &Config, directory: &Directory) -> Result<Identity, Error> {
+    let mut client_roots = RootCertStore::empty();
+    let (chain, key, made) = match (&config.tls.certificate, &config.tls.key) {
+        (Some(certificate), Some(key)) => (read_chain(certificate)?, read_key(key)?, None),
+        _ => {
+            let (chain, key, made) = kept_or_made(config.listen.ip(), directory)?;
+            add_roots(
+                &mut client_roots,
+                made.authority.as_bytes(),
+                "the authority made here",
+            )?;
+            (chain, key, Some(made))
+        }
+    };
+    if let Some(path) = &config.tls.client_ca {
+        add_roots(&mut client_roots, &read(path)?, &path.display().to_string())?;
+    }
+    let provider = Arc::new(provider());
+    let builder = rustls::ServerConfig::builder_with_provider(Arc::clone(&provider))
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(tls)?;
+    let builder = if client_roots.is_empty() {
+        builder.with_no_client_auth()
+    } else {
+        let verifier =
+            WebPkiClientVerifier::builder_with_provider(Arc::new(client_roots), provider)
+                .allow_unauthenticated() // a token may come in HELLO
+                .build()
+                .map_err(|error| Error::Tls(error.to_string()))?;
+        builder.with_client_cert_verifier(verifier)
+    };
+    let mut server = builder.with_single_cert(chain, key).map_err(tls)?;
+    server.alpn_protocols = vec![millstream_protocol::ALPN.to_vec()];
+    server.ignore_client_order = true;
+    server.max_early_data_size = 0; // what is replayed by a third party must not be produced twice
+    Ok(Identity {
+        server: Arc::new(server),
+        made,
+    })
+}
+
+/// Write the file that tells clients on this machine how to connect.
+pub(crate) fn write_context(
+    directory: &Directory,
+    made: &Made,
+    address: SocketAddr,
+) -> Result<(), Error> {
+    let ip = match address.ip() {
+        ip if !ip.is_unspecified() => ip,
+        IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::LOCALHOST),
+        IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::LOCALHOST),
+    };
+    let url = format!("millstream://{}", SocketAddr::new(ip, address.port()));
+    let mut context = toml::Table::new();
+    for (key, value) in [
+        ("url", &url),
+        ("ca_pem", &made.authority),
+        ("cert_pem", &made.client),
+        ("key_pem", &made.client_key),
+    ] {
+        context.insert(key.to_owned(), toml::Value::String(value.clone()));
+    }
+    let text = format!(
+        "# How a client on this machine connects. Written by the broker at each start.\n{}",
+        toml::to_string_pretty(&context).expect("strings have a TOML form")
+    );
+    let path = directory.context();
+    write_file(&path, text.as_bytes(), 0o600)
+        .map_err(|source| Error::directory(directory.path(), "write the context file to", source))
+}
+
+type Loaded = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>, Made);
+
+/// When and for which address the certificates in `DIR/tls` were made.
+#[derive(PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+struct Record {
+    made_at_s: u64,
+    listen: IpAddr,
+}
+
+/// The certificates made at an earlier start, when they still serve, else new ones.
+fn kept_or_made(listen: IpAddr, directory: &Directory) -> Result<Loaded, Error> {
+    let now_s = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_secs();
+    if let Some(kept) = kept(listen, now_s, &directory.tls()) {
+        return Ok(kept);
+    }
+    let (texts, made) = make(listen)?;
+    let record = toml::to_string(&Record {
+        made_at_s: now_s,
+        listen,
+    })
+    .expect("plain values have a TOML form");
+    let tls = directory.tls();
+    for (name, text, mode) in [
+        ("ca.pem", &made.authority, 0o644),
+        ("client.pem", &made.client, 0o644),
+        ("client.key", &made.client_key, 0o600),
+        ("broker.pem", &texts.0, 0o644),
+        ("broker.key", &texts.1, 0o600),
+        ("made.toml", &record, 0o644), // last: it vouches for the others
+    ] {
+        write_file(&tls.join(name), text.as_bytes(), mode).map_err(|source| {
+            Error::directory(directory.path(), "write a certificate to", source)
+        })?;
+    }
+    Ok((
+        read_chain(&tls.join("broker.pem"))?,
+        read_key(&tls.join("broker.key"))?,
+        made,
+    ))
+}
+
+fn kept(listen: IpAddr, now_s: u64, tls: &Path) -> Option<Loaded> {
+    let record: Record =
+        toml::from_str(&std::fs::read_to_string(tls.join("made.toml")).ok()?).ok()?;
+    let age_s = now_s.checked_sub(record.made_at_s)?;
+    if record.listen != listen || age_s > MADE_FOR.as_secs() / 2 {
+        return None;
+    }
+    let text = |name: &str| std::fs::read_to_string(tls.join(name)).ok();
+    let made = Made {
+        authority: text("ca.pem")?,
+        client: text("client.pem")?,
+        client_key: text("client.key")?,
+    };
+    Some((
+        read_chain(&tls.join("broker.pem")).ok()?,
+        read_key(&tls.join("broker.key")).ok()?,
+        made,
+    ))
+}
+
+/// The broker's certificate and key, and what clients need, in PEM.
+fn make(listen: IpAddr) -> Result<((String, String), Made), Error> {
+    let failed = |error: rcgen::Error| Error::Tls(format!("cannot make a certificate: {error}"));
+    let mut params = dated("Millstream development authority");
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    let authority = CertifiedIssuer::self_signed(params, KeyPair::generate().map_err(failed)?)
+        .map_err(failed)?;
+
+    let mut params = dated("Millstream development broker");
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+    params.subject_alt_names = vec![
+        SanType::DnsName("localhost".try_into().map_err(failed)?),
+        SanType::IpAddress(IpAddr::V4(Ipv4Addr::LOCALHOST)),
+        SanType::IpAddress(IpAddr::V6(Ipv6Addr::LOCALHOST)),
+    ];
+    if !listen.is_loopback() && !listen.is_unspecified() {
+        params.subject_alt_names.push(SanType::IpAddress(listen));
+    }
+    let broker_key = KeyPair::generate().map_err(failed)?;
+    let broker = params.signed_by(&broker_key, &authority).map_err(failed)?;
+
+    let mut params = dated("Millstream development client");
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+    params.subject_alt_names = vec![SanType::DnsName(
+        "client.millstream.localhost".try_into().map_err(failed)?,
+    )];
+    let client_key = KeyPair::generate().map_err(failed)?;
+    let client = params.signed_by(&client_key, &authority).map_err(failed)?;
+
+    let made = Made {
+        authority: authority.pem(),
+        client: client.pem(),
+        client_key: client_key.serialize_pem(),
+    };
+    Ok(((broker.pem(), broker_key.serialize_pem()), made))
+}
+
+fn dated(name: &str) -> CertificateParams {
+    let mut params = CertificateParams::default();
+    params.distinguished_name.push(DnType::CommonName, name);
+    let now = SystemTime::now();
+    params.not_before = (now - MADE_BEFORE).into();
+    params.not_after = (now + MADE_FOR).into();
+    params
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, Error> {
+    std::fs::read(path)
+        .map_err(|error| Error::Tls(format!("cannot read {}: {error}", path.display())))
+}
+
+fn read_chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
+    let bytes = read(path)?;
+    let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&bytes).collect();
+    match chain {
+        Ok(chain) if !chain.is_empty() => Ok(chain),
+        Ok(_) => Err(Error::Tls(format!(
+            "{} holds no certificate in PEM",
+            path.display()
+        ))),
+        Err(error) => Err(Error::Tls(format!("{}: {error}", path.display()))),
+    }
+}
+
+fn read_key(path: &Path) -> Result<PrivateKeyDer<'static>, Error> {
+    PrivateKeyDer::from_pem_slice(&read(path)?).map_err(|error| {
+        Error::Tls(format!(
+            "{} holds no private key in PEM: {error}",
+            path.display()
+        ))
+    })
+}
+
+fn add_roots(roots: &mut RootCertStore, pem: &[u8], origin: &str) -> Result<(), Error> {
+    for certificate in CertificateDer::pem_slice_iter(pem) {
+        let certificate = certificate.map_err(|error| Error::Tls(format!("{origin}: {error}")))?;
+        roots
+            .add(certificate)
+            .map_err(|error| Error::Tls(format!("{origin}: {error}")))?;
+    }
+    Ok(())
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "a function for map_err")]
+fn tls(error: rustls::Error) -> Error {
+    Error::Tls(error.to_string())
+}

@@ -58,6 +58,8 @@ impl Default for Limits {
 pub const CLOCK_STEP_MS_MAX: i64 = 3_600_000;
 /// Spacing of the marks that tell which producer ids were given out when, in milliseconds.
 pub const PRODUCER_MARK_MS: i64 = 600_000;
+/// Living producers below the floor: past so many the floor stops at the next one.
+pub const SURVIVORS_MAX: usize = 4_096;
 /// Deleted topics remembered, so that a late description does not bring one back.
 pub const FORGOTTEN_TOPICS_REMEMBERED: usize = 1_024;
 /// A member's session timeout, in milliseconds.

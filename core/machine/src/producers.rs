@@ -11,7 +11,7 @@
 //! and not below the shard's floor: its state may have been expired, and an old batch must never be
 //! taken as new. Nothing here hangs on retention. Absent on purpose: transactions.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use millstream_batch::ids::{
     Lsn, Offset, PartitionSlot, ProducerEpoch, ProducerId, Sequence, Term, TimestampMs,
@@ -95,12 +95,13 @@ impl Producers {
         }
     }
 
-    pub(crate) fn lowest_used_since(&self, before: TimestampMs) -> Option<ProducerId> {
+    /// The producers used since `before`, in any partition.
+    pub(crate) fn used_since(&self, before: TimestampMs) -> BTreeSet<ProducerId> {
         self.cells
             .iter()
             .filter(|(_, cell)| cell.last_used >= before)
             .map(|((_, pid), _)| *pid)
-            .min()
+            .collect()
     }
 }
 
@@ -203,7 +204,7 @@ fn judge(
     }
     let next = match state.producers.cell(slot, pid) {
         None => {
-            if pid < state.shard.producer_floor {
+            if state.shard.is_expired(pid) {
                 return Err(Refusal::ProducerExpired { pid });
             }
             room(state, known_here)?;
@@ -391,7 +392,7 @@ pub(crate) fn init(state: &State, time: TimestampMs, pid: ProducerId) -> Result<
         (state.shard.pid_next, ProducerEpoch(0))
     } else if pid >= state.shard.pid_next {
         return Err(Refusal::UnknownProducer { pid });
-    } else if pid < state.shard.producer_floor {
+    } else if state.shard.is_expired(pid) {
         return Err(Refusal::ProducerExpired { pid });
     } else {
         let known = state.epochs.get(&pid);
@@ -442,36 +443,46 @@ pub(crate) fn install_given(state: &mut State, lsn: Lsn, fact: &ProducerGiven) {
     }
 }
 
-/// The floor rises to the smallest living id, here or (by `floor_max`) on any shard; every id below
-/// has been unused since `before`, so its state goes.
+/// Ids below the new floor are forgotten, except the survivors: those that lived since `before`. With
+/// more shards than one the floor stays at or below every living id (see `floor_max`), so that there
+/// are none. An id that was forgotten once never survives: its sequences are gone.
 pub(crate) fn expire(state: &State, before: TimestampMs, floor_max: ProducerId) -> Decision {
-    let floor = floor_max.min(state.producer_floor_bound(before));
-    if floor.0 == u64::MAX || floor <= state.shard.producer_floor {
+    let bound = floor_max.min(state.producer_floor_bound(before));
+    if bound.0 == u64::MAX {
+        return Decision::look(Reply::Done); // nobody said which ids were given out
+    }
+    let floor = bound.max(state.shard.producer_floor);
+    let mut survivors = state.producers_living(before);
+    survivors.retain(|pid| *pid < floor && !state.shard.is_expired(*pid));
+    if floor == state.shard.producer_floor && survivors.iter().eq(&state.shard.survivors) {
         return Decision::look(Reply::Done);
     }
     let fact = ProducersExpired {
         floor: floor.0,
+        survivors: survivors.iter().map(|pid| pid.0).collect(),
         unused_before_ms: before.0,
     };
-    Decision::of(Fact::ProducersExpired(fact), Reply::Done)
+    Decision::of(Fact::ProducersExpired(Box::new(fact)), Reply::Done)
 }
 
 pub(crate) fn install_expired(state: &mut State, lsn: Lsn, fact: &ProducersExpired) {
-    let floor = ProducerId(fact.floor);
-    state.shard.producer_floor = state.shard.producer_floor.max(floor);
+    state.shard.producer_floor = state.shard.producer_floor.max(ProducerId(fact.floor));
     if !state.guard.holds(lsn, key::shard) {
+        state.shard.survivors = fact.survivors.iter().map(|pid| ProducerId(*pid)).collect();
         state.shard.prune_marks(TimestampMs(fact.unused_before_ms));
     }
-    // An id below the floor never comes back, so what a snapshot holds of it was taken before this fact.
+    // A forgotten id never comes back, so what a snapshot holds of it was taken before this fact.
+    let stays =
+        |pid: ProducerId| pid.0 >= fact.floor || fact.survivors.binary_search(&pid.0).is_ok();
     let partitions = &mut state.partitions;
     state.producers.cells.retain(|(slot, pid), _| {
-        let keep = *pid >= floor;
-        if !keep && let Some(cell) = partitions.at_mut(*slot) {
+        let stays = stays(*pid);
+        if !stays && let Some(cell) = partitions.at_mut(*slot) {
             cell.producers -= 1;
         }
-        keep
+        stays
     });
-    state.epochs = state.epochs.split_off(&floor);
+    state.epochs.retain(|pid, _| stays(*pid));
 }
 
 /// Logged time up to `now`, however far.

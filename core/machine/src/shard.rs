@@ -15,8 +15,10 @@ pub(crate) struct ShardCell {
     pub(crate) slot_next: PartitionSlot,
     /// Catalog: the next producer id. Ids start at 1.
     pub(crate) pid_next: ProducerId,
-    /// Producers below this that are not known are expired.
+    /// Producers below this are expired, except the survivors.
     pub(crate) producer_floor: ProducerId,
+    /// Those below the floor that lived when it was raised. Sorted.
+    pub(crate) survivors: Vec<ProducerId>,
     /// A group created anew starts above this, so that no fence of its namesake outranks it.
     pub(crate) group_epoch_floor: GroupEpoch,
     /// Catalog: `(time, pid)`, "from this time on ids were at least this", at most one a
@@ -34,6 +36,7 @@ impl Default for ShardCell {
             slot_next: PartitionSlot(0),
             pid_next: ProducerId(1),
             producer_floor: ProducerId(0),
+            survivors: Vec::new(),
             group_epoch_floor: GroupEpoch(0),
             marks: Vec::new(),
             forgotten: VecDeque::new(),
@@ -44,6 +47,10 @@ impl Default for ShardCell {
 impl ShardCell {
     pub(crate) fn tick(&mut self, time_ms: i64) {
         self.clock = self.clock.max(TimestampMs(time_ms));
+    }
+
+    pub(crate) fn is_expired(&self, pid: ProducerId) -> bool {
+        pid < self.producer_floor && self.survivors.binary_search(&pid).is_err()
     }
 
     /// The smallest id that may have been given out at or after `before`: a mark's ids were all given

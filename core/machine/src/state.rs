@@ -14,14 +14,14 @@
 //! log order. [`crate::decide`] and everything here only look. Absent on purpose: what is volatile
 //! (who is waiting, who was seen when), which the driver keeps.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use millstream_batch::ids::{
     CATALOG_SHARD, GroupEpoch, Lsn, MemberId, Offset, Partition, PartitionSlot, ProducerEpoch,
     ProducerId, ShardId, TimestampMs, TopicId, group_home,
 };
 
-use crate::bounds::Limits;
+use crate::bounds::{Limits, SURVIVORS_MAX};
 use crate::clock::{self, Skew};
 use crate::groups::Group;
 use crate::offsets::Offsets;
@@ -201,32 +201,37 @@ impl State {
 
     // --- producers -----------------------------------------------------------------------------
 
-    /// The smallest producer id that lives as far as this shard knows: used since `before`, or (on
-    /// the catalog's shard) given out since. `u64::MAX`: none. The smallest over all shards is
-    /// what `ExpireProducers` takes as `floor_max`.
+    /// How far `ExpireProducers` may raise the floor as far as this shard knows. `u64::MAX`: any far.
+    /// The smallest over all shards is what it takes as `floor_max`.
+    ///
+    /// On the catalog's shard no id given out since `before` is below it. With more shards than one,
+    /// neither is one used here since: the others do not know that it lives. A single shard knows,
+    /// lets such ids survive below the floor, and only bounds their number.
     #[must_use]
     pub fn producer_floor_bound(&self, before: TimestampMs) -> ProducerId {
-        let used = self.producers.lowest_used_since(before);
-        let given = if self.id == CATALOG_SHARD {
-            let bumped = self
-                .epochs
-                .iter()
-                .find(|(_, given)| given.given >= before)
-                .map(|(pid, _)| *pid);
-            bumped
-                .into_iter()
-                .chain([self.shard.given_since(before)])
-                .min()
-        } else {
-            None
-        };
-        used.into_iter()
+        let survivors_max = if self.shards == 1 { SURVIVORS_MAX } else { 0 };
+        let living = self.producers_living(before).into_iter().nth(survivors_max);
+        let given = (self.id == CATALOG_SHARD).then(|| self.shard.given_since(before));
+        living
+            .into_iter()
             .chain(given)
             .min()
             .unwrap_or(ProducerId(u64::MAX))
     }
 
-    /// Unknown producers below this are refused.
+    /// Producers used here, or given a higher epoch, since `before`.
+    pub(crate) fn producers_living(&self, before: TimestampMs) -> BTreeSet<ProducerId> {
+        let mut living = self.producers.used_since(before);
+        living.extend(
+            self.epochs
+                .iter()
+                .filter(|(_, given)| given.given >= before)
+                .map(|(pid, _)| *pid),
+        );
+        living
+    }
+
+    /// Producers below this are forgotten and refused, except those that lived when it was raised.
     #[must_use]
     pub fn producer_floor(&self) -> ProducerId {
         self.shard.producer_floor

@@ -87,10 +87,11 @@ fn samples() -> Vec<(&'static str, Fact)> {
         ),
         (
             "033-producers-expired",
-            Fact::ProducersExpired(ProducersExpired {
+            Fact::ProducersExpired(Box::new(ProducersExpired {
                 floor: 70,
+                survivors: vec![3, 55],
                 unused_before_ms: 1_600_000_000_000,
-            }),
+            })),
         ),
         (
             "034-clock-advanced",

@@ -315,15 +315,18 @@ fn expire(worlds: &mut [World], before: TimestampMs) {
 
 #[test]
 fn expiry_refuses_the_dead_and_never_the_living() {
-    for seed in 0..60 {
+    for (seed, shards) in (0..60).flat_map(|seed| [(seed, 1), (seed, 2)]) {
         let mut rng = Rng(seed);
-        let mut worlds = [
-            World::new(0, 2, Limits::default()),
-            World::new(1, 2, Limits::default()),
-        ];
+        let mut worlds: Vec<_> = (0..shards)
+            .map(|shard| World::new(shard, shards, Limits::default()))
+            .collect();
         let meta = worlds[0].create(1, "t", 8);
-        worlds[1].ask(&Request::ApplyTopic { meta }).unwrap();
-        let shard = |index: u32| usize::from(partition(1, index).shard(2).0);
+        worlds
+            .last_mut()
+            .unwrap()
+            .ask(&Request::ApplyTopic { meta })
+            .unwrap();
+        let shard = |index: u32| usize::from(partition(1, index).shard(shards).0);
         // pid → (last use or birth, next sequence by partition)
         let mut living: BTreeMap<u64, (i64, BTreeMap<u32, u64>)> = BTreeMap::new();
         for step in 0..400 {
@@ -374,6 +377,72 @@ fn expiry_refuses_the_dead_and_never_the_living() {
         }
         assert!(worlds.iter().all(|world| world.replayed() == world.state));
     }
+}
+
+#[test]
+fn one_producer_that_lives_on_does_not_keep_the_dead() {
+    let mut world = World::new(0, 1, Limits::default());
+    world.create(1, "t", 2);
+    for pid in 1..=100 {
+        world
+            .ask(&Request::InitProducer { pid: ProducerId(0) })
+            .unwrap();
+        world.produce(batch(partition(1, 0), pid, 0, 0, 1)).unwrap();
+        world.produce(batch(partition(1, 0), 1, 0, pid, 1)).unwrap();
+        world.now.0 += HOUR / 4;
+    }
+    let expire = |world: &mut World| {
+        let before = TimestampMs(world.now.0 - HOUR);
+        let floor_max = world.state.producer_floor_bound(before);
+        world
+            .ask(&Request::ExpireProducers {
+                producer_unused_before: before,
+                floor_max,
+            })
+            .unwrap();
+        world.state.counts().producers
+    };
+    assert_eq!(
+        expire(&mut world),
+        5,
+        "those of the last hour, and the first"
+    );
+    assert!(
+        world
+            .produce(batch(partition(1, 0), 1, 0, 0, 1))
+            .unwrap()
+            .duplicate
+    );
+    world
+        .produce(batch(partition(1, 0), 1, 0, 101, 1))
+        .expect("it lives");
+    world
+        .produce(batch(partition(1, 1), 1, 0, 0, 1))
+        .expect("it lives where it was never seen, too");
+    assert!(matches!(
+        world.ask(&Request::InitProducer { pid: ProducerId(1) }),
+        Ok(Reply::Producer { .. })
+    ));
+    let expired = |pid: u64| {
+        Err(Refusal::ProducerExpired {
+            pid: ProducerId(pid),
+        })
+    };
+    assert_eq!(
+        world.produce(batch(partition(1, 1), 50, 0, 0, 1)),
+        expired(50)
+    );
+    let lsn = world.lsn();
+    expire(&mut world);
+    assert_eq!(world.lsn(), lsn, "nothing more to forget");
+    world.now.0 += 3 * HOUR;
+    world.ask(&Request::AdvanceClock).unwrap();
+    assert_eq!(expire(&mut world), 0);
+    assert_eq!(
+        world.produce(batch(partition(1, 0), 1, 0, 102, 1)),
+        expired(1)
+    );
+    assert!(world.replayed() == world.state);
 }
 
 #[test]

@@ -77,9 +77,11 @@ archived! {
         pub time_ms: i64,
     }
 
-    /// Kind 33. Ids below `floor` are forgotten, and refused where they are not known.
+    /// Kind 33. Ids below `floor` are forgotten and refused from now on, except the survivors.
     pub struct ProducersExpired {
         pub floor: u64,
+        /// Living ids below the floor. Sorted.
+        pub survivors: Vec<u64>,
         pub unused_before_ms: i64,
     }
 

@@ -49,7 +49,7 @@ pub enum Fact {
     TopicApplied(Box<TopicApplied>),
     TopicForgotten(Box<TopicForgotten>),
     ProducerGiven(ProducerGiven),
-    ProducersExpired(ProducersExpired),
+    ProducersExpired(Box<ProducersExpired>),
     ClockAdvanced(ClockAdvanced),
     PartitionClaimed(Box<PartitionClaimed>),
     OffsetCommitted(Box<OffsetCommitted>),
@@ -118,7 +118,7 @@ impl Fact {
             Self::TopicApplied(fact) => encode(&**fact),
             Self::TopicForgotten(fact) => encode(&**fact),
             Self::ProducerGiven(fact) => encode(fact),
-            Self::ProducersExpired(fact) => encode(fact),
+            Self::ProducersExpired(fact) => encode(&**fact),
             Self::ClockAdvanced(fact) => encode(fact),
             Self::PartitionClaimed(fact) => encode(&**fact),
             Self::OffsetCommitted(fact) => encode(&**fact),
@@ -139,7 +139,9 @@ impl Fact {
             kind::TOPIC_APPLIED => decode(bytes).map(|fact| Self::TopicApplied(Box::new(fact))),
             kind::TOPIC_FORGOTTEN => decode(bytes).map(|fact| Self::TopicForgotten(Box::new(fact))),
             kind::PRODUCER_GIVEN => decode(bytes).map(Self::ProducerGiven),
-            kind::PRODUCERS_EXPIRED => decode(bytes).map(Self::ProducersExpired),
+            kind::PRODUCERS_EXPIRED => {
+                decode(bytes).map(|fact| Self::ProducersExpired(Box::new(fact)))
+            }
             kind::CLOCK_ADVANCED => decode(bytes).map(Self::ClockAdvanced),
             kind::PARTITION_CLAIMED => {
                 decode(bytes).map(|fact| Self::PartitionClaimed(Box::new(fact)))
@@ -178,13 +180,14 @@ impl Fact {
             }
             Self::TopicForgotten(fact) => fact.slots.is_sorted_by(|a, b| a < b),
             Self::ProducerGiven(fact) => fact.pid < u64::MAX,
+            Self::ProducersExpired(fact) => fact.survivors.is_sorted_by(|a, b| a < b),
             Self::PartitionClaimed(fact) => is_name(&fact.group),
             Self::OffsetCommitted(fact) => is_name(&fact.group),
             Self::OffsetReset(fact) => is_name(&fact.group),
             Self::GroupForgotten(fact) => is_name(&fact.group),
             Self::GroupChanged(fact) => is_name(&fact.group),
             Self::GroupDeleted(fact) => is_name(&fact.group),
-            Self::PartitionTrimmed(_) | Self::ProducersExpired(_) | Self::ClockAdvanced(_) => true,
+            Self::PartitionTrimmed(_) | Self::ClockAdvanced(_) => true,
         }
     }
 

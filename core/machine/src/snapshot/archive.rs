@@ -31,6 +31,7 @@ archived! {
         pub slot_next: u32,
         pub pid_next: u64,
         pub producer_floor: u64,
+        pub survivors: Vec<u64>,
         pub group_epoch_floor: u64,
         pub marks: Vec<MarkRecord>,
         pub forgotten: Vec<[u8; 16]>,

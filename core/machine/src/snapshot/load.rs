@@ -94,6 +94,11 @@ fn shard(record: &ShardRecord) -> ShardCell {
         slot_next: PartitionSlot(record.slot_next),
         pid_next: ProducerId(record.pid_next),
         producer_floor: ProducerId(record.producer_floor),
+        survivors: record
+            .survivors
+            .iter()
+            .map(|pid| ProducerId(*pid))
+            .collect(),
         group_epoch_floor: GroupEpoch(record.group_epoch_floor),
         marks: record
             .marks

@@ -58,7 +58,11 @@ fn gather(state: &State, after: Option<&Key>, bytes_target: usize) -> Slice {
     slice.to = 'full: {
         if section < key::SHARD {
             slice.shard.push(shard(&state.shard));
-            if room.take(96 + state.shard.marks.len() * 16 + state.shard.forgotten.len() * 16) {
+            if room.take(
+                96 + state.shard.survivors.len() * 8
+                    + state.shard.marks.len() * 16
+                    + state.shard.forgotten.len() * 16,
+            ) {
                 break 'full key::shard();
             }
         }
@@ -178,6 +182,7 @@ fn shard(cell: &ShardCell) -> ShardRecord {
         slot_next: cell.slot_next.0,
         pid_next: cell.pid_next.0,
         producer_floor: cell.producer_floor.0,
+        survivors: cell.survivors.iter().map(|pid| pid.0).collect(),
         group_epoch_floor: cell.group_epoch_floor.0,
         marks: cell
             .marks

@@ -31,8 +31,14 @@ impl AlignedBuf {
         let layout = Self::layout(capacity);
         // SAFETY: the layout's size is at least one block, so it is not zero.
         let start = unsafe { alloc_zeroed(layout) };
-        let Some(start) = NonNull::new(start) else { handle_alloc_error(layout) };
-        Self { start, len: 0, capacity }
+        let Some(start) = NonNull::new(start) else {
+            handle_alloc_error(layout)
+        };
+        Self {
+            start,
+            len: 0,
+            capacity,
+        }
     }
 
     /// A copy of `bytes`.
@@ -56,7 +62,11 @@ impl AlignedBuf {
 
     /// Set how many bytes count as content. Bytes never written are zero.
     pub fn set_len(&mut self, len: usize) {
-        assert!(len <= self.capacity, "length {len} past capacity {}", self.capacity);
+        assert!(
+            len <= self.capacity,
+            "length {len} past capacity {}",
+            self.capacity
+        );
         self.len = len;
     }
 

@@ -21,6 +21,7 @@ use crate::format::{EntryHeader, checksum};
 use crate::index::Place;
 use crate::io::{FileId, IoError, IoOp, IoOutput};
 use crate::log::{Log, Purpose, read_output};
+use crate::rescan::Rescan;
 
 /// A cold read stops growing here; one run is read whole whatever its size.
 const READ_BYTES_MAX: u64 = 1 << 20;
@@ -55,7 +56,6 @@ pub(crate) enum Reading {
         goal: Goal,
         file: u64,
         at: u64,
-        len: usize,
     },
     Stretch {
         goal: Goal,
@@ -65,6 +65,8 @@ pub(crate) enum Reading {
     Ahead {
         stretch: Stretch,
     },
+    /// The next bytes of a file whose index is made anew.
+    Rescan(Rescan),
 }
 
 /// A part of one file that holds neighbouring runs of one slot.
@@ -98,7 +100,11 @@ pub(crate) struct Reader {
     stretch_bytes: usize,
     sections: VecDeque<CachedSection>,
     section_bytes: usize,
+    /// Sections that no footer on disk has.
+    pinned: FxHashMap<(u64, PartitionSlot), Arc<[Run]>>,
     in_flight: FxHashMap<u64, u32>,
+    /// Files whose index is being made anew, with who waits for it.
+    pub(crate) rescans: FxHashMap<u64, Vec<Goal>>,
     /// Where a slot's last cold fetch ended: going on from there is reading in sequence.
     cold_ends: FxHashMap<PartitionSlot, Offset>,
     /// `(file, at, length)` of reads ahead in flight.
@@ -120,6 +126,7 @@ impl Reader {
 
     /// A file is freed.
     pub(crate) fn forget(&mut self, file: u64) {
+        self.pinned.retain(|(f, _), _| *f != file);
         self.stretches.retain(|s| s.file != file);
         self.sections.retain(|s| s.file != file);
         self.stretch_bytes = self.stretches.iter().map(|s| s.bytes.len()).sum();
@@ -130,7 +137,14 @@ impl Reader {
             .sum();
     }
 
+    pub(crate) fn pin_section(&mut self, file: u64, slot: PartitionSlot, runs: Arc<[Run]>) {
+        self.pinned.insert((file, slot), runs);
+    }
+
     fn section(&mut self, file: u64, slot: PartitionSlot) -> Option<Arc<[Run]>> {
+        if let Some(runs) = self.pinned.get(&(file, slot)) {
+            return Some(Arc::clone(runs));
+        }
         let i = self
             .sections
             .iter()
@@ -185,11 +199,11 @@ impl Reader {
         })
     }
 
-    fn began(&mut self, file: u64) {
+    pub(crate) fn began(&mut self, file: u64) {
         *self.in_flight.entry(file).or_default() += 1;
     }
 
-    fn ended(&mut self, file: u64) {
+    pub(crate) fn ended(&mut self, file: u64) {
         if let Some(count) = self.in_flight.get_mut(&file) {
             *count -= 1;
             if *count == 0 {
@@ -219,7 +233,7 @@ impl Log {
         self.pursue(Goal::Time(query, start), false);
     }
 
-    fn pursue(&mut self, goal: Goal, was_cold: bool) {
+    pub(crate) fn pursue(&mut self, goal: Goal, was_cold: bool) {
         let mut goal = goal;
         loop {
             let next = match &mut goal {
@@ -303,9 +317,13 @@ impl Log {
                 };
                 let i = runs.partition_point(|r| r.last < fetch.offset);
                 let Some(first) = runs.get(i) else {
-                    // The summary names an offset that the section has not: it was checked, so we
-                    // wrote it so.
-                    unreachable!("a section ends where its summary says");
+                    // Made anew from a damaged file, a section may lack what its summary names.
+                    let last = self.index.sealed[&file].summary(fetch.slot).map(|s| s.last);
+                    let to = last.unwrap_or(fetch.offset).max(fetch.offset);
+                    return answer(Err(FetchError::Damaged {
+                        from: fetch.offset,
+                        to,
+                    }));
                 };
                 if first.base >= fetch.end {
                     return answer(
@@ -467,12 +485,7 @@ impl Log {
                 at,
                 len,
             },
-            Purpose::Read(Box::new(Reading::Section {
-                goal,
-                file,
-                at,
-                len,
-            })),
+            Purpose::Read(Box::new(Reading::Section { goal, file, at })),
         );
     }
 
@@ -493,12 +506,7 @@ impl Log {
         let result = read_output(result);
         self.stats.bytes_read += result.as_ref().map_or(0, |b| b.len() as u64);
         match reading {
-            Reading::Section {
-                goal,
-                file,
-                at,
-                len: _,
-            } => {
+            Reading::Section { goal, file, at } => {
                 self.reader.ended(file);
                 match result {
                     Ok(bytes) => self.section_read(goal, file, at, &bytes),
@@ -520,6 +528,7 @@ impl Log {
                     Err(e) => self.answer_error(&goal, FetchError::Io(e)),
                 }
             }
+            Reading::Rescan(rescan) => self.rescan_read(rescan, result),
             Reading::Ahead { stretch } => {
                 self.reader
                     .ahead
@@ -556,17 +565,11 @@ impl Log {
                 self.reader.keep_section(file, goal.slot(), runs.into());
                 self.pursue(goal, true);
             }
-            None => self.answer_error(
-                &goal,
-                FetchError::Damaged {
-                    from: summary.first,
-                    to: summary.last,
-                },
-            ),
+            None => self.rescan(goal, file),
         }
     }
 
-    fn answer_error(&mut self, goal: &Goal, error: FetchError) {
+    pub(crate) fn answer_error(&mut self, goal: &Goal, error: FetchError) {
         self.stats.fetches_cold += 1;
         self.out.event(match goal {
             Goal::Fetch(fetch) => Event::Fetched {

@@ -56,8 +56,8 @@ pub fn file_incarnation(run: u64, file: u64) -> u64 {
 
 /// What tells a group from every other one that was ever begun at its place.
 #[must_use]
-pub fn group_salt(run: u64, group: u64) -> u32 {
-    (mix(run.rotate_left(32) ^ mix(group)) >> 32) as u32
+pub fn group_salt(run: u64, term: Term, group: u64) -> u32 {
+    (mix(run.rotate_left(32) ^ mix(group ^ mix(u64::from(term.0)))) >> 32) as u32
 }
 
 fn mix(mut x: u64) -> u64 {

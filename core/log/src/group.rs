@@ -136,14 +136,6 @@ impl Gather {
         self.entries
     }
 
-    pub(crate) fn runs(&self) -> &[SlotRun] {
-        &self.runs
-    }
-
-    pub(crate) fn last_lsn(&self) -> Lsn {
-        self.last_lsn
-    }
-
     /// Add an entry of the machine. Returns whether its slot is new to this group.
     pub(crate) fn push(
         &mut self,
@@ -312,7 +304,6 @@ impl Gather {
         Group {
             place,
             flags,
-            entries: self.entries,
             last_lsn: self.last_lsn,
             len: padded,
             buf: Arc::new(self.buf),
@@ -327,7 +318,6 @@ impl Gather {
 pub(crate) struct Group {
     pub(crate) place: Place,
     pub(crate) flags: u16,
-    pub(crate) entries: u32,
     /// Of the last entry; `first_lsn - 1` when there is none.
     pub(crate) last_lsn: Lsn,
     /// Bytes in the file.

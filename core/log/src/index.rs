@@ -77,7 +77,6 @@ pub(crate) struct SealedFile {
     pub(crate) number: u64,
     pub(crate) bytes: u64,
     pub(crate) incarnation: u64,
-    pub(crate) first_lsn: Lsn,
     pub(crate) last_lsn: Lsn,
     /// Sorted by slot.
     pub(crate) directory: Vec<Summary>,
@@ -334,10 +333,15 @@ impl Index {
             .collect()
     }
 
-    /// Forget a sealed file that `freeable` named.
+    /// Forget a sealed file: one that `freeable` named, or one found freed at start.
     pub(crate) fn remove(&mut self, file: u64) -> Option<SealedFile> {
         let sealed = self.sealed.remove(&file)?;
         for summary in &sealed.directory {
+            if sealed.holding > 0
+                && let Some(slot) = self.slots.get_mut(&summary.slot)
+            {
+                slot.files.retain(|f| *f != file);
+            }
             let gone = self.slots.get(&summary.slot).is_some_and(|s| {
                 s.dropped && s.runs.is_empty() && s.files.is_empty() && !self.names(summary.slot)
             });

@@ -188,7 +188,7 @@ impl Log {
                 Err(e) => self.fail(e),
             },
             Purpose::SnapshotPart { run, file } => {
-                self.snapshot_part_done(run, file, result.map(|_| ()))
+                self.snapshot_part_done(run, file, result.map(|_| ()));
             }
             Purpose::Manifest => self.manifest_done(result.map(|_| ())),
             Purpose::ManifestName => match result {
@@ -256,7 +256,7 @@ impl Log {
     #[must_use]
     pub fn slots(&self) -> Vec<PartitionSlot> {
         let has = |(slot, s): (&PartitionSlot, &crate::index::SlotIndex)| {
-            (!s.dropped && !(s.runs.is_empty() && s.files.is_empty())).then_some(*slot)
+            (!s.dropped && (!s.runs.is_empty() || !s.files.is_empty())).then_some(*slot)
         };
         let mut slots: Vec<_> = self.index.slots.iter().filter_map(has).collect();
         slots.sort_unstable();

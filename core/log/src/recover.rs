@@ -101,6 +101,8 @@ pub(crate) struct Recover {
     /// Snapshots were there and none could be used.
     snapshot_lost: bool,
     trailers: VecDeque<u64>,
+    /// Footers that are not whole, with where: torn or damaged.
+    footers: Vec<(u64, u64)>,
     scans: VecDeque<u64>,
     scanner: Option<Scanner>,
     broke_at: u64,
@@ -156,10 +158,10 @@ impl Log {
             Stage::Manifest => self.manifest_read(recover, read_output(result)),
             Stage::Parts => self.part_read(recover, read_output(result)),
             Stage::Trailer { file, at } => {
-                self.trailer_read(recover, file, at, read_output(result))
+                self.trailer_read(recover, file, at, read_output(result));
             }
             Stage::Directory { trailer, at } => {
-                self.directory_read(recover, trailer, at, read_output(result))
+                self.directory_read(recover, trailer, at, read_output(result));
             }
             Stage::Scan => self.scan_read(recover, read_output(result)),
             Stage::Peek => self.peeked(recover, read_output(result)),
@@ -437,11 +439,7 @@ impl Log {
             }
             None => {
                 if Trailer::claims(block, file) {
-                    recover.damage(
-                        FileId::Wal(file),
-                        at + block_at as u64,
-                        "the footer is damaged; the index is made anew from the file".to_owned(),
-                    );
+                    recover.footers.push((file, at + block_at as u64));
                 }
                 self.next_trailer(recover);
             }
@@ -467,12 +465,7 @@ impl Log {
 
     fn directory_known(&mut self, recover: &mut Recover, trailer: Trailer, bytes: &[u8]) {
         let Some(directory) = trailer.directory(bytes) else {
-            recover.damage(
-                FileId::Wal(trailer.file),
-                trailer.directory_at,
-                "the footer's directory is damaged; the index is made anew from the file"
-                    .to_owned(),
-            );
+            recover.footers.push((trailer.file, trailer.directory_at));
             return;
         };
         let found = recover
@@ -485,7 +478,6 @@ impl Log {
             number: trailer.file,
             bytes: trailer.file_bytes,
             incarnation: trailer.incarnation,
-            first_lsn: trailer.first_lsn,
             last_lsn: trailer.last_lsn,
             directory,
             holding: 0,
@@ -497,6 +489,19 @@ impl Log {
     fn plan_scans(&mut self, mut recover: Box<Recover>) {
         let begin = recover.begin();
         let group = recover.manifest.as_ref().map_or(0, |m| m.durable_group);
+        // Footers are written in order: the last one begun may be torn, the others were whole.
+        let last = recover
+            .files
+            .iter()
+            .rev()
+            .find(|(_, f)| f.trailer.is_some());
+        let last = last.map_or(0, |(n, _)| *n);
+        for (file, at) in std::mem::take(&mut recover.footers) {
+            if file < last {
+                let what = "the footer is damaged; the index is made anew from the file";
+                recover.damage(FileId::Wal(file), at, what.to_owned());
+            }
+        }
         for (n, found) in &mut recover.files {
             if recover.freed.contains(n) {
                 continue;
@@ -910,7 +915,11 @@ impl Log {
                 0,
                 "this file is missing: restore it from a copy".to_owned(),
             );
-            if recover.files.keys().all(|n| *n < file) {
+            if recover
+                .files
+                .iter()
+                .all(|(n, f)| *n < file || f.groups.is_none())
+            {
                 recover.stop(format!(
                     "{} is missing: entries in it may be lost",
                     FileId::Wal(file).file_name()
@@ -932,16 +941,21 @@ impl Log {
                 file.file_name()
             ));
         }
-        if let Some((n, found)) = recover.files.last_key_value()
-            && found.groups.is_none()
-            && found.bytes
-                < self
-                    .config
-                    .segment_bytes
-                    .min(self.write.open.back().map_or(u64::MAX, |f| f.bytes))
-        {
-            let file = FileId::Wal(*n);
-            let bytes = found.bytes;
+        // Files are made whole before they get their name: a short one lost what it had.
+        let whole = recover
+            .files
+            .values()
+            .filter(|f| f.groups.is_some())
+            .map(|f| f.made_bytes.max(f.bytes))
+            .min();
+        let whole = whole.unwrap_or(u64::MAX).min(self.config.segment_bytes);
+        let short = |(n, f): (&u64, &Found)| {
+            let is_short = f.groups.is_none() && f.bytes < whole && !recover.freed.contains(n);
+            is_short.then_some((*n, f.bytes))
+        };
+        for (n, bytes) in recover.files.iter().filter_map(short).collect::<Vec<_>>() {
+            let file = FileId::Wal(n);
+            self.reader.lost = true;
             recover.damage(
                 file,
                 bytes,
@@ -977,9 +991,9 @@ impl Log {
     fn plan_files(&mut self, recover: &mut Recover) {
         let last = recover.files.keys().next_back().copied().unwrap_or(0);
         // A cut may have emptied files at the end: they are as good as never begun.
-        self.write
-            .open
-            .retain(|f| recover.files[&f.number].groups.is_some());
+        self.write.open.retain(|f| {
+            recover.files[&f.number].groups.is_some() && !recover.freed.contains(&f.number)
+        });
         let empty: Vec<u64> = recover
             .files
             .iter()
@@ -997,6 +1011,7 @@ impl Log {
         });
         for file in &mut self.write.open {
             file.closed = true;
+            file.is_truncated = recover.files[&file.number].made_bytes > file.bytes;
         }
         let mut next_file = used + 1;
         let mut ready = false;
@@ -1060,6 +1075,7 @@ impl Log {
         if self.write.open.back().is_none_or(|f| f.closed) {
             self.roll();
         }
+        self.trim_index();
         self.let_files_go();
         self.arrange_space();
         if recover.last_group > 0 {
@@ -1123,6 +1139,7 @@ impl Log {
             report.last = self.write.last;
             report.term = self.write.term;
             self.out.event(Event::Recovered(report));
+            self.free_files();
         }
     }
 }

@@ -90,6 +90,11 @@ impl Space {
 impl Log {
     /// Whether an entry may go into this open file.
     pub(crate) fn may_use(&self, file: u64, reserved: bool) -> bool {
+        let waits = self.write.open.back().is_some_and(|f| !f.exists);
+        if waits && self.space.no_space.is_some() {
+            // Only the reserve can become this file.
+            return reserved && (self.space.taking || !self.space.spares.is_empty());
+        }
         reserved || self.space.on_reserve != Some(file)
     }
 
@@ -113,8 +118,7 @@ impl Log {
         // The next file counts as one of the spares kept ready; the reserve comes on top.
         let have = self.space.spares.len() + usize::from(self.space.ready.is_some());
         let want = self.config.spares_ready.max(1) + 1;
-        let open = self.write.open.back().is_some_and(|f| f.exists);
-        if !self.space.allocating && self.space.no_space.is_none() && (have < want || !open) {
+        if !self.space.allocating && self.space.no_space.is_none() && have < want {
             let spare = self.space.next_spare;
             self.space.next_spare += 1;
             self.space.allocating = true;

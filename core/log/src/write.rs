@@ -47,6 +47,8 @@ pub(crate) struct OpenFile {
     /// What its footer will hold, placed groups counted in.
     pub(crate) runs: usize,
     pub(crate) slots: FxHashSet<PartitionSlot>,
+    /// It lost its end, so a footer may not fit.
+    pub(crate) is_truncated: bool,
     /// No group will be placed in it any more.
     pub(crate) closed: bool,
     /// Groups placed and not yet written.
@@ -76,6 +78,7 @@ impl OpenFile {
             last_lsn: Lsn(first_lsn.0 - 1),
             runs: 0,
             slots: FxHashSet::default(),
+            is_truncated: false,
             closed: false,
             unwritten: 0,
             synced: (0, Lsn(0)),
@@ -155,13 +158,9 @@ impl Writer {
 
     /// Whether accepted groups wait for the last file to come into being.
     pub(crate) fn waits_for_file(&self) -> bool {
-        let waits = |file: u64| {
-            self.open
-                .back()
-                .is_some_and(|f| f.number == file && !f.exists)
-        };
-        self.ready.iter().any(|g| waits(g.place.file))
-            || self.gather.as_ref().is_some_and(|g| waits(g.place.file))
+        self.open
+            .back()
+            .is_some_and(|f| !f.exists && f.unwritten > 0)
     }
 
     fn is_busy(&self) -> bool {
@@ -178,6 +177,10 @@ impl Log {
     ///
     /// # Errors
     /// Nothing was taken; see [`Refused`].
+    #[allow(
+        clippy::needless_pass_by_value,
+        reason = "an entry is handed over, whatever becomes of it"
+    )]
     pub fn append(&mut self, entry: Append) -> Result<Lsn, Refused> {
         self.append_entry(&entry, false)
     }
@@ -187,6 +190,10 @@ impl Log {
     ///
     /// # Errors
     /// As `append`; [`Refused::Full`] only when that file is used up too.
+    #[allow(
+        clippy::needless_pass_by_value,
+        reason = "an entry is handed over, whatever becomes of it"
+    )]
     pub fn append_reserved(&mut self, entry: Append) -> Result<Lsn, Refused> {
         self.append_entry(&entry, true)
     }
@@ -307,7 +314,7 @@ impl Log {
             file_bytes: file.bytes,
             at: file.end,
             number,
-            salt: group_salt(self.config.incarnation, number),
+            salt: group_salt(self.config.incarnation, self.write.term, number),
             first_lsn: self.write.last.next(),
             term: self.write.term,
         };
@@ -437,6 +444,9 @@ impl Log {
     pub(crate) fn pump(&mut self) {
         if self.is_stopped() {
             return;
+        }
+        if self.write.waits_for_file() {
+            self.arrange_space();
         }
         if self.write.flush_wanted && !self.write.is_busy() && self.write.ready.is_empty() {
             self.write.flush_wanted = false;
@@ -623,20 +633,34 @@ impl Log {
             last_lsn: front.last_lsn,
             directory_sum: 0,
         };
-        let (buf, directory) = footer::build(&mut trailer, &runs);
+        let total = runs.iter().map(|(_, r)| r.len()).sum();
+        let needed = front.end + footer_bytes(runs.len(), total);
+        let has_room = needed <= front.bytes;
         assert!(
-            trailer.footer_at >= front.end,
+            has_room || front.is_truncated,
             "room for the footer was kept"
         );
-        front.sealing = Some(SealedFile {
+        trailer.file_bytes = front.bytes.max(needed);
+        let (buf, directory) = footer::build(&mut trailer, &runs);
+        let sealed = SealedFile {
             number: front.number,
             bytes: front.bytes,
             incarnation: front.incarnation,
-            first_lsn: front.first_lsn,
             last_lsn: front.last_lsn,
             directory,
             holding: 0,
-        });
+        };
+        if !has_room {
+            // Only a truncated file has no room for it; its index stays in memory.
+            for (slot, runs) in runs {
+                self.reader.pin_section(sealed.number, slot, runs.into());
+            }
+            front.synced = (last_group, sealed.last_lsn);
+            front.sealing = Some(sealed);
+            let file = front.number;
+            return self.footer_done(file);
+        }
+        front.sealing = Some(sealed);
         let len = buf.len();
         let op = IoOp::Write {
             file: FileId::Wal(front.number),

@@ -20,6 +20,8 @@ pub(crate) const SEGMENT: u64 = 1 << 18;
 pub(crate) struct Disk {
     pub(crate) live: BTreeMap<FileId, Vec<u8>>,
     pub(crate) durable: BTreeMap<FileId, Vec<u8>>,
+    /// Written and not synced: a crash keeps some of these blocks.
+    pub(crate) unsynced: Vec<(FileId, usize, Vec<u8>)>,
     /// Bytes that all files may take; `None`: no bound.
     pub(crate) capacity: Option<u64>,
     /// The next write with this property fails.
@@ -91,12 +93,15 @@ impl Disk {
                     .get_mut(&file)
                     .expect("write to a file that exists");
                 assert!(
-                    at % BLOCK == 0 && len % BLOCK == 0 && at + len <= live.len(),
+                    at.is_multiple_of(BLOCK) && len.is_multiple_of(BLOCK) && at + len <= live.len(),
                     "{file:?} {at}+{len}"
                 );
                 live[at..at + len].copy_from_slice(&buf[..len]);
                 if sync {
                     self.durable.insert(file, live.clone());
+                    self.unsynced.retain(|(f, _, _)| *f != file);
+                } else {
+                    self.unsynced.push((file, at, buf[..len].to_vec()));
                 }
                 Ok(IoOutput::Done)
             }
@@ -116,7 +121,7 @@ impl Disk {
                 let Some(bytes) = self.live.get(&file) else {
                     return Err(Self::error(IoErrorKind::NotFound, "no such file"));
                 };
-                assert!(at as usize % BLOCK == 0 && len % BLOCK == 0);
+                assert!((at as usize).is_multiple_of(BLOCK) && len.is_multiple_of(BLOCK));
                 let start = (at as usize).min(bytes.len());
                 let end = (start + len).min(bytes.len());
                 Ok(IoOutput::Read(AlignedBuf::copy_of(&bytes[start..end])))
@@ -143,12 +148,39 @@ impl Disk {
 
     /// Power is lost: only what was synced remains.
     pub(crate) fn crash(&mut self) {
+        self.crash_keeping(|| false);
+    }
+
+    /// Power is lost: of what was not synced, the blocks that `keep` says remain.
+    pub(crate) fn crash_keeping(&mut self, mut keep: impl FnMut() -> bool) {
+        for (file, at, bytes) in std::mem::take(&mut self.unsynced) {
+            let Some(durable) = self.durable.get_mut(&file) else {
+                continue;
+            };
+            for (i, block) in bytes.chunks(BLOCK).enumerate() {
+                if keep() {
+                    durable[at + i * BLOCK..][..BLOCK].copy_from_slice(block);
+                }
+            }
+        }
         self.live = self.durable.clone();
+    }
+
+    /// A request that was on its way when power was lost: as if written, not synced.
+    pub(crate) fn begin_write(&mut self, op: &IoOp) {
+        if let IoOp::Write {
+            file, at, buf, len, ..
+        } = op
+        {
+            self.unsynced
+                .push((*file, *at as usize, buf[..*len].to_vec()));
+        }
     }
 
     /// The process dies: everything written remains.
     pub(crate) fn kill(&mut self) {
         self.durable = self.live.clone();
+        self.unsynced.clear();
     }
 
     pub(crate) fn wal_files(&self) -> Vec<u64> {

@@ -1,4 +1,10 @@
 //! The log's promises, each on a disk in memory.
 
+mod damage;
 mod disk;
+mod golden;
 mod life;
+mod model;
+mod snapshot;
+mod space;
+mod torn;

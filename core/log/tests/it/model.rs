@@ -1,0 +1,223 @@
+//! Random histories against a model: whatever happens, what was durable is there, in order, and
+//! nothing else is.
+
+use std::collections::BTreeMap;
+
+use millstream_batch::ids::{Offset, PartitionSlot};
+use millstream_log::{Config, Event, Refused};
+
+use crate::disk::{Disk, Shard, fact_offsets, payload};
+
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+
+    fn below(&mut self, n: u64) -> u64 {
+        (self.next() >> 11) % n
+    }
+}
+
+/// One batch as the model knows it.
+#[derive(Clone, Debug)]
+struct Stored {
+    lsn: u64,
+    last: u64,
+    raw: Vec<u8>,
+}
+
+#[derive(Default)]
+struct Model {
+    slots: Vec<BTreeMap<u64, Stored>>,
+    starts: Vec<u64>,
+    next: Vec<u64>,
+    durable: u64,
+    snapshot: Option<u64>,
+}
+
+fn settings(random: &mut Random) -> Config {
+    Config {
+        segment_bytes: 64 << 10,
+        group_bytes_max: 4096 << random.below(3),
+        hot_tail_bytes_max: (random.below(5) << 14) as usize,
+        spares_ready: 1 + random.below(2) as usize,
+        recycle_max: random.below(3) as usize,
+        sync_each_group: true,
+        incarnation: random.next(),
+    }
+}
+
+fn history(seed: u64) {
+    let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+    let slots = 1 + random.below(4) as usize;
+    let mut model = Model {
+        slots: vec![BTreeMap::new(); slots],
+        starts: vec![0; slots],
+        next: vec![0; slots],
+        ..Model::default()
+    };
+    let mut disk = Disk {
+        capacity: (random.below(3) == 0).then_some(12 * (64 << 10)),
+        ..Disk::default()
+    };
+    for _life in 0..4 {
+        let mut config = settings(&mut random);
+        config.group_bytes_max = config.group_bytes_max.min(16 << 10);
+        let mut shard = Shard::open(disk, config);
+        check_opened(&mut shard, &mut model, seed);
+        for _ in 0..random.below(120) {
+            act(&mut shard, &mut model, &mut random, seed);
+        }
+        check_reads(&mut shard, &model, &mut random, seed);
+        disk = shard.disk;
+        for io in &shard.waiting {
+            disk.begin_write(&io.op);
+        }
+        disk.crash_keeping(|| random.below(3) > 0);
+    }
+}
+
+fn check_opened(shard: &mut Shard, model: &mut Model, seed: u64) {
+    let found = shard.found().clone();
+    assert!(found.damage.is_empty(), "seed {seed}: {found:?}");
+    assert_eq!(found.read_only, None, "seed {seed}");
+    assert!(
+        found.last.0 >= model.durable,
+        "seed {seed}: {} was durable, found {found:?}",
+        model.durable
+    );
+    let begin = shard.snapshot.first().map(|(lsn, _)| lsn.0);
+    assert!(begin >= model.snapshot, "seed {seed}");
+    let first = begin.unwrap_or(0) + 1;
+    let lsns: Vec<u64> = shard.replayed.iter().map(|e| e.lsn.0).collect();
+    assert_eq!(
+        lsns,
+        (first..=found.last.0).collect::<Vec<_>>(),
+        "seed {seed}"
+    );
+    // What was not durable and is not there any more never was.
+    model.durable = found.last.0;
+    for (slot, stored) in model.slots.iter_mut().enumerate() {
+        stored.retain(|_, s| s.lsn <= found.last.0);
+        model.next[slot] = stored
+            .last_key_value()
+            .map_or(model.starts[slot], |(_, s)| s.last + 1);
+        shard
+            .log
+            .set_start(PartitionSlot(slot as u32), Offset(model.starts[slot]));
+    }
+    shard.run();
+}
+
+fn act(shard: &mut Shard, model: &mut Model, random: &mut Random, seed: u64) {
+    match random.below(20) {
+        0..=8 => {
+            let slot = random.below(model.slots.len() as u64) as usize;
+            let base = model.next[slot];
+            let records = 1 + random.below(5);
+            let len = if random.below(20) == 0 {
+                20_000
+            } else {
+                random.below(3000) as usize
+            };
+            let raw = payload(slot as u32, base, len);
+            match shard.append(slot as u32, base, records, &raw) {
+                Ok(lsn) => {
+                    let last = base + records - 1;
+                    model.slots[slot].insert(
+                        base,
+                        Stored {
+                            lsn: lsn.0,
+                            last,
+                            raw,
+                        },
+                    );
+                    model.next[slot] = last + 1;
+                }
+                Err(e) => assert_eq!(e, Refused::Full, "seed {seed}"),
+            }
+        }
+        9..=11 => shard.log.flush(),
+        12..=14 => {
+            for _ in 0..random.below(4) {
+                shard.step();
+            }
+        }
+        15 => shard.run(),
+        16 => shard.log.idle(),
+        17 => {
+            let slot = random.below(model.slots.len() as u64) as usize;
+            let durable = model.slots[slot]
+                .range(..)
+                .rfind(|(_, s)| s.lsn <= shard.log.durable().0);
+            if let Some((base, _)) = durable {
+                model.starts[slot] = model.starts[slot].max(base / 2 + base / 4);
+                shard
+                    .log
+                    .set_start(PartitionSlot(slot as u32), Offset(model.starts[slot]));
+            }
+        }
+        18 => {
+            shard.log.flush();
+            shard.run();
+            let begin = shard.snapshot(&[b"state"]);
+            if shard.has(|e| matches!(e, Event::SnapshotPublished { begin: b } if *b == begin)) {
+                model.snapshot = model.snapshot.max((begin.0 > 0).then_some(begin.0));
+            }
+        }
+        _ => shard.log.retry_space(),
+    }
+    shard.drain();
+    model.durable = shard.log.durable().0;
+}
+
+fn check_reads(shard: &mut Shard, model: &Model, random: &mut Random, seed: u64) {
+    // What a reader may see is what was durable before it asks; asking runs the disk.
+    let durable = shard.log.durable().0;
+    let saved = std::mem::take(&mut shard.waiting);
+    let reads_only = |shard: &mut Shard| assert!(shard.waiting.is_empty());
+    reads_only(shard);
+    for (slot, stored) in model.slots.iter().enumerate() {
+        let start = model.starts[slot];
+        let visible: Vec<_> = stored
+            .iter()
+            .filter(|(_, s)| s.lsn <= durable && s.last >= start)
+            .collect();
+        let end = visible.last().map_or(start, |(_, s)| s.last + 1);
+        let bytes_max = [1, 5000, 1 << 20][random.below(3) as usize];
+        let mut offset = start;
+        let mut read = Vec::new();
+        while offset < end {
+            let entries = shard
+                .fetch(slot as u32, offset, end, bytes_max)
+                .expect("no damage");
+            assert!(
+                !entries.is_empty(),
+                "seed {seed}: slot {slot} stops at {offset} of {end}"
+            );
+            for entry in entries {
+                let (base, last) = fact_offsets(&entry.fact);
+                read.push((base, entry.lsn.0, entry.raw));
+                offset = last + 1;
+            }
+        }
+        assert_eq!(read.len(), visible.len(), "seed {seed} slot {slot}");
+        for ((base, lsn, raw), (expected, s)) in read.iter().zip(visible) {
+            assert_eq!((base, *lsn), (expected, s.lsn), "seed {seed} slot {slot}");
+            assert_eq!(*raw, s.raw, "seed {seed} slot {slot} offset {base}");
+        }
+    }
+    shard.waiting.extend(saved);
+}
+
+#[test]
+fn random_histories_keep_what_was_durable() {
+    for seed in 1..=400 {
+        history(seed);
+    }
+}

@@ -92,8 +92,10 @@ impl Engine {
         })
     }
 
-    /// Checks and compiles a component, or loads it as compiled earlier. Takes up to seconds of all
-    /// processors, so never call it on a shard's thread. Nothing of the component runs.
+    /// Checks and compiles a component, or loads it as compiled earlier. Nothing of the component runs.
+    ///
+    /// Takes up to seconds of all processors, so never call it on a shard's thread; and the first call
+    /// starts the compiler's own threads, which inherit the caller's processor affinity and niceness.
     pub fn compile(&self, wasm: &[u8]) -> Result<Arc<Component>, CompileError> {
         if wasm.len() > COMPONENT_BYTES_MAX {
             return Err(CompileError::TooLarge {

@@ -47,7 +47,7 @@ impl Default for Budget {
     fn default() -> Self {
         Self {
             memory_bytes_max: 64 << 20,
-            batch_ms_max: 50,
+            batch_ms_max: 100,
             warm_bytes_max: 8 << 20,
         }
     }

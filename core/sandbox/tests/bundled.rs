@@ -3,8 +3,8 @@
 
 mod common;
 
-use common::{Batch, CONTEXT, engine, filter, subscription};
-use millstream_sandbox::{Budget, FilterError, PlugPoint, StartError};
+use common::{Batch, CONTEXT, budget, engine, filter, subscription};
+use millstream_sandbox::{FilterError, PlugPoint, StartError};
 use serde_json::{Value, json};
 
 #[test]
@@ -70,7 +70,7 @@ fn json_filter_keeps_what_serde_json_says() {
             .collect();
         let batch = Batch::of_values(texts.iter().map(Vec::as_slice));
         for (expr, wanted) in cases {
-            let mut filter = common::filter_with(&component, &[("expr", expr)], Budget::default());
+            let mut filter = common::filter_with(&component, &[("expr", expr)], budget());
             let expected: Vec<usize> = (0..records).filter(|i| wanted(&logs[*i])).collect();
             for context in [CONTEXT, subscription(1 << 40)] {
                 let kept = batch.ask_as(&mut filter, &context).unwrap();
@@ -93,8 +93,7 @@ fn bad_parameters_are_refused_at_the_start_with_the_components_words() {
     ] {
         let log = millstream_sandbox::GuestLog::new("test");
         let parameters = common::parameters(pairs);
-        let refused =
-            millstream_sandbox::Filter::new(&component, parameters, Budget::default(), &log);
+        let refused = millstream_sandbox::Filter::new(&component, parameters, budget(), &log);
         match refused.unwrap_err() {
             StartError::Refused(text) => assert!(text.contains(says), "{text}"),
             other => panic!("{other:?}"),

@@ -5,9 +5,9 @@ mod common;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use common::{Batch, engine, engine_with, filter_with, wat_component, wat_filter};
+use common::{Batch, budget, engine, engine_with, filter_with, wat_component, wat_filter};
 use millstream_batch::limits::COMPONENT_BYTES_MAX;
-use millstream_sandbox::{Budget, CompileError, Digest, Engine, EngineConfig, FilterError, Origin};
+use millstream_sandbox::{CompileError, Digest, Engine, EngineConfig, FilterError, Origin};
 
 fn refused(wasm: &[u8]) -> CompileError {
     engine().compile(wasm).unwrap_err()
@@ -53,8 +53,7 @@ fn a_component_with_a_flipped_byte_does_no_harm() {
         };
         let log = millstream_sandbox::GuestLog::new("test");
         let parameters = common::parameters(&[("prefix", "a")]);
-        let started =
-            millstream_sandbox::Filter::new(&component, parameters, Budget::default(), &log);
+        let started = millstream_sandbox::Filter::new(&component, parameters, budget(), &log);
         if let Ok(mut filter) = started {
             let _ = batch.ask(&mut filter);
             ran += 1;
@@ -157,7 +156,7 @@ fn wasi_may_be_imported_and_not_called() {
       (alias export $clock "now" (func $clock_now)) (core func $now (canon lower (func $clock_now)))
       (core instance $host (export "now" (func $now)))"#;
     let unused = wat_component("", "(call $error)", import, "");
-    let mut filter = filter_with(&engine.compile(&unused).unwrap(), &[], Budget::default());
+    let mut filter = filter_with(&engine.compile(&unused).unwrap(), &[], budget());
     let batch = Batch::of_values([&b"v"[..]]);
     assert!(matches!(
         batch.ask(&mut filter),
@@ -169,7 +168,7 @@ fn wasi_may_be_imported_and_not_called() {
     )
     .unwrap();
     let component = engine.compile(&wat(&calls)).unwrap();
-    let mut filter = filter_with(&component, &[], Budget::default());
+    let mut filter = filter_with(&component, &[], budget());
     match batch.ask(&mut filter).unwrap_err() {
         FilterError::Trap(text) => {
             assert!(
@@ -215,7 +214,7 @@ fn works(engine: &Engine, wasm: &[u8], origin: Origin) {
     let component = engine.compile(wasm).unwrap();
     assert_eq!(component.origin(), origin);
     assert_eq!(component.digest(), Digest::of(wasm));
-    let mut filter = filter_with(&component, &[("prefix", "a")], Budget::default());
+    let mut filter = filter_with(&component, &[("prefix", "a")], budget());
     let batch = Batch::of([
         (Some(&b"a"[..]), None, &[][..]),
         (Some(&b"b"[..]), None, &[][..]),

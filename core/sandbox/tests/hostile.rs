@@ -5,7 +5,7 @@ mod common;
 
 use std::sync::Arc;
 
-use common::{Batch, CONTEXT, engine, filter_with, parameters, wat_component, wat_filter};
+use common::{Batch, CONTEXT, budget, engine, filter_with, parameters, wat_component, wat_filter};
 use millstream_sandbox::{
     Budget, Component, Deployment, Engine, Erred, Filter, FilterError, GuestLog, NoPoison,
     Parameters, Placement, StartError, find_poison,
@@ -38,7 +38,7 @@ fn compile(engine: &Engine, keep: &str) -> Arc<Component> {
 }
 
 fn default_filter(engine: &Engine, keep: &str) -> Filter {
-    filter_with(&compile(engine, keep), &[], Budget::default())
+    filter_with(&compile(engine, keep), &[], budget())
 }
 
 #[test]
@@ -89,8 +89,8 @@ fn no_record_is_blamed_for_a_fault_of_the_whole() {
     let engine = engine();
     let component = compile(&engine, LOOPS_ON_TWO);
     let budget = Budget {
-        batch_ms_max: 5,
-        ..Budget::default()
+        batch_ms_max: 200,
+        ..budget()
     };
     let mut filter = filter_with(&component, &[], budget);
     let batch = batch(2);
@@ -104,13 +104,13 @@ fn an_endless_loop_is_killed_by_time_which_proves_nothing() {
     let engine = engine();
     let component = compile(&engine, LOOPS_ON_TWO);
     let budget = Budget {
-        batch_ms_max: 5,
-        ..Budget::default()
+        batch_ms_max: 200,
+        ..budget()
     };
     let mut filter = filter_with(&component, &[], budget);
     assert!(batch(1).ask(&mut filter).unwrap().keeps_all());
     let error = batch(2).ask(&mut filter).unwrap_err();
-    assert_eq!(error, FilterError::OutOfTime { ms_max: 5 });
+    assert_eq!(error, FilterError::OutOfTime { ms_max: 200 });
     assert!(error.is_kill() && !error.is_proof());
     assert!(batch(1).ask(&mut filter).unwrap().keeps_all());
 }
@@ -125,7 +125,7 @@ fn endless_recursion_is_a_crash_of_the_component_alone() {
         "(func $deep (param i32) (result i32)
            (i32.add (i32.const 1) (call $deep (i32.add (i32.const 1) (local.get 0)))))",
     );
-    let mut filter = filter_with(&engine.compile(&wasm).unwrap(), &[], Budget::default());
+    let mut filter = filter_with(&engine.compile(&wasm).unwrap(), &[], budget());
     let error = batch(1).ask(&mut filter).unwrap_err();
     assert!(
         matches!(&error, FilterError::Trap(text) if text.contains("stack")),
@@ -139,7 +139,7 @@ fn memory_over_the_budget_is_refused_at_the_first_byte_of_it() {
     let grows = "(loop $more (drop (memory.grow (i32.const 1))) (br $more)) unreachable";
     let budget = Budget {
         memory_bytes_max: 1 << 20,
-        ..Budget::default()
+        ..budget()
     };
     let mut filter = filter_with(&compile(&engine, grows), &[], budget);
     let error = batch(1).ask(&mut filter).unwrap_err();
@@ -157,7 +157,7 @@ fn a_batch_larger_than_the_budget_says_so() {
     let component = compile(&engine, "(call $all (call $records (local.get 8)))");
     let budget = Budget {
         memory_bytes_max: 1 << 20,
-        ..Budget::default()
+        ..budget()
     };
     let mut filter = filter_with(&component, &[], budget);
     let large = vec![b'x'; 2 << 20];
@@ -172,7 +172,7 @@ fn an_instance_that_has_grown_is_replaced() {
     let component = compile(&engine, "(call $all (call $records (local.get 8)))");
     let budget = Budget {
         warm_bytes_max: 1 << 20,
-        ..Budget::default()
+        ..budget()
     };
     let mut filter = filter_with(&component, &[], budget);
     let large = vec![b'x'; 2 << 20];
@@ -257,18 +257,18 @@ fn faults_while_starting() {
         )
         .unwrap_err()
     };
-    let budget = Budget {
-        batch_ms_max: 5,
-        ..Budget::default()
+    let short = Budget {
+        batch_ms_max: 200,
+        ..budget()
     };
-    assert!(matches!(start("unreachable", budget), StartError::Trap(_)));
-    let out_of_time = StartError::OutOfTime { ms_max: 5 };
-    assert_eq!(start("(loop $ever (br $ever))", budget), out_of_time);
+    assert!(matches!(start("unreachable", short), StartError::Trap(_)));
+    let out_of_time = StartError::OutOfTime { ms_max: 200 };
+    assert_eq!(start("(loop $ever (br $ever))", short), out_of_time);
     let refused = StartError::Refused("no, thank you".into());
-    assert_eq!(start("(return (call $error))", budget), refused);
+    assert_eq!(start("(return (call $error))", short), refused);
     let small = Budget {
         memory_bytes_max: 64 << 10,
-        ..Budget::default()
+        ..budget()
     };
     let over = StartError::OverMemory {
         bytes_max: 64 << 10,
@@ -281,26 +281,21 @@ fn the_pool_is_bounded_and_says_so() {
     let engine = engine(); // for 8 instances
     let component = compile(&engine, "unreachable");
     let filters: Vec<Filter> = (0..8)
-        .map(|_| filter_with(&component, &[], Budget::default()))
+        .map(|_| filter_with(&component, &[], budget()))
         .collect();
     let log = GuestLog::new("test");
-    let error = Filter::new(&component, parameters(&[]), Budget::default(), &log).unwrap_err();
+    let error = Filter::new(&component, parameters(&[]), budget(), &log).unwrap_err();
     assert!(matches!(error, StartError::NoRoom(_)), "{error}");
     assert_eq!(error.erred(), Erred::Broker);
     drop(filters);
-    filter_with(&component, &[], Budget::default());
+    filter_with(&component, &[], budget());
 }
 
 #[test]
 fn three_kills_pause_the_deployment_and_one_moves_it() {
     let engine = engine();
     let component = compile(&engine, DIES_OF_ZERO);
-    let deployment = Deployment::new(
-        "orders-check",
-        component,
-        Parameters::new(),
-        Budget::default(),
-    );
+    let deployment = Deployment::new("orders-check", component, Parameters::new(), budget());
     let mut filter = deployment.filter(&Parameters::new()).unwrap();
     let mut ask = |batch: &Batch| {
         let (index, timestamps) = (batch.index.index(), batch.index.timestamps());

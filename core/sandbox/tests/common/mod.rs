@@ -34,6 +34,14 @@ pub(crate) fn engine_with(config: EngineConfig) -> Engine {
     .unwrap()
 }
 
+/// Room and time enough that only a fault ends a call, however busy the machine is.
+pub(crate) fn budget() -> Budget {
+    Budget {
+        batch_ms_max: 20_000,
+        ..Budget::default()
+    }
+}
+
 /// A component that ships with the broker, or as it was just built if the environment says where.
 pub(crate) fn bundled(name: &str) -> Vec<u8> {
     let dist = std::env::var_os("MILLSTREAM_PLUGINS_DIST").map_or_else(
@@ -51,7 +59,7 @@ pub(crate) fn parameters(pairs: &[(&str, &str)]) -> Parameters {
 }
 
 pub(crate) fn filter(engine: &Engine, wasm: &[u8], pairs: &[(&str, &str)]) -> Filter {
-    filter_with(&engine.compile(wasm).unwrap(), pairs, Budget::default())
+    filter_with(&engine.compile(wasm).unwrap(), pairs, budget())
 }
 
 pub(crate) fn filter_with(

@@ -457,6 +457,7 @@ impl Parser<'_> {
 }
 
 fn is_json_number(text: &str) -> bool {
-    let found = crate::scan::Scanner::new(&[Vec::new()]).scan(text.as_bytes());
+    let mut scanner = crate::scan::Scanner::new(&[Vec::new()]);
+    let found = scanner.scan(text.as_bytes());
     found.is_ok_and(|found| matches!(found.value(0), Value::Number(_)))
 }

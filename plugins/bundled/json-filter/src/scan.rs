@@ -19,7 +19,8 @@ const DEPTH_MAX: usize = 128;
 pub struct Scanner {
     /// The tree of paths; 0 is the root.
     nodes: Vec<Node>,
-    paths: usize,
+    /// What the last scan has found, in the order of the paths.
+    places: Vec<Place>,
 }
 
 /// A place that wanted paths go through.
@@ -31,12 +32,38 @@ struct Node {
     path: Option<usize>,
 }
 
-/// What was found at each path, in the order of the paths.
-#[derive(Debug)]
+/// What was found in one text.
+#[derive(Clone, Copy, Debug)]
 pub struct Found<'a> {
-    few: [Value<'a>; Found::FEW],
-    more: Vec<Value<'a>>,
+    text: &'a [u8],
+    places: &'a [Place],
 }
+
+/// Where a value stands. A string's place is what is between its quotes.
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    kind: Kind,
+    start: u32,
+    end: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Absent,
+    Null,
+    True,
+    False,
+    Number,
+    String,
+    Array,
+    Object,
+}
+
+const ABSENT: Place = Place {
+    kind: Kind::Absent,
+    start: 0,
+    end: 0,
+};
 
 /// A value, as it stands in the text. It has been checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,29 +100,25 @@ impl fmt::Display for Invalid {
 }
 
 impl<'a> Found<'a> {
-    /// Values that need no allocation.
-    const FEW: usize = 8;
-
-    fn new(paths: usize) -> Self {
-        Self {
-            few: [Value::Absent; Self::FEW],
-            more: vec![Value::Absent; paths.saturating_sub(Self::FEW)],
-        }
-    }
-
     /// What is at path `path`.
     #[must_use]
     pub fn value(&self, path: usize) -> Value<'a> {
-        match path.checked_sub(Self::FEW) {
-            None => self.few[path],
-            Some(path) => self.more[path],
-        }
+        self.places[path].value(self.text)
     }
+}
 
-    fn set(&mut self, path: usize, value: Value<'a>) {
-        match path.checked_sub(Self::FEW) {
-            None => self.few[path] = value,
-            Some(path) => self.more[path] = value,
+impl Place {
+    fn value(self, text: &[u8]) -> Value<'_> {
+        let bytes = &text[self.start as usize..self.end as usize];
+        match self.kind {
+            Kind::Absent => Value::Absent,
+            Kind::Null => Value::Null,
+            Kind::True => Value::Bool(true),
+            Kind::False => Value::Bool(false),
+            Kind::Number => Value::Number(bytes),
+            Kind::String => Value::String(bytes),
+            Kind::Array => Value::Array(bytes),
+            Kind::Object => Value::Object(bytes),
         }
     }
 }
@@ -130,17 +153,18 @@ impl Scanner {
         }
         Self {
             nodes,
-            paths: paths.len(),
+            places: vec![ABSENT; paths.len()],
         }
     }
 
     /// Scans one text.
-    pub fn scan<'a>(&self, text: &'a [u8]) -> Result<Found<'a>, Invalid> {
+    pub fn scan<'a>(&'a mut self, text: &'a [u8]) -> Result<Found<'a>, Invalid> {
+        self.places.fill(ABSENT);
         let mut scan = Scan {
             nodes: &self.nodes,
+            places: &mut self.places,
             text,
             at: 0,
-            found: Found::new(self.paths),
         };
         scan.space();
         scan.value(Some(0), 0)?;
@@ -148,65 +172,80 @@ impl Scanner {
         if scan.at < text.len() {
             return Err(scan.invalid("something after the value"));
         }
-        Ok(scan.found)
+        Ok(Found {
+            text,
+            places: &self.places,
+        })
     }
 }
 
 /// The elements of an array that has been scanned.
 pub(crate) fn elements(array: &[u8]) -> impl Iterator<Item = Value<'_>> {
-    let mut scan = Scan {
-        nodes: &[],
-        text: array,
-        at: 1,
-        found: Found::new(0),
-    };
+    let mut at = 1;
     std::iter::from_fn(move || {
+        let mut scan = Scan {
+            nodes: &[],
+            places: &mut [],
+            text: array,
+            at,
+        };
         while matches!(scan.peek(), Some(b' ' | b'\t' | b'\n' | b'\r' | b',')) {
             scan.at += 1;
         }
-        match scan.peek() {
-            None | Some(b']') => None,
-            Some(_) => scan.value(None, 0).ok(),
+        if matches!(scan.peek(), None | Some(b']')) {
+            return None;
         }
+        let element = scan.value(None, 0).ok()?;
+        at = scan.at;
+        Some(element.value(array))
     })
 }
 
 /// A scan in progress.
 struct Scan<'s, 'a> {
     nodes: &'s [Node],
+    places: &'s mut [Place],
     text: &'a [u8],
     at: usize,
-    found: Found<'a>,
 }
 
 impl<'a> Scan<'_, 'a> {
     /// Passes a value and notes it if a wanted path ends at `node`.
-    fn value(&mut self, node: Option<usize>, depth: usize) -> Result<Value<'a>, Invalid> {
-        let start = self.at;
-        let value = match self.peek() {
-            Some(b'"') => Value::String(self.string()?),
+    fn value(&mut self, node: Option<usize>, depth: usize) -> Result<Place, Invalid> {
+        let start = self.at as u32;
+        let kind = match self.peek() {
+            Some(b'"') => {
+                self.string()?;
+                Kind::String
+            }
             Some(b'{') => {
                 self.object(node, depth)?;
-                Value::Object(&self.text[start..self.at])
+                Kind::Object
             }
             Some(b'[') => {
                 self.array(node, depth)?;
-                Value::Array(&self.text[start..self.at])
+                Kind::Array
             }
-            Some(b't') => self.word(b"true", Value::Bool(true))?,
-            Some(b'f') => self.word(b"false", Value::Bool(false))?,
-            Some(b'n') => self.word(b"null", Value::Null)?,
+            Some(b't') => self.word(b"true", Kind::True)?,
+            Some(b'f') => self.word(b"false", Kind::False)?,
+            Some(b'n') => self.word(b"null", Kind::Null)?,
             Some(b'-' | b'0'..=b'9') => {
                 self.number()?;
-                Value::Number(&self.text[start..self.at])
+                Kind::Number
             }
             Some(_) => return Err(self.invalid("no value")),
             None => return Err(self.invalid("the end instead of a value")),
         };
+        let quote = u32::from(kind == Kind::String);
+        let place = Place {
+            kind,
+            start: start + quote,
+            end: self.at as u32 - quote,
+        };
         if let Some(path) = node.and_then(|node| self.nodes[node].path) {
-            self.found.set(path, value);
+            self.places[path] = place;
         }
-        Ok(value)
+        Ok(place)
     }
 
     fn object(&mut self, node: Option<usize>, depth: usize) -> Result<(), Invalid> {
@@ -302,7 +341,7 @@ impl<'a> Scan<'_, 'a> {
     fn forget(&mut self, node: usize) {
         let nodes = self.nodes;
         if let Some(path) = nodes[node].path {
-            self.found.set(path, Value::Absent);
+            self.places[path] = ABSENT;
         }
         for (.., child) in &nodes[node].children {
             self.forget(*child);
@@ -376,12 +415,12 @@ impl<'a> Scan<'_, 'a> {
         Ok(())
     }
 
-    fn word(&mut self, word: &[u8], value: Value<'a>) -> Result<Value<'a>, Invalid> {
+    fn word(&mut self, word: &[u8], kind: Kind) -> Result<Kind, Invalid> {
         if !self.text[self.at..].starts_with(word) {
             return Err(self.invalid("no value"));
         }
         self.at += word.len();
-        Ok(value)
+        Ok(kind)
     }
 
     #[inline]

@@ -4,34 +4,68 @@
 use std::borrow::Cow;
 
 /// Bytes at the start of `text` that need no look of their own (no quote, backslash or control
-/// character), and whether all of those up to the next such byte are ASCII.
+/// character), and whether all of them are ASCII.
 #[inline]
 pub(crate) fn plain(text: &[u8]) -> (usize, bool) {
-    // Eight at a time: a byte has its high bit set in `special` if it is one of those. A borrow may
-    // set it for a byte after a true one as well, so only the first counts.
-    const ONES: u64 = u64::from_le_bytes([1; 8]);
-    const HIGH: u64 = ONES << 7;
-    let (words, rest) = text.as_chunks::<8>();
-    let mut seen = 0;
-    for (i, word) in words.iter().enumerate() {
-        let word = u64::from_le_bytes(*word);
-        let zero_if = |byte: u8| word ^ (ONES * u64::from(byte));
-        let is_zero = |word: u64| word.wrapping_sub(ONES) & !word;
-        let control = word.wrapping_sub(ONES * 0x20) & !word;
-        let special = (is_zero(zero_if(b'"')) | is_zero(zero_if(b'\\')) | control) & HIGH;
+    let (chunks, rest) = text.as_chunks::<CHUNK>();
+    let mut other = 0;
+    for (i, chunk) in chunks.iter().enumerate() {
+        let (special, high) = look(chunk);
         if special != 0 {
             let before = (special & special.wrapping_neg()) - 1;
-            let plain = i * 8 + (special.trailing_zeros() / 8) as usize;
-            return (plain, (seen | word & before) & HIGH == 0);
+            let plain = i * CHUNK + (special.trailing_zeros() / BITS) as usize;
+            return (plain, other | (high & before) == 0);
         }
-        seen |= word;
+        other |= high;
     }
     let special = |byte: &u8| matches!(byte, b'"' | b'\\' | 0..=0x1f);
     let len = rest.iter().position(special).unwrap_or(rest.len());
+    let plain = chunks.len() * CHUNK + len;
+    (plain, other == 0 && rest[..len].is_ascii())
+}
+
+/// Bytes that are looked at together.
+const CHUNK: usize = if cfg!(target_feature = "simd128") {
+    16
+} else {
+    8
+};
+/// Bits of a mask for each byte.
+const BITS: u32 = if cfg!(target_feature = "simd128") {
+    1
+} else {
+    8
+};
+
+/// A mask of the special bytes, of which the lowest is right, and a mask of those that are not ASCII.
+#[cfg(target_feature = "simd128")]
+#[inline]
+fn look(chunk: &[u8; 16]) -> (u32, u32) {
+    use std::arch::wasm32::{u8x16_bitmask, u8x16_eq, u8x16_lt, u8x16_splat, u64x2, v128_or};
+    let (halves, _) = chunk.as_chunks::<8>();
+    let chunk = u64x2(u64::from_le_bytes(halves[0]), u64::from_le_bytes(halves[1]));
+    let quote = u8x16_eq(chunk, u8x16_splat(b'"'));
+    let backslash = u8x16_eq(chunk, u8x16_splat(b'\\'));
+    let control = u8x16_lt(chunk, u8x16_splat(0x20));
+    let special = v128_or(v128_or(quote, backslash), control);
     (
-        words.len() * 8 + len,
-        seen & HIGH == 0 && rest[..len].is_ascii(),
+        u32::from(u8x16_bitmask(special)),
+        u32::from(u8x16_bitmask(chunk)),
     )
+}
+
+#[cfg(not(target_feature = "simd128"))]
+#[inline]
+fn look(chunk: &[u8; 8]) -> (u64, u64) {
+    const ONES: u64 = u64::from_le_bytes([1; 8]);
+    const HIGH: u64 = ONES << 7;
+    // A byte's high bit is set if it is special, and by a borrow perhaps for bytes after that one.
+    let word = u64::from_le_bytes(*chunk);
+    let zero_if = |byte: u8| word ^ (ONES * u64::from(byte));
+    let is_zero = |word: u64| word.wrapping_sub(ONES) & !word;
+    let control = word.wrapping_sub(ONES * 0x20) & !word;
+    let special = (is_zero(zero_if(b'"')) | is_zero(zero_if(b'\\')) | control) & HIGH;
+    (special, word & HIGH)
 }
 
 /// Whether a JSON string is this text.

@@ -16,11 +16,13 @@ pub mod inspect;
 pub mod io;
 mod log;
 pub mod manifest;
+mod reader;
 mod recover;
 mod rescan;
 pub mod scan;
 mod snapshot;
 mod space;
+mod walk;
 mod write;
 
 pub use api::*;

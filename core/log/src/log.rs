@@ -15,9 +15,9 @@ use millstream_batch::ids::{Lsn, Offset, PartitionSlot, Term};
 use rustc_hash::FxHashMap;
 
 use crate::api::{Config, Event, Held, Recovery, SealedRange, Stats};
-use crate::fetch::{Reader, Reading};
 use crate::index::Index;
 use crate::io::{FileId, Io, IoDone, IoError, IoErrorKind, IoId, IoOp, IoOutput};
+use crate::reader::{Reader, Reading};
 use crate::recover::Recover;
 use crate::snapshot::Snapshots;
 use crate::space::Space;

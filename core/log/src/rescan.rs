@@ -10,10 +10,11 @@ use bytes::Bytes;
 use millstream_batch::ids::PartitionSlot;
 
 use crate::api::FetchError;
-use crate::fetch::{Goal, Reading};
+use crate::fetch::Goal;
 use crate::footer::Run;
 use crate::io::{FileId, IoError, IoOp};
 use crate::log::{Log, Purpose};
+use crate::reader::Reading;
 use crate::scan::{Scanner, Step};
 
 /// A file being walked.

@@ -1,0 +1,184 @@
+//! What reading keeps: stretches and sections read before, reads in flight, who waits for them.
+//!
+//! Absent on purpose: which read to make ([`crate::fetch`]).
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use millstream_batch::ids::{Offset, PartitionSlot};
+use rustc_hash::FxHashMap;
+use smallvec::SmallVec;
+
+use crate::fetch::Goal;
+use crate::footer::Run;
+use crate::rescan::Rescan;
+
+/// Cold reads kept.
+const STRETCH_CACHE_BYTES: usize = 16 << 20;
+/// Footer sections kept.
+const SECTION_CACHE_BYTES: usize = 4 << 20;
+
+/// A read in flight, and what it is for.
+#[derive(Debug)]
+pub(crate) enum Reading {
+    Section {
+        goal: Goal,
+        file: u64,
+        at: u64,
+    },
+    Stretch {
+        goal: Goal,
+        stretch: Stretch,
+    },
+    /// Read ahead: nobody waits for it.
+    Ahead {
+        stretch: Stretch,
+    },
+    /// The next bytes of a file whose index is made anew.
+    Rescan(Rescan),
+}
+
+/// A part of one file that holds neighbouring runs of one slot.
+#[derive(Clone, Debug)]
+pub(crate) struct Stretch {
+    pub(crate) file: u64,
+    pub(crate) incarnation: u64,
+    pub(crate) at: u64,
+    pub(crate) len: usize,
+    pub(crate) runs: SmallVec<[Run; 4]>,
+}
+
+#[derive(Debug)]
+struct CachedStretch {
+    file: u64,
+    at: u64,
+    bytes: Bytes,
+}
+
+#[derive(Debug)]
+struct CachedSection {
+    file: u64,
+    slot: PartitionSlot,
+    runs: Arc<[Run]>,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Reader {
+    /// Newest last.
+    stretches: VecDeque<CachedStretch>,
+    stretch_bytes: usize,
+    sections: VecDeque<CachedSection>,
+    section_bytes: usize,
+    /// Sections that no footer on disk has.
+    pinned: FxHashMap<(u64, PartitionSlot), Arc<[Run]>>,
+    in_flight: FxHashMap<u64, u32>,
+    /// Files whose index is being made anew, with who waits for it.
+    pub(crate) rescans: FxHashMap<u64, Vec<Goal>>,
+    /// Where a slot's last cold fetch ended: going on from there is reading in sequence.
+    pub(crate) cold_ends: FxHashMap<PartitionSlot, Offset>,
+    /// `(file, at, length)` of reads ahead in flight.
+    pub(crate) ahead: SmallVec<[(u64, u64, usize); 8]>,
+    /// Wait for a read ahead; all are looked at again when one is done.
+    pub(crate) waiting: Vec<Goal>,
+    /// Entries were lost to damage: a gap between batches may be one of them.
+    pub(crate) lost: bool,
+}
+
+impl Reader {
+    pub(crate) fn is_reading(&self, file: u64) -> bool {
+        self.in_flight.contains_key(&file)
+    }
+
+    pub(crate) fn cache_bytes(&self) -> usize {
+        self.stretch_bytes + self.section_bytes
+    }
+
+    /// A file is freed.
+    pub(crate) fn forget(&mut self, file: u64) {
+        self.pinned.retain(|(f, _), _| *f != file);
+        self.stretches.retain(|s| s.file != file);
+        self.sections.retain(|s| s.file != file);
+        self.stretch_bytes = self.stretches.iter().map(|s| s.bytes.len()).sum();
+        self.section_bytes = self
+            .sections
+            .iter()
+            .map(|s| s.runs.len() * size_of::<Run>())
+            .sum();
+    }
+
+    pub(crate) fn pin_section(&mut self, file: u64, slot: PartitionSlot, runs: Arc<[Run]>) {
+        self.pinned.insert((file, slot), runs);
+    }
+
+    pub(crate) fn section(&mut self, file: u64, slot: PartitionSlot) -> Option<Arc<[Run]>> {
+        if let Some(runs) = self.pinned.get(&(file, slot)) {
+            return Some(Arc::clone(runs));
+        }
+        let i = self
+            .sections
+            .iter()
+            .rposition(|s| s.file == file && s.slot == slot)?;
+        let section = self.sections.remove(i)?;
+        let runs = Arc::clone(&section.runs);
+        self.sections.push_back(section);
+        Some(runs)
+    }
+
+    pub(crate) fn keep_section(&mut self, file: u64, slot: PartitionSlot, runs: Arc<[Run]>) {
+        self.section_bytes += runs.len() * size_of::<Run>();
+        self.sections.push_back(CachedSection { file, slot, runs });
+        while self.section_bytes > SECTION_CACHE_BYTES && self.sections.len() > 1 {
+            let Some(old) = self.sections.pop_front() else {
+                break;
+            };
+            self.section_bytes -= old.runs.len() * size_of::<Run>();
+        }
+    }
+
+    pub(crate) fn stretch(&mut self, wanted: &Stretch) -> Option<Bytes> {
+        let covers = |s: &CachedStretch| {
+            s.file == wanted.file
+                && s.at <= wanted.at
+                && s.at + s.bytes.len() as u64 >= wanted.at + wanted.len as u64
+        };
+        let i = self.stretches.iter().rposition(covers)?;
+        let found = self.stretches.remove(i)?;
+        let start = (wanted.at - found.at) as usize;
+        let bytes = found.bytes.slice(start..start + wanted.len);
+        self.stretches.push_back(found);
+        Some(bytes)
+    }
+
+    pub(crate) fn keep_stretch(&mut self, file: u64, at: u64, bytes: Bytes) {
+        self.stretch_bytes += bytes.len();
+        self.stretches.push_back(CachedStretch { file, at, bytes });
+        while self.stretch_bytes > STRETCH_CACHE_BYTES && self.stretches.len() > 1 {
+            let Some(old) = self.stretches.pop_front() else {
+                break;
+            };
+            self.stretch_bytes -= old.bytes.len();
+        }
+    }
+
+    pub(crate) fn is_ahead(&self, stretch: &Stretch) -> bool {
+        self.ahead.iter().any(|(file, at, len)| {
+            *file == stretch.file
+                && *at <= stretch.at
+                && at + *len as u64 >= stretch.at + stretch.len as u64
+        })
+    }
+
+    pub(crate) fn began(&mut self, file: u64) {
+        *self.in_flight.entry(file).or_default() += 1;
+    }
+
+    pub(crate) fn ended(&mut self, file: u64) {
+        if let Some(count) = self.in_flight.get_mut(&file) {
+            *count -= 1;
+            if *count == 0 {
+                self.in_flight.remove(&file);
+            }
+        }
+    }
+}

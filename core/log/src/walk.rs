@@ -1,0 +1,147 @@
+//! From a run to its entries: by back links, checked when the bytes come from the disk.
+//!
+//! Absent on purpose: where the bytes are from ([`crate::fetch`]).
+
+use bytes::Bytes;
+use millstream_batch::ids::Offset;
+use smallvec::SmallVec;
+
+use crate::api::{Entry, Fetch, FetchError, IndexKey, TimeQuery};
+use crate::footer::Run;
+use crate::format::{EntryHeader, checksum};
+
+/// A cold read stops growing here; one run is read whole whatever its size.
+const READ_BYTES_MAX: u64 = 1 << 20;
+/// Foreign bytes between two runs that are worth reading to save a read.
+const GAP_BYTES_MAX: u64 = 64 << 10;
+
+/// Runs that one read should cover: the first, and those after it that are near and wanted.
+pub(crate) fn neighbours(runs: impl Iterator<Item = Run>, bytes_max: usize) -> SmallVec<[Run; 4]> {
+    let mut out: SmallVec<[Run; 4]> = SmallVec::new();
+    let mut wanted = 0;
+    for run in runs {
+        if let (Some(first), Some(last)) = (out.first(), out.last()) {
+            let end = last.at + u64::from(last.len);
+            let grown = run.at + u64::from(run.len) - first.at;
+            if run.at.saturating_sub(end) > GAP_BYTES_MAX
+                || grown > READ_BYTES_MAX
+                || wanted >= bytes_max
+            {
+                break;
+            }
+        }
+        wanted += run.bytes as usize;
+        out.push(run);
+    }
+    out
+}
+
+/// Bytes of a file from `at` on. With `seed` they come from the disk and are checked.
+pub(crate) struct Span<'a> {
+    pub(crate) bytes: &'a Bytes,
+    pub(crate) at: u64,
+    pub(crate) seed: Option<u64>,
+}
+
+impl Span<'_> {
+    /// The entry header at a position in the file.
+    fn header(&self, position: u64) -> Option<EntryHeader> {
+        let start = usize::try_from(position.checked_sub(self.at)?).ok()?;
+        let bytes = self.bytes.get(start..)?;
+        match self.seed {
+            Some(seed) => EntryHeader::decode(seed, bytes),
+            None => Some(EntryHeader::decode_trusted(bytes)),
+        }
+    }
+
+    /// The entry at a position; `None` when its fact or raw bytes are damaged.
+    fn entry(&self, position: u64, header: &EntryHeader) -> Option<Entry> {
+        let start = (position - self.at) as usize;
+        let part = |range: std::ops::Range<usize>, sum: u64| {
+            let range = start + range.start..start + range.end;
+            let bytes = self.bytes.get(range.clone())?;
+            let good = self.seed.is_none_or(|seed| checksum(seed, bytes) == sum);
+            good.then(|| self.bytes.slice(range))
+        };
+        Some(Entry {
+            lsn: header.lsn,
+            term: header.term,
+            kind: header.kind,
+            fact: part(header.fact_range(), header.fact_sum)?,
+            raw: part(header.raw_range(), header.raw_sum)?,
+            raw_len: header.raw_len as usize,
+        })
+    }
+}
+
+pub(crate) type Walked = SmallVec<[(u64, EntryHeader); 8]>;
+
+/// The run's entries from the one that holds `from` on (or the first), in order, found by the back
+/// links from its last one.
+pub(crate) fn walk(span: &Span<'_>, run: &Run, from: Offset) -> Result<Walked, FetchError> {
+    let mut found = Walked::new();
+    let mut position = run.at + u64::from(run.last_entry);
+    let mut to = run.last;
+    loop {
+        let header = span
+            .header(position)
+            .filter(|h| h.is_indexed() && h.key.last_offset <= to);
+        let Some(header) = header else {
+            return Err(FetchError::Damaged {
+                from: from.max(run.base),
+                to,
+            });
+        };
+        found.push((position, header));
+        let back = u64::from(header.back);
+        if header.key.base_offset <= from || back == 0 || position - back < run.at {
+            break;
+        }
+        to = Offset(header.key.base_offset.0 - 1);
+        position -= back;
+    }
+    found.reverse();
+    Ok(found)
+}
+
+/// Add the run's wanted batches to `entries`; gives whether more are wanted.
+pub(crate) fn take(
+    span: &Span<'_>,
+    run: &Run,
+    fetch: &Fetch,
+    entries: &mut Vec<Entry>,
+    taken: &mut usize,
+) -> Result<bool, FetchError> {
+    for (position, header) in walk(span, run, fetch.offset)? {
+        let key = &header.key;
+        if key.last_offset < fetch.offset {
+            continue;
+        }
+        if key.base_offset >= fetch.end {
+            return Ok(false);
+        }
+        let raw_len = header.raw_len as usize;
+        if !entries.is_empty() && *taken + raw_len > fetch.bytes_max {
+            return Ok(false);
+        }
+        let Some(entry) = span.entry(position, &header) else {
+            return Err(FetchError::Damaged {
+                from: key.base_offset,
+                to: key.last_offset,
+            });
+        };
+        *taken += raw_len;
+        entries.push(entry);
+    }
+    Ok(*taken < fetch.bytes_max)
+}
+
+pub(crate) fn time_match(entries: &Walked, query: &TimeQuery, from: Offset) -> Option<IndexKey> {
+    let newer =
+        |h: &EntryHeader| h.key.last_offset >= from && h.key.max_timestamp >= query.timestamp;
+    entries
+        .iter()
+        .map(|(_, h)| h)
+        .find(|h| newer(h))
+        .map(|h| h.key)
+}

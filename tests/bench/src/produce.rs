@@ -82,8 +82,14 @@ fn measure(options: &Options, program: &Path, data: &Path) -> Result<Run> {
         .arg(&config);
     command.args(["--listen", &listen.to_string(), "--http", &http.to_string()]);
     command.args(["--shards", &options.shards.to_string()]);
-    let mut broker = Child::spawn(command.stdout(Stdio::null()))?;
-    wait_until_ready(&mut broker, http).context("the broker did not start")?;
+    let log = data.join("broker.log");
+    command
+        .stdout(Stdio::null())
+        .stderr(std::fs::File::create(&log)?);
+    let mut broker = Child::spawn(&mut command)?;
+    let said = || std::fs::read_to_string(&log).unwrap_or_default();
+    wait_until_ready(&mut broker, http)
+        .with_context(|| format!("the broker did not start; it said:\n{}", said()))?;
 
     let mut command = Command::new(program);
     command.args([

@@ -45,14 +45,14 @@ impl Run {
         }
     }
 
-    /// Name, unit digits and value of each figure, in the order they are printed.
-    fn figures(&self) -> [(&'static str, usize, f64); 5] {
+    /// Label, name in JSON, digits and value of each figure, in the order they are printed.
+    fn figures(&self) -> [(&'static str, &'static str, usize, f64); 5] {
         [
-            ("records/s", 0, self.records_per_s),
-            ("MB/s", 1, self.mb_per_s),
-            ("p50 ms", 2, self.p50_ms),
-            ("p99 ms", 2, self.p99_ms),
-            ("CPU-s/GB", 2, self.cpu_s_per_gb),
+            ("records/s", "records_per_s", 0, self.records_per_s),
+            ("MB/s", "mb_per_s", 1, self.mb_per_s),
+            ("p50 ms", "p50_ms", 2, self.p50_ms),
+            ("p99 ms", "p99_ms", 2, self.p99_ms),
+            ("CPU-s/GB", "cpu_s_per_gb", 2, self.cpu_s_per_gb),
         ]
     }
 }
@@ -71,7 +71,7 @@ pub(crate) fn one(name: &str, run: &Run, output: Output) -> Result<()> {
         Output::Table => {
             let figures = run
                 .figures()
-                .map(|(what, digits, value)| format!("{value:.digits$} {what}"));
+                .map(|(what, _, digits, value)| format!("{value:.digits$} {what}"));
             println!("{name}: {}", figures.join(", "));
         }
     }
@@ -113,6 +113,7 @@ pub(crate) fn pairs(load: &Load, pairs: &[Pair], output: Output) -> Result<()> {
 
 struct Row {
     what: &'static str,
+    name: &'static str,
     digits: usize,
     ceiling: f64,
     product: f64,
@@ -125,13 +126,13 @@ fn rows(pairs: &[Pair]) -> Vec<Row> {
     let Some(first) = pairs.first() else {
         return Vec::new();
     };
-    let of = |run: &Run, figure: usize| run.figures()[figure].2;
+    let of = |run: &Run, figure: usize| run.figures()[figure].3;
     first
         .ceiling
         .figures()
         .iter()
         .enumerate()
-        .map(|(figure, (what, digits, _))| {
+        .map(|(figure, (what, name, digits, _))| {
             let ratios = sorted(
                 pairs
                     .iter()
@@ -139,6 +140,7 @@ fn rows(pairs: &[Pair]) -> Vec<Row> {
             );
             Row {
                 what,
+                name,
                 digits: *digits,
                 ceiling: median(&sorted(pairs.iter().map(|p| of(&p.ceiling, figure)))),
                 product: median(&sorted(pairs.iter().map(|p| of(&p.product, figure)))),
@@ -161,7 +163,7 @@ fn summary(load: &Load, pairs: &[Pair]) -> Value {
                 "ratio_min": row.lowest,
                 "ratio_max": row.highest,
             });
-            (row.what.to_owned(), figures)
+            (row.name.to_owned(), figures)
         })
         .collect();
     json!({

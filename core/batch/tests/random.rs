@@ -326,7 +326,7 @@ fn changed_bytes_never_panic_and_every_reader_agrees_on_the_header() {
     let mut codec = Codec::new();
     let mut index = RecordIndex::new();
     let mut survived = 0;
-    for seed in 0..3_000 {
+    for seed in 0..1_000 {
         let mut draw = Draw(seed);
         let records = draw_records(&mut draw);
         let mut bytes = encode(ENCODINGS[draw.below(3)], &records[..records.len().min(6)])
@@ -374,7 +374,7 @@ fn changed_bytes_never_panic_and_every_reader_agrees_on_the_header() {
         }
     }
     assert!(
-        survived > 100,
+        survived > 50,
         "the changes reach past the header: {survived}"
     );
 }

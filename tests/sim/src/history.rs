@@ -37,9 +37,10 @@ pub struct History {
     pub partitions: BTreeMap<Partition, PartitionHistory>,
     pub commits: BTreeMap<(String, Partition), CommitHistory>,
     pub violations: Vec<Violation>,
-    /// Bits flipped at rest, and whether anything was reported about it.
+    /// Bits flipped at rest.
     pub flips: u64,
-    pub damage_reports: u64,
+    /// Writes and syncs that were made to fail: what they left half written may show as damage.
+    pub io_faults: u64,
     /// The shard said that it is read-only because of damage.
     pub read_only: bool,
     /// Answers given so far: a clock of events.
@@ -60,8 +61,13 @@ pub struct Counts {
     pub failures: u64,
     pub full: u64,
     pub snapshots: u64,
-    pub sealed: u64,
-    pub freed: u64,
+    pub flips: u64,
+    /// Fetches answered with damage.
+    pub damaged: u64,
+    /// Shards found read-only at a start.
+    pub read_only: u64,
+    /// WAL files that became spares.
+    pub recycled: u64,
 }
 
 #[derive(Debug, Default)]
@@ -173,7 +179,7 @@ impl History {
                 self.counts.read += fetched.batches.len() as u64;
             }
             (Asked::Fetch(fetch), Answer::Error(Error::Damaged { from, to })) => {
-                self.damage_reports += 1;
+                self.counts.damaged += 1;
                 self.partitions.entry(fetch.partition).or_default().damaged.push((from.0, to.0));
             }
             (Asked::Commit { group, partition, member, epoch, offset, at }, Answer::Reply(_)) => {

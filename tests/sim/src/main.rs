@@ -22,6 +22,9 @@ struct Arguments {
     /// Run random seeds for so many minutes.
     #[arg(long, value_name = "MINUTES")]
     soak: Option<u64>,
+    /// Go on after a seed that fails, and list them all.
+    #[arg(long)]
+    all: bool,
     /// Threads; 0: one a core.
     #[arg(long, default_value_t = 0)]
     threads: usize,
@@ -47,18 +50,19 @@ fn main() -> io::Result<ExitCode> {
         n => n,
     };
     match arguments.soak {
-        None => many(threads, arguments.seeds.0, |seed| seed < arguments.seeds.1),
+        None => many(threads, arguments.all, arguments.seeds.0, |seed| seed < arguments.seeds.1),
         Some(minutes) => {
             let end = Instant::now() + Duration::from_secs(minutes * 60);
             let start = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-            many(threads, start.as_nanos() as u64, |_| Instant::now() < end)
+            many(threads, arguments.all, start.as_nanos() as u64, |_| Instant::now() < end)
         }
     }
 }
 
-/// Run seeds from `from` on while `more` says so, until the first that fails.
-fn many(threads: usize, from: u64, more: impl Fn(u64) -> bool + Sync) -> io::Result<ExitCode> {
-    let (next, failed) = (AtomicU64::new(from), Mutex::new(None));
+/// Run seeds from `from` on while `more` says so, until the first that fails or, with `all`, to the end.
+fn many(threads: usize, all: bool, from: u64, more: impl Fn(u64) -> bool + Sync) -> io::Result<ExitCode> {
+    let (next, failed) = (AtomicU64::new(from), Mutex::new(Vec::new()));
+    let lock = || failed.lock().expect("no thread panics with it");
     let started = Instant::now();
     std::panic::set_hook(Box::new(|_| ())); // a panic is an outcome like others
     std::thread::scope(|scope| {
@@ -66,24 +70,26 @@ fn many(threads: usize, from: u64, more: impl Fn(u64) -> bool + Sync) -> io::Res
             scope.spawn(|| {
                 loop {
                     let seed = next.fetch_add(1, Ordering::Relaxed);
-                    if !more(seed) || failed.lock().expect("no thread panics with it").is_some() {
+                    if !more(seed) || !all && !lock().is_empty() {
                         return;
                     }
                     let outcome = run(seed, false);
                     if !outcome.violations.is_empty() {
-                        failed.lock().expect("no thread panics with it").get_or_insert(outcome);
+                        lock().push(outcome);
                     }
                 }
             });
         }
     });
     let mut out = io::stdout().lock();
-    let runs = next.into_inner() - from;
-    writeln!(out, "about {runs} runs in {:.1} s", started.elapsed().as_secs_f64())?;
-    match failed.into_inner().expect("no thread panics with it") {
-        Some(outcome) => report(&mut out, &outcome),
-        None => Ok(ExitCode::SUCCESS),
+    let runs = next.load(Ordering::Relaxed) - from;
+    let failed = failed.into_inner().expect("no thread panics with it");
+    writeln!(out, "about {runs} runs in {:.1} s, {} failed", started.elapsed().as_secs_f64(), failed.len())?;
+    let mut code = ExitCode::SUCCESS;
+    for outcome in &failed {
+        code = report(&mut out, outcome)?;
     }
+    Ok(code)
 }
 
 fn report(out: &mut impl Write, outcome: &Outcome) -> io::Result<ExitCode> {

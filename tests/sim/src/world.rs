@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use millstream_batch::ids::TimestampMs;
 use millstream_log::Recovery;
-use millstream_log::io::Storage;
+use millstream_log::io::{FileId, Io, IoOp, Storage};
 use millstream_machine::request::Reply;
 use millstream_shard::call::{Answer, Call, Fetched};
 use millstream_shard::core::{Effect, Now, ShardCore};
@@ -110,7 +110,7 @@ impl World {
             number: 0,
             open: BTreeMap::new(),
             token: 0,
-            history: History::default(),
+            history: History { io_faults: u64::from(plan.read_fails > 0), ..History::default() },
             shadow: Shadow::new(),
             crashes: plan.crash_after_io.clone(),
             crash_at_io: None,
@@ -259,6 +259,10 @@ impl World {
     fn effect(&mut self, effect: Effect) {
         match effect {
             Effect::Io(io) => {
+                self.say(|_| format!("disk is asked {}", brief_io(&io)));
+                if let IoOp::Rename { from: FileId::Wal(_), to: FileId::Spare(_) } = io.op {
+                    self.history.counts.recycled += 1;
+                }
                 self.shadow.asked(&io);
                 match self.layer.submit(io, &mut self.disk) {
                     Passed::On(io) => {
@@ -300,15 +304,19 @@ impl World {
         self.say(|_| format!("ready: {recovery:?}"));
         self.ready = true;
         if let Some(why) = &recovery.read_only {
+            if self.history.io_faults > 0 {
+                // A write failed while recovery made the end safe: the next start will do.
+                self.failed = true;
+                return self.after(10_000, Event::Mishap(Mishap::Crash));
+            }
             self.history.read_only = true;
-            self.history.damage_reports += 1;
+            self.history.counts.read_only += 1;
             if self.history.flips == 0 {
                 self.history.violation("damage_reported", format!("read-only, and no bit was flipped: {why}"));
             }
             return;
         }
-        self.history.damage_reports += recovery.damage.len() as u64;
-        if !recovery.damage.is_empty() && self.history.flips == 0 {
+        if !recovery.damage.is_empty() && self.history.flips + self.history.io_faults == 0 {
             let what = format!("damage is reported, and no bit was flipped: {:?}", recovery.damage);
             self.history.violation("damage_reported", what);
         }
@@ -539,8 +547,14 @@ impl World {
                     self.after(300_000, Event::Restart);
                 }
             }
-            Mishap::FailWrite => self.disk.fail_next_write(),
-            Mishap::FailSync => self.disk.fail_next_sync(),
+            Mishap::FailWrite => {
+                self.history.io_faults += 1;
+                self.disk.fail_next_write();
+            }
+            Mishap::FailSync => {
+                self.history.io_faults += 1;
+                self.disk.fail_next_sync();
+            }
             Mishap::Full { for_us } => {
                 self.disk.set_capacity(self.disk.used());
                 self.after(for_us, Event::SpaceBack);
@@ -556,6 +570,7 @@ impl World {
         if self.disk.flip_bit(millstream_log::io::FileId::Wal(group.file), bit) {
             self.say(|_| format!("flipped bit {bit} of file {} (lsn up to {})", group.file, group.last));
             self.history.flips += 1;
+            self.history.counts.flips += 1;
         }
     }
 
@@ -590,6 +605,16 @@ impl World {
 
 fn faults(plan: &Plan) -> Faults {
     Faults { delayed: plan.disk_delays, read_fails: plan.read_fails, ..Faults::default() }
+}
+
+fn brief_io(io: &Io) -> String {
+    match &io.op {
+        IoOp::Write { file, at, len, sync, .. } => {
+            format!("{:?}: write {} at {at}, {len} bytes, sync {sync}", io.id, file.file_name())
+        }
+        IoOp::WriteFile { file, bytes } => format!("{:?}: write {}, {} bytes", io.id, file.file_name(), bytes.len()),
+        other => format!("{:?}: {other:?}", io.id),
+    }
 }
 
 fn brief(call: &Call) -> String {

@@ -2,17 +2,21 @@
 
 use millstream_batch::ids::{Lsn, PartitionSlot};
 use millstream_log::Event;
+use millstream_log::io::{FileId, IoOp};
+use millstream_machine::request::Reply;
 
 use super::gate::Held;
 use super::waiting::Wait;
 use super::{Effect, ShardCore, Shown, Writes};
 use crate::call::{Answer, Error};
-use millstream_machine::request::Reply;
 
 impl ShardCore {
     pub(super) fn on_event(&mut self, event: Event) {
         match event {
             Event::Io(io) => {
+                if let IoOp::Write { file: FileId::Wal(_), .. } = io.op {
+                    self.counters.written_us = Some(self.now.mono_us);
+                }
                 self.effects.push_back(Effect::Io(io));
             }
             Event::SnapshotPart { begin, bytes } => self.recover_part(begin, &bytes),
@@ -48,6 +52,9 @@ impl ShardCore {
 
     fn durable(&mut self, lsn: Lsn) {
         self.gate.open_to(lsn);
+        if let Some(written_us) = self.counters.written_us.take() {
+            self.counters.sync_us.record(self.now.mono_us.saturating_sub(written_us));
+        }
         self.release();
         self.wake_readers();
         self.snapshot_publish();

@@ -21,6 +21,8 @@ pub(super) struct Counters {
     pub(super) fetch_us: Latency,
     /// From the submission of a group's write until it is durable.
     pub(super) sync_us: Latency,
+    /// When the write under way was handed out.
+    pub(super) written_us: Option<u64>,
 }
 
 impl ShardCore {

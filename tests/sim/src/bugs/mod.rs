@@ -1,2 +1,131 @@
 //! Bugs planted on purpose, each a layer that lies where a broken product would: the checkers must
 //! catch every one. None of this is in the product.
+
+mod disk;
+mod network;
+mod recovery;
+
+use crate::layer::Layer;
+
+/// A bug to plant.
+#[derive(Clone, Copy, Debug)]
+pub struct Bug {
+    pub name: &'static str,
+    /// The product fault that it stands for.
+    pub stands_for: &'static str,
+    /// Checkers of which at least one is to catch it.
+    pub caught_by: &'static [&'static str],
+    pub plant: fn() -> Box<dyn Layer>,
+}
+
+/// All of them.
+pub const BUGS: &[Bug] = &[
+    Bug {
+        name: "sync_is_a_lie",
+        stands_for: "a write is reported durable and was never synced",
+        caught_by: &["no_acked_loss", "released_only", "rebuilt_equals_live"],
+        plant: || Box::new(disk::NoSync),
+    },
+    Bug {
+        name: "failed_sync_is_retried",
+        stands_for: "a failed sync is tried again, and its success believed",
+        caught_by: &["no_acked_loss", "released_only", "rebuilt_equals_live"],
+        plant: || Box::new(disk::RetriedSync::default()),
+    },
+    Bug {
+        name: "write_is_dropped",
+        stands_for: "a group is forgotten between the log and the disk",
+        caught_by: &["no_acked_loss", "released_only", "rebuilt_equals_live"],
+        plant: || Box::new(disk::DroppedWrite::default()),
+    },
+    Bug {
+        name: "read_is_stale",
+        stands_for: "a reader is given a block that was recycled or never written",
+        caught_by: &["damage_reported", "no_acked_loss", "dense_offsets", "released_only"],
+        plant: || Box::new(disk::StaleRead::default()),
+    },
+    Bug {
+        name: "checksum_is_not_checked",
+        stands_for: "stored bytes have changed and are served as if they had not",
+        caught_by: &["damage_reported", "no_acked_loss"],
+        plant: || Box::new(disk::UncheckedRot::default()),
+    },
+    Bug {
+        name: "recycled_too_early",
+        stands_for: "a file is recycled while records in it are alive",
+        caught_by: &["no_acked_loss", "released_only", "damage_reported", "rebuilt_equals_live", "dense_offsets"],
+        plant: || Box::new(recovery::RecycledEarly::default()),
+    },
+    Bug {
+        name: "cut_below_the_durable_point",
+        stands_for: "recovery takes the last proved group for a torn one and cuts it",
+        caught_by: &["no_acked_loss", "released_only", "rebuilt_equals_live"],
+        plant: || Box::new(recovery::CutTooMuch),
+    },
+    Bug {
+        name: "snapshot_before_durable",
+        stands_for: "a snapshot is published whose log is not durable yet",
+        caught_by: &["rebuilt_equals_live", "no_acked_loss", "released_only", "no_panic", "dense_offsets"],
+        plant: || Box::new(recovery::SnapshotFirst::default()),
+    },
+    Bug {
+        name: "snapshot_part_is_lost",
+        stands_for: "a snapshot's manifest is durable before its parts",
+        caught_by: &["rebuilt_equals_live", "no_acked_loss", "damage_reported", "no_panic"],
+        plant: || Box::new(recovery::LostPart::default()),
+    },
+    Bug {
+        name: "fact_changes_at_restart",
+        stands_for: "replay decides instead of installing, and comes to another result",
+        caught_by: &["rebuilt_equals_live"],
+        plant: || Box::new(recovery::ChangedFact),
+    },
+    Bug {
+        name: "acknowledged_before_durable",
+        stands_for: "a batch is acknowledged when it is decided",
+        caught_by: &["no_acked_loss"],
+        plant: || Box::new(network::EarlyAck),
+    },
+    Bug {
+        name: "readable_before_durable",
+        stands_for: "a reader at the tail is given what is not durable yet",
+        caught_by: &["released_only"],
+        plant: || Box::new(network::EarlyRead::default()),
+    },
+    Bug {
+        name: "producers_are_forgotten_at_restart",
+        stands_for: "a duplicate is not known as one after a restart",
+        caught_by: &["no_duplicates"],
+        plant: || Box::new(network::ForgottenProducers::default()),
+    },
+    Bug {
+        name: "a_batch_is_skipped",
+        stands_for: "a fetch leaves out a batch in the middle",
+        caught_by: &["no_acked_loss", "dense_offsets", "released_only"],
+        plant: || Box::new(network::SkippedBatch::default()),
+    },
+    Bug {
+        name: "offset_is_given_twice",
+        stands_for: "two batches are told the same offset",
+        caught_by: &["no_acked_loss"],
+        plant: || Box::new(network::OffsetTwice::default()),
+    },
+    Bug {
+        name: "zombie_may_commit",
+        stands_for: "a commit is not held against the epoch of the newest claim",
+        caught_by: &["commits_fenced"],
+        plant: || Box::new(network::Zombie::default()),
+    },
+    Bug {
+        name: "damage_is_swallowed",
+        stands_for: "a fetch passes over damaged offsets without a word",
+        caught_by: &["no_acked_loss", "dense_offsets", "released_only", "damage_reported"],
+        plant: || Box::new(network::SwallowedDamage::default()),
+    },
+    Bug {
+        name: "chance_leaks_in",
+        stands_for: "something depends on more than the inputs",
+        caught_by: &["same_seed_same_bytes"],
+        plant: || Box::new(network::Leak::default()),
+    },
+];

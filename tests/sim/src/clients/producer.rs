@@ -186,7 +186,8 @@ impl Client for Producer {
             }
         }
         if !scene.closing || !self.is_idle() {
-            let pace = scene.dice.skewed(50, self.pace_us);
+            // At the end there is no hurry: space that is full is looked for once a second.
+            let pace = if scene.closing { 20_000 } else { scene.dice.skewed(50, self.pace_us) };
             scene.wake_in(pace);
         }
     }

@@ -1,0 +1,154 @@
+//! The fixed seeds, and the test of the tests. Each promise that a checker watches has a test of its
+//! name; the runs are shared.
+
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use millstream_sim::bugs::{BUGS, Bug};
+use millstream_sim::history::{Counts, Violation};
+use millstream_sim::run::{Outcome, run, run_with};
+
+/// Fixed seeds of every test run.
+const SEEDS: u64 = 2_000;
+/// Seeds within which each planted bug is to be caught.
+const BUG_SEEDS: u64 = 300;
+
+/// All fixed seeds, run once on all cores.
+fn outcomes() -> &'static [Outcome] {
+    static OUTCOMES: OnceLock<Vec<Outcome>> = OnceLock::new();
+    OUTCOMES.get_or_init(|| {
+        let next = AtomicU64::new(0);
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let mut outcomes: Vec<Outcome> = std::thread::scope(|scope| {
+            let worker = || {
+                let mut outcomes = Vec::new();
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= SEEDS {
+                        return outcomes;
+                    }
+                    outcomes.push(run(seed, false));
+                }
+            };
+            let workers: Vec<_> = (0..threads).map(|_| scope.spawn(worker)).collect();
+            workers.into_iter().flat_map(|worker| worker.join().expect("runs catch their panics")).collect()
+        });
+        outcomes.sort_unstable_by_key(|outcome| outcome.seed);
+        outcomes
+    })
+}
+
+/// No run broke this promise, or any that is not named.
+fn kept(promise: &str) {
+    let broken: Vec<(u64, &Violation)> = outcomes()
+        .iter()
+        .flat_map(|outcome| outcome.violations.iter().map(|violation| (outcome.seed, violation)))
+        .filter(|(_, violation)| violation.promise == promise)
+        .take(5)
+        .collect();
+    assert!(broken.is_empty(), "replay with `cargo run -p millstream-sim -- --seed N`: {broken:#?}");
+}
+
+#[test]
+fn no_acked_loss() {
+    kept("no_acked_loss");
+}
+
+#[test]
+fn no_duplicates() {
+    kept("no_duplicates");
+}
+
+#[test]
+fn dense_offsets() {
+    kept("dense_offsets");
+}
+
+#[test]
+fn rebuilt_equals_live() {
+    kept("rebuilt_equals_live");
+}
+
+#[test]
+fn released_only() {
+    kept("released_only");
+}
+
+#[test]
+fn commits_fenced() {
+    kept("commits_fenced");
+}
+
+#[test]
+fn damage_reported() {
+    kept("damage_reported");
+}
+
+#[test]
+fn no_panic() {
+    kept("no_panic");
+}
+
+#[test]
+fn same_seed_same_bytes() {
+    for first in outcomes().iter().step_by(20) {
+        let second = run(first.seed, false);
+        assert_eq!((first.digest, first.counts), (second.digest, second.counts), "seed {}", first.seed);
+    }
+}
+
+/// A promise that is never put to the test is not tested: over the seeds, everything happens.
+#[test]
+fn runs_are_not_idle() {
+    let mut all = Counts::default();
+    for Outcome { counts: c, .. } in outcomes() {
+        all.acked += c.acked;
+        all.duplicates += c.duplicates;
+        all.read += c.read;
+        all.commits += c.commits;
+        all.claims += c.claims;
+        all.crashes += c.crashes;
+        all.failures += c.failures;
+        all.full += c.full;
+        all.snapshots += c.snapshots;
+        all.damaged += c.damaged;
+        all.flips += c.flips;
+        all.read_only += c.read_only;
+        all.recycled += c.recycled;
+    }
+    let Counts { acked, duplicates, read, commits, claims, crashes, failures, full, snapshots, .. } = all;
+    for (what, count, least) in [
+        ("acknowledged batches", acked, 100_000),
+        ("duplicates", duplicates, 5_000),
+        ("batches read", read, 100_000),
+        ("commits", commits, 2_000),
+        ("claims", claims, 1_000),
+        ("crashes", crashes, 2_000),
+        ("failed writes and syncs", failures, 100),
+        ("full disks", full, 50),
+        ("snapshots", snapshots, 5_000),
+        ("flipped bits", all.flips, 50),
+        ("damaged ranges told", all.damaged, 20),
+        ("read-only shards", all.read_only, 2),
+        ("recycled files", all.recycled, 500),
+    ] {
+        assert!(count >= least, "only {count} {what} over all seeds: {all:?}");
+    }
+}
+
+#[test]
+fn every_planted_bug_is_caught() {
+    let missed: Vec<&str> = BUGS.iter().filter(|bug| !is_caught(bug)).map(|bug| bug.name).collect();
+    assert!(missed.is_empty(), "no checker sees {missed:?}");
+}
+
+fn is_caught(bug: &Bug) -> bool {
+    (0..BUG_SEEDS).any(|seed| {
+        let outcome = run_with(seed, (bug.plant)(), false);
+        let caught = |promise: &str| bug.caught_by.contains(&promise);
+        if bug.caught_by.contains(&"same_seed_same_bytes") {
+            return outcome.digest != run_with(seed, (bug.plant)(), false).digest;
+        }
+        outcome.violations.iter().any(|violation| caught(violation.promise))
+    })
+}

@@ -6,7 +6,7 @@ use std::fmt::{Debug, Write as _};
 use std::sync::{Arc, Mutex};
 
 use common::{Batch, CONTEXT, budget, engine, parameters};
-use millstream_sandbox::Deployment;
+use millstream_sandbox::{Deployment, FilterError};
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Metadata, Subscriber};
@@ -115,6 +115,26 @@ fn a_line_carries_the_deployments_name_and_cannot_forge_another() {
     let log = logged(1, &[("greeting", "hello\nERROR all is lost")], &[]);
     let line = r#"WARN message=hello\nERROR all is lost deployment="greeter" context=greet"#;
     assert_eq!(log, [line]);
+}
+
+/// The SDK panics when an index leads outside the batch, which the broker's own never does.
+#[test]
+fn a_panic_tells_its_message_to_the_log() {
+    let captured = Captured::default();
+    tracing::subscriber::with_default(captured.clone(), || {
+        let component = engine().compile(&common::bundled("key-filter")).unwrap();
+        let mut filter = common::filter_with(&component, &[("prefix", "a")], budget());
+        let outside = [0, 1_000, 7, 0, 0, 0];
+        let error = filter.call(&CONTEXT, &outside, &[0], b"short").unwrap_err();
+        assert!(matches!(error, FilterError::Trap(_)), "{error}");
+    });
+    let log = captured.0.lock().unwrap().clone();
+    assert_eq!(log.len(), 1, "{log:?}");
+    assert!(log[0].starts_with("ERROR message=panicked at "), "{log:?}");
+    assert!(
+        log[0].contains("1000") && log[0].contains("record.rs"),
+        "{log:?}"
+    );
 }
 
 #[test]

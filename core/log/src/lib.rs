@@ -20,6 +20,7 @@ mod reader;
 mod recover;
 mod rescan;
 pub mod scan;
+mod seal;
 mod snapshot;
 mod space;
 mod walk;

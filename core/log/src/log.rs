@@ -32,6 +32,8 @@ pub(crate) enum Purpose {
     /// A sync without bytes, of the file with this number.
     Sync(u64),
     Footer(u64),
+    /// As `Sync`, of a closed file before its footer.
+    SyncClosed(u64),
     Allocate {
         spare: u64,
     },
@@ -164,6 +166,10 @@ impl Log {
                 Ok(_) => self.sync_done(file),
                 Err(e) => self.fail(e),
             },
+            Purpose::SyncClosed(file) => match result {
+                Ok(_) => self.closed_synced(file),
+                Err(e) => self.fail(e),
+            },
             Purpose::Footer(file) => match result {
                 Ok(_) => self.footer_done(file),
                 Err(e) => self.fail(e),
@@ -221,6 +227,13 @@ impl Log {
     #[must_use]
     pub fn durable(&self) -> Lsn {
         self.write.durable
+    }
+
+    /// All entries up to here survive a loss of power. With `sync_each_group` it may trail
+    /// `durable` while a file is being sealed; without, it is what the last sync covered.
+    #[must_use]
+    pub fn synced(&self) -> Lsn {
+        self.write.synced.1
     }
 
     /// The last entry appended, durable or not.

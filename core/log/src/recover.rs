@@ -111,6 +111,8 @@ pub(crate) struct Recover {
     last_lsn: Lsn,
     last_flags: u16,
     term: Term,
+    /// The term was raised in this start.
+    raised: bool,
     freed: BTreeSet<u64>,
     /// Facts are not replayed from here on, and why.
     stop: Option<String>,

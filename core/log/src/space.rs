@@ -26,8 +26,8 @@ use crate::log::{Log, Purpose};
 pub(crate) struct Freeing {
     pub(crate) number: u64,
     pub(crate) bytes: u64,
-    /// Its control entry is durable.
-    declared: bool,
+    /// The group of its control entry, once that is written.
+    declared: Option<u64>,
     /// Rename or removal is in flight.
     leaving: bool,
 }
@@ -62,7 +62,7 @@ impl Space {
         self.freeing.push(Freeing {
             number,
             bytes,
-            declared: true,
+            declared: Some(0),
             leaving: false,
         });
     }
@@ -253,27 +253,23 @@ impl Log {
             self.space.freeing.push(Freeing {
                 number,
                 bytes: sealed.bytes,
-                declared: false,
+                declared: None,
                 leaving: false,
             });
         }
         self.flush();
     }
 
-    /// Their control entries are durable.
-    pub(crate) fn freed_declared(&mut self, files: &[u64]) {
-        for file in self
-            .space
-            .freeing
-            .iter_mut()
-            .filter(|f| files.contains(&f.number))
-        {
-            file.declared = true;
+    /// Their control entries are written, in this group.
+    pub(crate) fn freed_declared(&mut self, files: &[u64], group: u64) {
+        let named = |f: &&mut Freeing| files.contains(&f.number);
+        for file in self.space.freeing.iter_mut().filter(named) {
+            file.declared = Some(group);
         }
         self.let_files_go();
     }
 
-    /// Rename or remove declared files that no read is on.
+    /// Rename or remove files that are durably declared freed and that no read is on.
     pub(crate) fn let_files_go(&mut self) {
         if self.is_stopped() {
             return;
@@ -281,8 +277,16 @@ impl Log {
         let mut spares = self.space.spares.len() + usize::from(self.space.ready.is_some());
         spares += self.space.freeing.iter().filter(|f| f.leaving).count();
         let cap = self.config.spares_ready.max(1) + 1 + self.config.recycle_max;
+        let safe = if self.config.sync_each_group {
+            self.write.written_group
+        } else {
+            self.write.synced.0
+        };
         for file in &mut self.space.freeing {
-            if !file.declared || file.leaving || self.reader.is_reading(file.number) {
+            if file.declared.is_none_or(|group| group > safe)
+                || file.leaving
+                || self.reader.is_reading(file.number)
+            {
                 continue;
             }
             file.leaving = true;

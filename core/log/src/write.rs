@@ -18,7 +18,7 @@ use millstream_batch::limits::BLOCK_BYTES;
 use rustc_hash::FxHashSet;
 
 use crate::api::{Append, Event, IndexKey, Refused};
-use crate::footer::{self, Run, Trailer, footer_bytes};
+use crate::footer::footer_bytes;
 use crate::format::{
     FACT_BYTES_MAX, GROUP_BYTES_LIMIT, GROUP_CLEAN, GROUP_HEADER_BYTES, GROUP_MARK, GROUP_UNSYNCED,
     entry_len, file_incarnation, group_salt,
@@ -55,6 +55,8 @@ pub(crate) struct OpenFile {
     pub(crate) unwritten: usize,
     /// Last group known synced, with its last lsn.
     pub(crate) synced: (u64, Lsn),
+    /// It is closed, and a sync of it is in flight.
+    pub(crate) is_syncing: bool,
     /// The footer in flight, as it will stand in the index.
     pub(crate) sealing: Option<SealedFile>,
 }
@@ -82,6 +84,7 @@ impl OpenFile {
             closed: false,
             unwritten: 0,
             synced: (0, Lsn(0)),
+            is_syncing: false,
             sealing: None,
         }
     }
@@ -133,6 +136,10 @@ pub(crate) struct Writer {
     pub(crate) open: VecDeque<OpenFile>,
     flush_wanted: bool,
     pub(crate) sync_wanted: bool,
+    /// A mark is wanted behind what was found at start.
+    pub(crate) mark_wanted: bool,
+    /// The term was raised at start.
+    pub(crate) raised: bool,
     sealing: bool,
 }
 
@@ -416,7 +423,11 @@ impl Log {
         if self.failed.is_some() || self.read_only.is_some() {
             return true;
         }
-        let footers = self.write.open.iter().any(|f| f.sealing.is_some());
+        let footers = self
+            .write
+            .open
+            .iter()
+            .any(|f| f.sealing.is_some() || f.is_syncing);
         let sealed =
             !self.write.sealing || self.write.last_flags & GROUP_CLEAN != 0 || !self.can_seal();
         self.is_settled()
@@ -513,13 +524,19 @@ impl Log {
     /// The last file, when its last groups are written and not synced.
     pub(crate) fn unsynced_file(&self) -> Option<u64> {
         let file = self.write.open.iter().rev().find(|f| f.groups.is_some())?;
-        (file.exists && file.sealing.is_none() && file.synced.0 < file.groups?.1)
+        (file.exists
+            && file.sealing.is_none()
+            && !file.is_syncing
+            && file.synced.0 < file.groups?.1)
             .then_some(file.number)
     }
 
     /// Sync a file without writing to it.
     fn sync_file(&mut self, file: u64) {
         self.write.syncing = Some((self.write.written_group, self.write.durable));
+        if let Some(open) = self.write.open_file(file) {
+            open.is_syncing = true;
+        }
         let buf = std::sync::Arc::new(self.write.buffers.take(BLOCK_BYTES));
         self.out.io(
             IoOp::Write {
@@ -538,6 +555,7 @@ impl Log {
         self.stats.syncs += 1;
         if let Some(open) = self.write.open_file(file) {
             open.synced = covered;
+            open.is_syncing = false;
         }
         self.note_synced();
         self.pump();
@@ -571,18 +589,19 @@ impl Log {
             self.note_synced();
         }
         if !freed.is_empty() {
-            self.freed_declared(&freed);
+            self.freed_declared(&freed, number);
         }
         self.pump();
     }
 
     /// A sync is done: everything up to the oldest open file's synced group is safe.
-    fn note_synced(&mut self) {
+    pub(crate) fn note_synced(&mut self) {
         if let Some(front) = self.write.open.front()
             && front.synced.0 > self.write.synced.0
         {
             self.write.synced = front.synced;
         }
+        self.let_files_go();
         self.snapshot_pump();
     }
 
@@ -593,106 +612,6 @@ impl Log {
             unsealed,
             &mut self.write.buffers,
         );
-    }
-
-    /// Write the footer of the oldest open file once all its groups are written and the file after
-    /// it exists.
-    fn seal_files(&mut self) {
-        let Some(front) = self.write.open.front() else {
-            return;
-        };
-        let successor = self.write.open.get(1).is_some_and(|f| f.exists);
-        if front.closed && front.unwritten == 0 && front.sealing.is_none() && successor {
-            self.write_footer(true);
-        }
-    }
-
-    fn write_footer(&mut self, has_successor: bool) {
-        let front = self.write.open.front_mut().expect("a file to seal");
-        let (first_group, last_group) = front.groups.unwrap_or((0, 0));
-        let mut slots: Vec<_> = front.slots.iter().copied().collect();
-        slots.sort_unstable();
-        let in_file = |r: &&crate::index::RecentRun| (first_group..=last_group).contains(&r.group);
-        let runs_of = |slot: PartitionSlot| -> Option<(PartitionSlot, Vec<Run>)> {
-            let index = self.index.slots.get(&slot)?;
-            let runs: Vec<Run> = index.runs.iter().filter(in_file).map(|r| r.run).collect();
-            (!runs.is_empty()).then_some((slot, runs))
-        };
-        let runs: Vec<_> = slots.into_iter().filter_map(runs_of).collect();
-        let mut trailer = Trailer {
-            incarnation: front.incarnation,
-            file: front.number,
-            file_bytes: front.bytes,
-            footer_at: 0,
-            directory_at: 0,
-            slots: 0,
-            has_successor,
-            first_group,
-            last_group,
-            first_lsn: front.first_lsn,
-            last_lsn: front.last_lsn,
-            directory_sum: 0,
-        };
-        let total = runs.iter().map(|(_, r)| r.len()).sum();
-        let needed = front.end + footer_bytes(runs.len(), total);
-        let has_room = needed <= front.bytes;
-        assert!(
-            has_room || front.is_truncated,
-            "room for the footer was kept"
-        );
-        trailer.file_bytes = front.bytes.max(needed);
-        let (buf, directory) = footer::build(&mut trailer, &runs);
-        let sealed = SealedFile {
-            number: front.number,
-            bytes: front.bytes,
-            incarnation: front.incarnation,
-            last_lsn: front.last_lsn,
-            directory,
-            holding: 0,
-        };
-        if !has_room {
-            // Only a truncated file has no room for it; its index stays in memory.
-            for (slot, runs) in runs {
-                self.reader.pin_section(sealed.number, slot, runs.into());
-            }
-            front.synced = (last_group, sealed.last_lsn);
-            front.sealing = Some(sealed);
-            let file = front.number;
-            return self.footer_done(file);
-        }
-        front.sealing = Some(sealed);
-        let len = buf.len();
-        let op = IoOp::Write {
-            file: FileId::Wal(front.number),
-            at: trailer.footer_at,
-            buf: std::sync::Arc::new(buf),
-            len,
-            sync: true,
-        };
-        self.out.io(op, Purpose::Footer(trailer.file));
-    }
-
-    pub(crate) fn footer_done(&mut self, file: u64) {
-        let front = self.write.open.pop_front().expect("the file being sealed");
-        assert_eq!(front.number, file, "files are sealed in order");
-        self.stats.writes += 1;
-        self.stats.syncs += 1;
-        let sealed = front.sealing.expect("its footer was in flight");
-        let last = sealed.last_lsn;
-        self.index.seal(sealed);
-        // The footer's sync covered every group of the file.
-        if let Some((_, last_group)) = front.groups
-            && last_group > self.write.synced.0
-        {
-            self.write.synced = (last_group, last);
-        }
-        self.trim_index();
-        if self.opening.is_none() {
-            self.out.event(Event::Sealed { file, last });
-        }
-        self.note_synced();
-        self.free_files();
-        self.pump();
     }
 
     /// Put a control entry into the gathering group. Gives whether there was room.

@@ -60,6 +60,7 @@ impl Log {
             recover.last_flags & GROUP_UNSYNCED != 0 && recover.last_flags & GROUP_CLEAN == 0;
         if recover.report.cut_bytes > 0 || unclean {
             recover.term = Term(recover.term.0 + 1);
+            recover.raised = true;
         }
         for (file, (at, end)) in cuts {
             let mut at = at;
@@ -214,7 +215,7 @@ impl Log {
                     true,
                 ));
                 next_file = n + 1;
-            } else if i == 0 && fits {
+            } else if fits && *n == next_file && !ready {
                 ready = true;
             } else {
                 recover.mends.push_back(IoOp::Remove {
@@ -261,17 +262,11 @@ impl Log {
         self.trim_index();
         self.let_files_go();
         self.arrange_space();
-        if recover.last_group > 0 {
-            self.write.sync_wanted = true;
-            if self
-                .write
-                .open
-                .back()
-                .is_some_and(|f| f.groups.is_some() && f.fits_mark())
-            {
-                self.mark(0);
-            }
-        }
+        // The end is proved by a mark, which also makes a raised term last.
+        let has_groups = self.write.open.back().is_some_and(|f| f.groups.is_some());
+        self.write.raised = recover.raised;
+        self.write.mark_wanted = recover.raised || (recover.last_group > 0 && has_groups);
+        self.write.sync_wanted = recover.last_group > 0;
         self.pump();
     }
 
@@ -299,19 +294,49 @@ impl Log {
         self.stats.bytes_read += recover.report.bytes_read;
     }
 
+    /// Put the mark at the end, if its file is there. Gives whether something was begun.
+    fn mark_end(&mut self) -> bool {
+        let Some(file) = self.write.open.back().filter(|f| f.exists) else {
+            return false;
+        };
+        self.write.mark_wanted = false;
+        if !file.fits_mark() {
+            if !self.write.raised {
+                // A sync alone will do.
+                return false;
+            }
+            self.write.mark_wanted = true;
+            self.roll();
+            return false;
+        }
+        self.mark(0);
+        self.write.sync_wanted = true;
+        self.pump();
+        true
+    }
+
     /// Say that the log is open once its end is safe.
     pub(crate) fn opened(&mut self) {
         if self.opening.is_none() {
             return;
         }
+        if self.write.mark_wanted && self.is_settled() && self.mark_end() {
+            return;
+        }
         let no_space = self.space.has_no_space();
         let file = self.write.open.back().is_some_and(|f| f.exists) || no_space;
         let footers = self.write.open.len() == 1
-            || no_space && !self.write.open.iter().any(|f| f.sealing.is_some());
+            || no_space
+                && !self
+                    .write
+                    .open
+                    .iter()
+                    .any(|f| f.sealing.is_some() || f.is_syncing);
         let synced = self.write.synced.0 >= self.write.written_group
             || no_space && self.unsynced_file().is_none()
             || self.write.open.iter().all(|f| f.groups.is_none());
-        if !(file && footers && synced && self.is_settled()) {
+        if !(file && footers && synced && self.is_settled()) || self.write.mark_wanted && !no_space
+        {
             return;
         }
         if self.write.open.iter().all(|f| f.groups.is_none()) {

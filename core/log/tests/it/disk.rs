@@ -283,6 +283,24 @@ impl Shard {
         true
     }
 
+    /// Do a waiting request of the caller's choice; requests that touch one file keep their order.
+    pub(crate) fn step_any(&mut self, mut pick: impl FnMut(usize) -> usize) -> bool {
+        self.drain();
+        if self.waiting.is_empty() {
+            return false;
+        }
+        let chosen = files(&self.waiting[pick(self.waiting.len())].op);
+        let first = self
+            .waiting
+            .iter()
+            .position(|io| files(&io.op).iter().any(|f| chosen.contains(f)));
+        let io = self.waiting.remove(first.unwrap_or(0)).expect("one waits");
+        let result = self.disk.perform(io.op);
+        self.log.io_done(IoDone { id: io.id, result });
+        self.drain();
+        true
+    }
+
     pub(crate) fn run(&mut self) {
         while self.step() {}
     }
@@ -402,6 +420,18 @@ impl Shard {
 
     pub(crate) fn found(&self) -> &Recovery {
         self.recovery.as_ref().expect("recovered")
+    }
+}
+
+fn files(op: &IoOp) -> Vec<FileId> {
+    match op {
+        IoOp::List => Vec::new(),
+        IoOp::Allocate { file, .. }
+        | IoOp::Write { file, .. }
+        | IoOp::WriteFile { file, .. }
+        | IoOp::Read { file, .. }
+        | IoOp::Remove { file } => vec![*file],
+        IoOp::Rename { from, to } => vec![*from, *to],
     }
 }
 

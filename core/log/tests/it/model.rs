@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use millstream_batch::ids::{Offset, PartitionSlot};
+use millstream_log::io::IoOp;
 use millstream_log::{Config, Event, Refused};
 
 use crate::disk::{Disk, Shard, fact_offsets, payload};
@@ -37,6 +38,7 @@ struct Model {
     starts: Vec<u64>,
     next: Vec<u64>,
     durable: u64,
+    term: u32,
     snapshot: Option<u64>,
 }
 
@@ -47,7 +49,7 @@ fn settings(random: &mut Random) -> Config {
         hot_tail_bytes_max: (random.below(5) << 14) as usize,
         spares_ready: 1 + random.below(2) as usize,
         recycle_max: random.below(3) as usize,
-        sync_each_group: true,
+        sync_each_group: random.below(3) > 0,
         incarnation: random.next(),
     }
 }
@@ -65,25 +67,56 @@ fn history(seed: u64) {
         capacity: (random.below(3) == 0).then_some(12 * (64 << 10)),
         ..Disk::default()
     };
-    for _life in 0..4 {
+    for _life in 0..5 {
         let mut config = settings(&mut random);
         config.group_bytes_max = config.group_bytes_max.min(16 << 10);
-        let mut shard = Shard::open(disk, config);
-        check_opened(&mut shard, &mut model, seed);
-        for _ in 0..random.below(120) {
-            act(&mut shard, &mut model, &mut random, seed);
+        let sync = config.sync_each_group;
+        let mut shard = Shard::begin(disk, config);
+        let mut steps = if random.below(3) == 0 {
+            random.below(30)
+        } else {
+            u64::MAX
+        };
+        while shard.recovery.is_none()
+            && steps > 0
+            && shard.step_any(|n| random.below(n as u64) as usize)
+        {
+            steps -= 1;
         }
-        check_reads(&mut shard, &model, &mut random, seed);
+        if shard.recovery.is_some() {
+            check_opened(&mut shard, &mut model, seed);
+            check_reads(&mut shard, &model, &mut random, seed);
+            for _ in 0..random.below(120) {
+                act(&mut shard, &mut model, &mut random, seed, sync);
+                if shard.has(|e| matches!(e, Event::Failed(_))) {
+                    break;
+                }
+            }
+            check_reads(&mut shard, &model, &mut random, seed);
+        } else {
+            assert!(steps == 0, "seed {seed}: opening stopped");
+        }
         disk = shard.disk;
-        for io in &shard.waiting {
-            disk.begin_write(&io.op);
+        disk.fail_write = None;
+        if random.below(4) == 0 {
+            disk.kill();
+        } else {
+            for io in &shard.waiting {
+                disk.begin_write(&io.op);
+            }
+            disk.crash_keeping(|| random.below(3) > 0);
         }
-        disk.crash_keeping(|| random.below(3) > 0);
     }
 }
 
 fn check_opened(shard: &mut Shard, model: &mut Model, seed: u64) {
     let found = shard.found().clone();
+    if std::env::var_os("LOG_SEED").is_some() {
+        eprintln!(
+            "{found:?} {:#?}",
+            shard.disk.trace.iter().rev().take(30).collect::<Vec<_>>()
+        );
+    }
     assert!(found.damage.is_empty(), "seed {seed}: {found:?}");
     assert_eq!(found.read_only, None, "seed {seed}");
     assert!(
@@ -100,6 +133,12 @@ fn check_opened(shard: &mut Shard, model: &mut Model, seed: u64) {
         (first..=found.last.0).collect::<Vec<_>>(),
         "seed {seed}"
     );
+    assert!(found.term.0 >= model.term, "seed {seed}: the term fell");
+    assert!(
+        found.cut_bytes == 0 || found.term.0 > model.term,
+        "seed {seed}: cut under the old term"
+    );
+    model.term = found.term.0;
     // What was not durable and is not there any more never was.
     model.durable = found.last.0;
     for (slot, stored) in model.slots.iter_mut().enumerate() {
@@ -114,8 +153,8 @@ fn check_opened(shard: &mut Shard, model: &mut Model, seed: u64) {
     shard.run();
 }
 
-fn act(shard: &mut Shard, model: &mut Model, random: &mut Random, seed: u64) {
-    match random.below(20) {
+fn act(shard: &mut Shard, model: &mut Model, random: &mut Random, seed: u64, sync: bool) {
+    match random.below(22) {
         0..=8 => {
             let slot = random.below(model.slots.len() as u64) as usize;
             let base = model.next[slot];
@@ -139,13 +178,16 @@ fn act(shard: &mut Shard, model: &mut Model, random: &mut Random, seed: u64) {
                     );
                     model.next[slot] = last + 1;
                 }
-                Err(e) => assert_eq!(e, Refused::Full, "seed {seed}"),
+                Err(e) => assert!(
+                    matches!(e, Refused::Full | Refused::Stopped),
+                    "seed {seed}: {e}"
+                ),
             }
         }
         9..=11 => shard.log.flush(),
         12..=14 => {
             for _ in 0..random.below(4) {
-                shard.step();
+                shard.step_any(|n| random.below(n as u64) as usize);
             }
         }
         15 => shard.run(),
@@ -170,10 +212,19 @@ fn act(shard: &mut Shard, model: &mut Model, random: &mut Random, seed: u64) {
                 model.snapshot = model.snapshot.max((begin.0 > 0).then_some(begin.0));
             }
         }
+        19 => shard.log.sync_now(),
+        20 if random.below(8) == 0 => {
+            shard.disk.fail_write = Some(|op| matches!(op, IoOp::Write { .. }))
+        }
         _ => shard.log.retry_space(),
     }
     shard.drain();
-    model.durable = shard.log.durable().0;
+    let safe = if sync {
+        shard.log.durable()
+    } else {
+        shard.log.synced()
+    };
+    model.durable = model.durable.max(safe.0);
 }
 
 fn check_reads(shard: &mut Shard, model: &Model, random: &mut Random, seed: u64) {
@@ -217,7 +268,9 @@ fn check_reads(shard: &mut Shard, model: &Model, random: &mut Random, seed: u64)
 
 #[test]
 fn random_histories_keep_what_was_durable() {
-    for seed in 1..=400 {
+    let seeds = std::env::var("LOG_SEEDS").ok().and_then(|s| s.parse().ok());
+    let first = std::env::var("LOG_SEED").ok().and_then(|s| s.parse().ok());
+    for seed in first.unwrap_or(1)..=first.or(seeds).unwrap_or(400) {
         history(seed);
     }
 }

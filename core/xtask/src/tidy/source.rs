@@ -21,8 +21,8 @@ const UNSAFE: &[&str] = &[
     "core/uring/src/",            // the ring, file descriptors, raw reads and writes
     "core/sandbox/src/cache.rs",  // deserializing an authenticated precompiled artifact
     "core/sandbox/src/filter.rs", // a typed function, checked once and not at every call
-    "core/broker/src/sys.rs", // socket options, affinity, BPF
-    "core/cli/src/sys.rs",    // terminals, limits
+    "core/broker/src/sys.rs",     // socket options, affinity, BPF
+    "core/cli/src/sys.rs",        // terminals, limits
     "clients/rust/src/sys.rs",
     "plugins/sdk/rust/src/", // the ABI's raw exports
     "tests/bench/src/",      // ceiling programs: bare system calls

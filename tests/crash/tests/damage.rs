@@ -97,7 +97,8 @@ fn a_missing_file_is_missed() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let data = dir.path().join("data");
     let broker = Options::on(&data)
-        .with("--shards 1 --segment-bytes 16777216")
+        .with("--shards 1")
+        .setting("LOG__SEGMENT_BYTES", "16777216")
         .start()?;
     broker.ok("topic create t --partitions 1")?;
     let line = "x".repeat(1_000) + "\n";

@@ -21,7 +21,8 @@ type Acknowledged = Arc<[Mutex<BTreeSet<u64>>]>;
 fn no_acknowledged_record_is_lost_or_doubled_by_kill_9() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let mut broker = Options::on(dir.path().join("data"))
-        .with("--shards 2 --segment-bytes 16777216")
+        .with("--shards 2")
+        .setting("LOG__SEGMENT_BYTES", "16777216")
         .start()?;
     broker.ok("topic create t --partitions 3")?;
     let port = broker.port();

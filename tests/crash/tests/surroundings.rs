@@ -73,7 +73,8 @@ fn a_full_disk_refuses_serves_and_heals() -> Result<()> {
     // Outside the mount namespace the directory is seen through the process.
     let mut broker = Options::on(data.join("data"))
         .through(wrapper)
-        .with("--shards 1 --segment-bytes 16777216")
+        .with("--shards 1")
+        .setting("LOG__SEGMENT_BYTES", "16777216")
         .spawn()?;
     let seen = std::path::PathBuf::from(format!("/proc/{}/root", broker.pid()))
         .join(data.join("data").strip_prefix("/")?);
@@ -86,10 +87,8 @@ fn a_full_disk_refuses_serves_and_heals() -> Result<()> {
     let input = line.repeat(20_000);
     let mut refused = None;
     for _ in 0..15 {
-        let output = broker.cli_with(
-            &["pub", "t", "--delivery-timeout-ms", "3000"],
-            input.as_bytes(),
-        )?;
+        let output =
+            broker.cli_with(&["pub", "t", "--delivery-timeout", "3s"], input.as_bytes())?;
         if !output.status.success() {
             refused = Some(String::from_utf8_lossy(&output.stderr).into_owned());
             break;
@@ -110,10 +109,7 @@ fn a_full_disk_refuses_serves_and_heals() -> Result<()> {
     broker.ok("topic delete t")?;
     eventually("space returns", || {
         Ok(broker
-            .cli_with(
-                &["pub", "small", "--delivery-timeout-ms", "2000"],
-                b"again\n",
-            )?
+            .cli_with(&["pub", "small", "--delivery-timeout", "2s"], b"again\n")?
             .status
             .success())
     })?;

@@ -53,6 +53,7 @@ pub struct Options {
     arguments: Vec<String>,
     listen: Option<u16>,
     wrapper: Vec<String>,
+    settings: Vec<(String, String)>,
 }
 
 impl Options {
@@ -63,6 +64,7 @@ impl Options {
             arguments: Vec::new(),
             listen: None,
             wrapper: Vec::new(),
+            settings: Vec::new(),
         }
     }
 
@@ -71,6 +73,14 @@ impl Options {
     pub fn with(mut self, arguments: &str) -> Self {
         self.arguments
             .extend(arguments.split_whitespace().map(str::to_owned));
+        self
+    }
+
+    /// A setting by its environment variable, without the prefix: `LOG__SEGMENT_BYTES`.
+    #[must_use]
+    pub fn setting(mut self, name: &str, value: &str) -> Self {
+        self.settings
+            .push((format!("MILLSTREAM_{name}"), value.to_owned()));
         self
     }
 
@@ -119,6 +129,7 @@ impl Options {
             ])
             .args(&self.arguments)
             .env_remove("MILLSTREAM_CONTEXT")
+            .envs(self.settings.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

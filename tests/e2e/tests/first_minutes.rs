@@ -39,7 +39,7 @@ fn a_clean_restart_keeps_everything() -> Result<()> {
         .start()?;
     broker.ok("topic create a --partitions 4")?;
     broker.ok("topic create b --partitions 1 --config retention.ms=60000")?;
-    broker.ok("topic add-partitions a 6")?;
+    broker.ok("topic add-partitions a --total 6")?;
     let input: String = (0..300).map(|i| format!("k{i}:v{i}\n")).collect();
     broker.ok_with("pub a --key-separator :", input.as_bytes())?;
     let data = broker.stop()?;

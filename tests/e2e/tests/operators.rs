@@ -142,7 +142,7 @@ fn help_and_completions() -> Result<()> {
 fn the_portable_storage_serves_too() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let broker = Options::on(dir.path().join("data"))
-        .with("--storage portable")
+        .setting("LOG__STORAGE", "portable")
         .start()?;
     broker.ok("topic create t")?;
     broker.ok_with("pub t", b"a\n")?;

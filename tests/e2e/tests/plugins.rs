@@ -16,7 +16,7 @@ fn a_produce_filter_drops_before_storing() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let broker = Options::on(dir.path().join("data")).start()?;
     broker.ok("topic create logs --partitions 1")?;
-    broker.ok(&format!("plugin deploy {COMPONENT} --topic logs --at produce --name errors --param expr=level=='error'"))?;
+    broker.ok(&format!("plugin deploy {COMPONENT} --topic logs --stage produce --name errors --param expr=level=='error'"))?;
     broker.ok_with("pub logs", INPUT)?;
     assert_eq!(
         broker.ok("sub logs --from start --exit-at-end -f %o:%v\\n")?,
@@ -50,7 +50,7 @@ fn a_subscription_filter_drops_on_delivery() -> Result<()> {
     let broker = Options::on(dir.path().join("data")).start()?;
     broker.ok("topic create logs --partitions 1")?;
     broker.ok_with("pub logs", INPUT)?;
-    broker.ok(&format!("plugin deploy {COMPONENT} --topic logs --at subscribe --name errors --param expr=level=='error'"))?;
+    broker.ok(&format!("plugin deploy {COMPONENT} --topic logs --stage subscribe --name errors --param expr=level=='error'"))?;
     assert_eq!(
         broker.ok("sub logs --from start --exit-at-end -f %o\\n")?,
         "1\n3\n"
@@ -77,7 +77,7 @@ fn a_broken_component_is_refused() -> Result<()> {
         &garbage.to_string_lossy(),
         "--topic",
         "t",
-        "--at",
+        "--stage",
         "produce",
     ])?;
     assert!(!output.status.success());

@@ -78,6 +78,7 @@ pub(crate) struct SealedFile {
     pub(crate) bytes: u64,
     pub(crate) incarnation: u64,
     pub(crate) last_lsn: Lsn,
+    pub(crate) last_group: u64,
     /// Sorted by slot.
     pub(crate) directory: Vec<Summary>,
     /// Slots whose batches here are at or past their start.
@@ -323,9 +324,11 @@ impl Index {
         }
     }
 
-    /// Sealed files that no slot holds and whose entries are all at or before `snapshot`.
-    pub(crate) fn freeable(&self, snapshot: Lsn) -> Vec<u64> {
-        let free = |f: &&SealedFile| f.holding == 0 && f.last_lsn <= snapshot;
+    /// Sealed files that no slot holds and that a start from the snapshot would not walk: their
+    /// entries are in it, and their control entries are in what its manifest says of the files.
+    pub(crate) fn freeable(&self, snapshot: Lsn, group: u64) -> Vec<u64> {
+        let free =
+            |f: &&SealedFile| f.holding == 0 && f.last_lsn <= snapshot && f.last_group <= group;
         self.sealed
             .values()
             .filter(free)

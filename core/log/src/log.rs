@@ -299,7 +299,9 @@ impl Log {
         let mut held = Vec::new();
         for file in self.index.sealed.values() {
             let mut by = Vec::new();
-            if file.last_lsn > self.snapshots.published {
+            if file.last_lsn > self.snapshots.published
+                || file.last_group > self.snapshots.published_group
+            {
                 by.push(format!(
                     "entries up to {} are not in a snapshot yet (the last one holds up to {})",
                     file.last_lsn, self.snapshots.published

@@ -102,6 +102,7 @@ impl Log {
             bytes: front.bytes,
             incarnation: front.incarnation,
             last_lsn: front.last_lsn,
+            last_group,
             directory,
             holding: 0,
         };

@@ -17,6 +17,8 @@ use crate::manifest::{Manifest, Part};
 pub(crate) struct Snapshots {
     /// The newest published snapshot holds every entry up to here; 0: there is none.
     pub(crate) published: Lsn,
+    /// Last group that was durable when it was published.
+    pub(crate) published_group: u64,
     /// Its archives.
     pub(crate) published_parts: u32,
     taking: Option<Taking>,
@@ -36,11 +38,14 @@ struct Taking {
     /// Nothing new since the last one: publish without writing.
     same: bool,
     naming: bool,
+    /// As the manifest says.
+    group: u64,
 }
 
 impl Snapshots {
     /// The newest snapshot found at start.
-    pub(crate) fn found(&mut self, begin: Lsn, parts: u32) {
+    pub(crate) fn found(&mut self, begin: Lsn, parts: u32, group: u64) {
+        self.published_group = group;
         self.published = begin;
         self.published_parts = parts;
     }
@@ -68,6 +73,7 @@ impl Log {
             complete: false,
             same: begin == self.snapshots.published,
             naming: false,
+            group: 0,
         });
         begin
     }
@@ -156,6 +162,7 @@ impl Log {
             parts: taking.parts.clone(),
         };
         taking.naming = true;
+        taking.group = manifest.durable_group;
         self.snapshots.busy = true;
         let file = FileId::Manifest {
             begin: begin.0,
@@ -239,6 +246,7 @@ impl Log {
             .expect("a snapshot is not given up while it is named");
         let (old, old_parts) = (self.snapshots.published, self.snapshots.published_parts);
         self.snapshots.published = taking.begin;
+        self.snapshots.published_group = taking.group;
         self.snapshots.published_parts = taking.parts.len() as u32;
         self.out.event(Event::SnapshotPublished {
             begin: taking.begin,

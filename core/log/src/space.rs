@@ -236,7 +236,9 @@ impl Log {
         if self.is_stopped() {
             return;
         }
-        let files = self.index.freeable(self.snapshots.published);
+        let files = self
+            .index
+            .freeable(self.snapshots.published, self.snapshots.published_group);
         if files.is_empty() {
             return;
         }

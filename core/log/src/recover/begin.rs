@@ -195,7 +195,7 @@ impl Log {
         recover.last_lsn = begin;
         if let Some(manifest) = &recover.manifest {
             let parts = manifest.parts.len() as u32;
-            self.snapshots.found(begin, parts);
+            self.snapshots.found(begin, parts, manifest.durable_group);
             recover.term = manifest.term;
             recover.proved = manifest.durable_group;
             // What the manifest does not name any more was freed when it was written.
@@ -320,6 +320,7 @@ impl Log {
             bytes: trailer.file_bytes,
             incarnation: trailer.incarnation,
             last_lsn: trailer.last_lsn,
+            last_group: trailer.last_group,
             directory,
             holding: 0,
         });

@@ -31,10 +31,10 @@ const STREAM_WINDOW_BYTES: u32 = 16 << 20;
 const CONNECTION_WINDOW_BYTES: u32 = 64 << 20;
 /// Unacknowledged bytes we may have sent on a connection.
 const SEND_WINDOW_BYTES: u64 = 16 << 20;
-/// A peer that is silent for so long is gone. A restarted broker is noticed sooner, by its reset.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
+/// A peer that is silent for so long is gone, or was restarted and no longer knows the connection.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(6);
 /// Well below the idle timeout, so that one lost packet is no reason to part.
-const KEEP_ALIVE: Duration = Duration::from_secs(3);
+const KEEP_ALIVE: Duration = Duration::from_secs(2);
 
 /// TLS settings of a context: TLS 1.3, ALPN `millstream/1`, the context's CA and certificate.
 pub(crate) fn client_config(context: &Context) -> Result<ClientConfig> {

@@ -8,6 +8,10 @@ use millstream_broker::{Config, ConfigError};
 
 use crate::exit::{Failure, Outcome};
 
+/// Variables of the command line itself: no settings of a broker.
+const OWN_VARIABLES: [&str; 4] =
+    ["MILLSTREAM_CONFIG", "MILLSTREAM_CONTEXT", "MILLSTREAM_LOG", "MILLSTREAM_LOG_FORMAT"];
+
 /// Flags that are settings of a broker.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub(crate) struct BrokerFlags {
@@ -54,7 +58,8 @@ impl std::fmt::Display for Origin {
 impl BrokerFlags {
     /// The settings in effect, not yet checked against each other.
     pub(crate) fn load(&self) -> Outcome<Config> {
-        let mut config = Config::load(self.config.as_deref(), std::env::vars()).map_err(wrong)?;
+        let environment = std::env::vars().filter(|(name, _)| !OWN_VARIABLES.contains(&name.as_str()));
+        let mut config = Config::load(self.config.as_deref(), environment).map_err(wrong)?;
         if let Some(data) = &self.data {
             config.data.clone_from(data);
         }

@@ -26,6 +26,8 @@ use crate::connection::{Incoming, Link, refusal};
 use crate::error::{Error, Kind as Fault, Result};
 use crate::record::ConsumedRecord;
 
+/// What a member that rejoined was not given again by then is somebody else's.
+const REGAIN: Duration = Duration::from_secs(10);
 /// How long the goodbye may take.
 const FINISH_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -53,7 +55,7 @@ pub(super) enum Change {
     Revoking(Vec<Arc<Assignment>>),
     Lost(Vec<Arc<Assignment>>),
     Failed { assignment: Arc<Assignment>, error: Error },
-    /// Nothing more comes.
+    /// Nothing more comes but what has arrived.
     Ended(Option<Error>),
 }
 
@@ -128,8 +130,6 @@ pub(super) struct Driver {
     seeks: HashMap<usize, Seeking>,
     next_tag: u64,
     closing: bool,
-    /// Nothing was assigned on this stream yet: the first ASSIGNED names all that is ours.
-    first_assignment: bool,
 }
 
 enum End {
@@ -163,7 +163,6 @@ impl Driver {
             seeks: HashMap::new(),
             next_tag: 1,
             closing: false,
-            first_assignment: true,
         }
     }
 
@@ -216,6 +215,7 @@ impl Driver {
     fn again(&mut self, error: &Error) -> bool {
         if matches!(error.code(), Some(Code::UnknownMember | Code::MemberFenced)) {
             self.member = 0;
+            self.lose(|_| true);
             return true;
         }
         error.retriable() || error.kind() == Fault::Protocol && error.code().is_none() && self.member != 0
@@ -248,6 +248,10 @@ impl Driver {
             None => Ok(None),
             Some(outcome) => {
                 let (send, incoming, member) = outcome?;
+                if self.member != member && self.member != 0 {
+                    // As a new member: what the old one had is given out anew.
+                    self.lose(|_| true);
+                }
                 self.member = member;
                 Ok(Some((send, incoming)))
             }
@@ -287,7 +291,8 @@ impl Driver {
             session_timeout_ms: plan.session_timeout.as_millis().try_into().unwrap_or(u32::MAX),
             credit_bytes: plan.credit_bytes.saturating_sub(queued).max(1),
             filters: filters.collect(),
-            stop_at_end: plan.stop_at_end,
+            // With a group, commits come after the last record: the stream stays until we close it.
+            stop_at_end: plan.stop_at_end && plan.group.is_empty(),
         }
     }
 
@@ -321,13 +326,19 @@ impl Driver {
     async fn pump(&mut self, mut send: SendStream, mut incoming: Incoming) -> End {
         self.outgoing.clear();
         self.freed = 0;
-        self.first_assignment = true;
         let mut writing = Bytes::new();
         let mut finishing: Option<Instant> = None;
         let tick = self.plan.auto_commit.filter(|_| !self.plan.group.is_empty());
         let mut auto_commit = tokio::time::interval(tick.unwrap_or(Duration::from_secs(3600)));
         auto_commit.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         auto_commit.reset();
+        // Frames that came together with SUBSCRIBED.
+        if let Some(end) = self.frames(&mut incoming) {
+            return end;
+        }
+        let regain = tokio::time::sleep(REGAIN);
+        let mut regain = std::pin::pin!(regain);
+        let mut regaining = !self.plan.group.is_empty() && !self.held.is_empty();
         loop {
             if writing.is_empty() {
                 if self.freed >= self.plan.credit_bytes / 4 {
@@ -362,6 +373,10 @@ impl Driver {
                     Ok(false) => return End::Lost(Error::transport("the broker closed the subscription")),
                     Err(error) => return self.lost(error),
                 },
+                () = &mut regain, if regaining => {
+                    regaining = false;
+                    self.lose(|held| held.handle.is_none());
+                }
                 _ = auto_commit.tick(), if tick.is_some() => self.commit_processed(),
                 () = tokio::time::sleep_until(give_up.into()), if finishing.is_some() => return End::Closed,
             }
@@ -478,12 +493,16 @@ impl Driver {
             Some(Kind::Batch) => self.batch(frame)?,
             Some(Kind::CaughtUp) => {
                 let caught_up: wire::CaughtUp = frame.message()?;
+                let ends_here = self.plan.stop_at_end && !self.plan.group.is_empty();
                 if let Some(held) = self.held_of(caught_up.handle).filter(|held| held.seeking.is_none()) {
                     held.position = held.position.max(caught_up.offset);
-                    held.ended |= caught_up.ended;
-                    let what = Arrived::CaughtUp { offset: caught_up.offset, ended: caught_up.ended };
-                    let arrival = held.arrival(what);
+                    let ended = caught_up.ended || ends_here;
+                    held.ended |= ended;
+                    let arrival = held.arrival(Arrived::CaughtUp { offset: caught_up.offset, ended });
                     let _ = self.arrivals.send(arrival);
+                }
+                if ends_here && self.all_ended() {
+                    let _ = self.changes.send(Change::Ended(None));
                 }
             }
             Some(Kind::Assigned) => self.assigned(frame.message()?),
@@ -627,6 +646,8 @@ impl Driver {
                 continue;
             }
             let name = TopicPartition::new(partition.topic, partition.partition);
+            // Under another epoch somebody else may have had it meanwhile.
+            self.lose(|held| held.assignment.name == name);
             let assignment = Assignment::new(name, partition.topic_id, partition.epoch, partition.offset);
             let assignment = Arc::new(assignment);
             self.by_handle.insert(handle, self.held.len());
@@ -640,21 +661,23 @@ impl Driver {
             });
             fresh.push((assignment, partition.offset));
         }
-        if std::mem::take(&mut self.first_assignment) {
-            // What a new stream was not given again is somebody else's now.
-            let gone = self.held.iter().filter(|held| held.handle.is_none() && !held.ended);
-            let gone: Vec<_> = gone.map(|held| Arc::clone(&held.assignment)).collect();
-            if !gone.is_empty() {
-                for assignment in &gone {
-                    assignment.end();
-                }
-                self.drop_held(&gone);
-                let _ = self.changes.send(Change::Lost(gone));
-            }
-        }
         if !fresh.is_empty() {
             let _ = self.changes.send(Change::Assigned(fresh));
         }
+    }
+
+    /// Partitions that are somebody else's now.
+    fn lose(&mut self, which: impl Fn(&Held) -> bool) {
+        let gone: Vec<_> =
+            self.held.iter().filter(|held| which(held)).map(|held| Arc::clone(&held.assignment)).collect();
+        if gone.is_empty() {
+            return;
+        }
+        for assignment in &gone {
+            assignment.end();
+        }
+        self.drop_held(&gone);
+        let _ = self.changes.send(Change::Lost(gone));
     }
 
     fn committed(&mut self, committed: &wire::Committed) {

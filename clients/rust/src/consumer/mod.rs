@@ -224,7 +224,6 @@ impl ConsumerBuilder {
         let (started, start) = oneshot::channel();
         let queued = Arc::new(AtomicUsize::new(0));
         let auto_commit = plan.auto_commit.is_some() && !plan.group.is_empty();
-        let stop_at_end = plan.stop_at_end;
         let driver = Driver::new(link, plan, Arc::clone(&queued), change_out, arrival_out, command_in);
         let driver = tokio::spawn(driver.run(started));
         start.await.unwrap_or_else(|_| Err(Error::closed("consumer")))?;
@@ -235,8 +234,8 @@ impl ConsumerBuilder {
             queued,
             driver: Some(driver),
             assigned: Vec::new(),
-            ended: Vec::new(),
-            stop_at_end,
+            ending: false,
+            last_words: None,
             auto_commit,
             given: None,
             releasing: Vec::new(),
@@ -258,9 +257,9 @@ pub struct Consumer {
     queued: Arc<AtomicUsize>,
     driver: Option<tokio::task::JoinHandle<()>>,
     assigned: Vec<Arc<Assignment>>,
-    /// Names of assignments that have ended.
-    ended: Vec<Arc<Assignment>>,
-    stop_at_end: bool,
+    /// Nothing more comes but what has arrived, and then this.
+    ending: bool,
+    last_words: Option<Error>,
     auto_commit: bool,
     /// What the application is working on: processed when it comes back.
     given: Option<(Arc<Assignment>, u64)>,
@@ -359,7 +358,6 @@ impl Consumer {
         if self.records_of.as_ref().is_some_and(|(given, _, _)| is_of(given)) {
             self.records.clear();
         }
-        self.ended.retain(|ended| !is_of(ended));
         let (reply, answer) = oneshot::channel();
         self.send(Command::Seek { assignment, to, generation, reply })?;
         answer.await.unwrap_or_else(|_| Err(Error::closed("consumer")))
@@ -476,10 +474,7 @@ impl Consumer {
                     Some(event) => return Poll::Ready(Some(event.map(Next::Event))),
                     None => continue,
                 },
-                Poll::Ready(None) => {
-                    self.over = true;
-                    return Poll::Ready(None);
-                }
+                Poll::Ready(None) => self.ending = true,
                 Poll::Pending => {}
             }
             let resumed = self.held_back.iter().position(|arrival| !arrival.assignment.is_paused());
@@ -487,6 +482,10 @@ impl Consumer {
                 Some(arrival) => arrival,
                 None => match self.arrivals.poll_recv(cx) {
                     Poll::Ready(Some(arrival)) => arrival,
+                    Poll::Ready(None) | Poll::Pending if self.ending => {
+                        self.over = true;
+                        return Poll::Ready(self.last_words.take().map(Err));
+                    }
                     // The end comes as a change.
                     Poll::Ready(None) | Poll::Pending => return Poll::Pending,
                 },
@@ -503,15 +502,9 @@ impl Consumer {
             }
             match &arrival.what {
                 Arrived::Fault(error) => return Poll::Ready(Some(Err(error.clone()))),
-                Arrived::CaughtUp { offset, ended } => {
+                Arrived::CaughtUp { offset, .. } => {
                     let assignment = &arrival.assignment;
                     assignment.set_processed(assignment.processed().max(*offset));
-                    if *ended && !self.ended.iter().any(|other| Arc::ptr_eq(other, assignment)) {
-                        self.ended.push(Arc::clone(assignment));
-                    }
-                    if self.all_ended() {
-                        self.over = true;
-                    }
                 }
                 Arrived::Batch(_) | Arrived::Records(_) => {}
             }
@@ -544,21 +537,11 @@ impl Consumer {
                 Some(Ok(ConsumerEvent::Lost(names(&gone))))
             }
             Change::Failed { assignment, error } => {
-                if self.stop_at_end {
-                    self.ended.push(Arc::clone(&assignment));
-                    self.over = self.all_ended();
-                }
                 Some(Ok(ConsumerEvent::Failed { partition: assignment.name.clone(), error }))
             }
             Change::Ended(error) => {
-                // What has arrived before is still to be given.
-                if let Some(error) = error {
-                    self.over = true;
-                    return Some(Err(error));
-                }
-                if self.arrivals.is_empty() {
-                    self.over = true;
-                }
+                self.ending = true;
+                self.last_words = error;
                 None
             }
         }
@@ -579,16 +562,9 @@ impl Consumer {
     fn forget(&mut self, gone: &[Arc<Assignment>]) {
         let is_gone = |assignment: &Arc<Assignment>| gone.iter().any(|gone| Arc::ptr_eq(gone, assignment));
         self.assigned.retain(|assignment| !is_gone(assignment));
-        self.ended.retain(|assignment| !is_gone(assignment));
         if self.given.as_ref().is_some_and(|(assignment, _)| is_gone(assignment)) {
             self.given = None;
         }
-    }
-
-    fn all_ended(&self) -> bool {
-        self.stop_at_end
-            && !self.assigned.is_empty()
-            && self.assigned.iter().all(|assignment| self.ended.iter().any(|ended| Arc::ptr_eq(ended, assignment)))
     }
 
     fn free(&mut self, bytes: usize) {

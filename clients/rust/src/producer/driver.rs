@@ -245,6 +245,10 @@ impl Driver {
         let timer = tokio::time::sleep(EXPIRY_TICK);
         let mut timer = std::pin::pin!(timer);
         let wake = Arc::clone(&self.shared);
+        // Frames that came together with PRODUCER_OPENED.
+        if let Some(end) = self.answers(&mut incoming, Instant::now()) {
+            return end;
+        }
         loop {
             let now = Instant::now();
             if now >= next_expiry {

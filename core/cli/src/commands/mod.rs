@@ -7,6 +7,7 @@ mod demo;
 mod dev;
 mod doctor;
 mod group;
+mod log;
 mod plugin;
 mod publish;
 mod serve;
@@ -41,6 +42,9 @@ pub(crate) enum Command {
     Plugin(plugin::Command),
     /// Send real input through a bundled component and print what comes out
     Demo(demo::Arguments),
+    /// Look into a data directory while no broker runs on it
+    #[command(subcommand)]
+    Log(log::Command),
     /// Measure a broker
     #[command(subcommand)]
     Bench(bench::Command),
@@ -64,6 +68,7 @@ pub(crate) fn run(command: Command, global: &Global) -> Outcome {
         Command::Group(command) => group::run(command, global),
         Command::Plugin(command) => plugin::run(command, global),
         Command::Demo(arguments) => demo::run(&arguments, global),
+        Command::Log(command) => log::run(&command, global),
         Command::Bench(command) => bench::run(command, global),
         Command::Doctor(arguments) => doctor::run(&arguments, global),
         Command::Config(command) => config::run(&command, global),

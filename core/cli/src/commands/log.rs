@@ -1,0 +1,383 @@
+//! `log inspect|verify`: a data directory, read offline. Changes nothing.
+
+use std::fs::{File, TryLockError};
+use std::io::{self, BufWriter, Write};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+use millstream_log::Damage;
+use millstream_log::inspect::{Item, Verified, verify, walk};
+use millstream_log::io::{FileId, IoError, IoErrorKind};
+use millstream_log::scan::{ScannedEntry, ScannedGroup};
+use millstream_machine::fact::Fact;
+use serde_json::{Value, json};
+
+use crate::Global;
+use crate::exit::{Failure, Outcome};
+use crate::output::{bytes, grouped, line, note};
+use crate::progress::Progress;
+
+/// Look into a data directory while no broker runs on it
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum Command {
+    /// Show files, groups and entries as they stand, with each entry's fact
+    #[command(after_help = "\
+Examples:
+  millstream log inspect .millstream --shard 0 --files
+  millstream log inspect .millstream --from-lsn 1000 --limit 20 -o json")]
+    Inspect {
+        /// Data directory, or one shard's directory.
+        directory: PathBuf,
+        /// Only this shard.
+        #[arg(long, value_name = "N")]
+        shard: Option<u16>,
+        /// Only files and their groups, no entries.
+        #[arg(long)]
+        files: bool,
+        /// Only entries from this lsn on.
+        #[arg(long, default_value_t = 0, value_name = "LSN")]
+        from_lsn: u64,
+        /// At most so many entries.
+        #[arg(long, value_name = "N")]
+        limit: Option<u64>,
+    },
+    /// Check every byte; fails when something is damaged
+    #[command(after_help = "\
+Damage is what had been made durable and no longer reads as it was written. A torn end is a write that
+never finished and was never acknowledged: the next start cuts it.
+
+Example:
+  millstream log verify .millstream")]
+    Verify {
+        /// Data directory, or one shard's directory.
+        directory: PathBuf,
+        /// Only this shard.
+        #[arg(long, value_name = "N")]
+        shard: Option<u16>,
+    },
+}
+
+pub(crate) fn run(command: &Command, global: &Global) -> Outcome {
+    match command {
+        Command::Inspect { directory, shard, files, from_lsn, limit } => {
+            let _held = hold(directory)?;
+            let mut out = Printer {
+                out: BufWriter::new(io::stdout().lock()),
+                json: global.output.is_json(),
+                entries: !files,
+                from_lsn: *from_lsn,
+                left: limit.unwrap_or(u64::MAX),
+                failed: None,
+            };
+            for shard in shards(directory, *shard)? {
+                out.shard(&shard)?;
+            }
+            out.out.flush()?;
+            Ok(())
+        }
+        Command::Verify { directory, shard } => {
+            let _held = hold(directory)?;
+            let mut whole = true;
+            let mut all = Vec::new();
+            for shard in shards(directory, *shard)? {
+                let (found, facts) = check(&shard)?;
+                whole &= found.damage.is_empty() && facts.is_empty();
+                if global.output.is_json() {
+                    all.push(verified_json(&shard, &found, &facts));
+                } else {
+                    line(&verified_text(&shard, &found, &facts))?;
+                }
+            }
+            if global.output.is_json() {
+                line(&json!({ "ok": whole, "shards": all }).to_string())?;
+            }
+            if whole { Ok(()) } else { Err(Failure::Told) }
+        }
+    }
+}
+
+/// Keep a broker from starting meanwhile, and refuse when one runs. Looking at a copy needs no lock.
+fn hold(directory: &Path) -> Outcome<Option<File>> {
+    let Ok(lock) = File::open(directory.join("lock")) else { return Ok(None) };
+    match lock.try_lock_shared() {
+        Ok(()) => Ok(Some(lock)),
+        Err(TryLockError::WouldBlock) => {
+            Err(Failure::failed(format!("a broker runs on {}: stop it first, or look at a copy", directory.display())))
+        }
+        Err(TryLockError::Error(error)) => {
+            note(&format!("{} cannot be locked ({error}); reading all the same", directory.display()));
+            Ok(None)
+        }
+    }
+}
+
+/// One shard's directory and the files in it.
+struct Shard {
+    path: PathBuf,
+    files: Vec<(FileId, u64)>,
+}
+
+fn shards(directory: &Path, only: Option<u16>) -> Outcome<Vec<Shard>> {
+    let listed = |path: PathBuf| -> Outcome<Shard> {
+        let mut files = Vec::new();
+        for entry in std::fs::read_dir(&path)? {
+            let entry = entry?;
+            if let Some(file) = entry.file_name().to_str().and_then(FileId::parse) {
+                files.push((file, entry.metadata()?.len()));
+            }
+        }
+        files.sort_unstable();
+        Ok(Shard { path, files })
+    };
+    let mut found = Vec::new();
+    let entries = std::fs::read_dir(directory)
+        .map_err(|error| Failure::usage(format!("{}: {error}", directory.display())))?;
+    for entry in entries {
+        let entry = entry?;
+        let number = entry.file_name().to_str().and_then(|name| name.strip_prefix("shard-")?.parse::<u16>().ok());
+        if let Some(number) = number
+            && only.is_none_or(|only| only == number)
+        {
+            found.push((number, entry.path()));
+        }
+    }
+    found.sort();
+    if !found.is_empty() {
+        return found.into_iter().map(|(_, path)| listed(path)).collect();
+    }
+    let alone = listed(directory.to_owned())?;
+    if alone.files.is_empty() || only.is_some() {
+        return Err(Failure::usage(format!("{} holds no such shard: name a data directory", directory.display())));
+    }
+    Ok(vec![alone])
+}
+
+impl Shard {
+    fn read(&self, file: FileId, at: u64, len: usize) -> Result<Bytes, IoError> {
+        let path = self.path.join(file.file_name());
+        let read = || -> io::Result<Bytes> {
+            let file = File::open(&path)?;
+            // Never more than the file has: a damaged length must not make us allocate it.
+            let len = len.min(usize::try_from(file.metadata()?.len().saturating_sub(at)).unwrap_or(usize::MAX));
+            let mut buffer = vec![0; len];
+            let mut filled = 0;
+            while filled < len {
+                match file.read_at(&mut buffer[filled..], at + filled as u64)? {
+                    0 => break,
+                    count => filled += count,
+                }
+            }
+            buffer.truncate(filled);
+            Ok(buffer.into())
+        };
+        read().map_err(|error| IoError {
+            kind: if error.kind() == io::ErrorKind::NotFound { IoErrorKind::NotFound } else { IoErrorKind::Failed },
+            message: format!("{}: {error}", path.display()),
+        })
+    }
+
+    fn wal_files(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
+        self.files.iter().filter_map(|(file, bytes)| match file {
+            FileId::Wal(number) => Some((*number, *bytes)),
+            _ => None,
+        })
+    }
+}
+
+/// The log's own check, and facts that no longer mean anything.
+fn check(shard: &Shard) -> Outcome<(Verified, Vec<Damage>)> {
+    let mut progress = Progress::new(true);
+    let total: u64 = shard.wal_files().map(|(_, bytes)| bytes).sum();
+    let mut seen = 0;
+    let mut read = |file: FileId, at, len: usize| {
+        seen += len as u64;
+        progress.show(|| format!("{} of about {} read", bytes(seen), bytes(2 * total)));
+        shard.read(file, at, len)
+    };
+    let found = verify(&shard.files, &mut read)?;
+    let mut facts = Vec::new();
+    for (number, length) in shard.wal_files() {
+        walk(number, length, &mut read, &mut |item| {
+            let Item::Group(group) = item else { return };
+            for entry in group.entries.iter().filter(|entry| !entry.header.is_control()) {
+                if let Some(Err(error)) = fact_of(entry) {
+                    let file = FileId::Wal(number).file_name();
+                    facts.push(Damage { file, at: entry.at, what: error.to_string() });
+                }
+            }
+        })?;
+    }
+    Ok((found, facts))
+}
+
+fn fact_of(entry: &ScannedEntry) -> Option<Result<Fact, millstream_machine::fact::FactError>> {
+    entry.fact.as_ref().map(|fact| Fact::decode(entry.header.kind, fact))
+}
+
+fn verified_text(shard: &Shard, found: &Verified, facts: &[Damage]) -> String {
+    let mut text = format!(
+        "{}: {} files, {} groups, {} entries, {} batches, {}, last lsn {}",
+        shard.path.display(),
+        found.files,
+        grouped(found.groups),
+        grouped(found.entries),
+        grouped(found.batches),
+        bytes(found.bytes),
+        found.last,
+    );
+    if let Some((begin, parts)) = &found.snapshot {
+        text.push_str(&format!("\n  snapshot begun at lsn {begin}, in {parts} parts"));
+    }
+    for damage in &found.torn {
+        text.push_str(&format!("\n  torn end (never acknowledged): {} at byte {}: {}", damage.file, damage.at, damage.what));
+    }
+    for damage in found.damage.iter().chain(facts) {
+        text.push_str(&format!("\n  DAMAGED: {} at byte {}: {}", damage.file, damage.at, damage.what));
+    }
+    if found.damage.is_empty() && facts.is_empty() {
+        text.push_str("\n  no damage");
+    } else {
+        text.push_str("\n  What is whole is still served. Restore the damaged files from a backup, or let consumers seek past.");
+    }
+    text
+}
+
+fn verified_json(shard: &Shard, found: &Verified, facts: &[Damage]) -> Value {
+    let list = |damage: &Damage| json!({ "file": damage.file, "at": damage.at, "what": damage.what });
+    json!({
+        "shard": shard.path,
+        "files": found.files,
+        "groups": found.groups,
+        "entries": found.entries,
+        "batches": found.batches,
+        "bytes": found.bytes,
+        "last_lsn": found.last.0,
+        "snapshot": found.snapshot.as_ref().map(|(begin, parts)| json!({ "begin": begin.0, "parts": parts })),
+        "damage": found.damage.iter().chain(facts).map(list).collect::<Value>(),
+        "torn": found.torn.iter().map(list).collect::<Value>(),
+    })
+}
+
+struct Printer<'a> {
+    out: BufWriter<io::StdoutLock<'a>>,
+    json: bool,
+    entries: bool,
+    from_lsn: u64,
+    left: u64,
+    /// A closed stdout ends the walk.
+    failed: Option<io::Error>,
+}
+
+impl Printer<'_> {
+    fn shard(&mut self, shard: &Shard) -> Outcome {
+        for (file, length) in &shard.files {
+            let name = shard.path.join(file.file_name());
+            self.put(
+                || format!("{}  {}", name.display(), bytes(*length)),
+                || json!({ "file": name, "bytes": length }),
+            );
+            if let FileId::Wal(number) = file {
+                let mut read = |file, at, len| shard.read(file, at, len);
+                walk(*number, *length, &mut read, &mut |item| self.item(&item))?;
+            }
+        }
+        match self.failed.take() {
+            Some(error) => Err(error.into()),
+            None => Ok(()),
+        }
+    }
+
+    fn item(&mut self, item: &Item) {
+        match item {
+            Item::Group(group) => self.group(group),
+            Item::Gap { from, to } => self.put(
+                || format!("  no valid group from byte {from} to {to}"),
+                || json!({ "gap": { "from": from, "to": to } }),
+            ),
+            Item::End { at } => {
+                self.put(|| format!("  no group from byte {at} on"), || json!({ "end": { "at": at } }));
+            }
+            Item::Footer { trailer, directory } => self.put(
+                || format!("  footer: groups up to {}, {} partitions", trailer.last_group, directory.len()),
+                || json!({ "footer": { "last_group": trailer.last_group, "partitions": directory.len() } }),
+            ),
+            Item::DamagedFooter { at } => self.put(
+                || format!("  the footer at byte {at} is damaged"),
+                || json!({ "damaged_footer": { "at": at } }),
+            ),
+        }
+    }
+
+    fn group(&mut self, group: &ScannedGroup) {
+        if group.last_lsn() < self.from_lsn || self.left == 0 {
+            return;
+        }
+        let header = &group.header;
+        let (broken, count) = (group.broken_at, group.entries.len());
+        self.put(
+            || {
+                let broken = broken.map_or_else(String::new, |at| format!(", broken at byte {at}"));
+                format!(
+                    "  group {} at byte {}: {} entries from lsn {}, {}, term {}{broken}",
+                    header.number,
+                    group.at,
+                    count,
+                    header.first_lsn,
+                    bytes(header.length.into()),
+                    header.term,
+                )
+            },
+            || {
+                json!({ "group": {
+                    "number": header.number, "at": group.at, "entries": count, "first_lsn": header.first_lsn.0,
+                    "bytes": header.length, "term": header.term.0, "proved": header.proved, "broken_at": broken,
+                } })
+            },
+        );
+        if self.entries {
+            for entry in &group.entries {
+                self.entry(entry);
+            }
+        }
+    }
+
+    fn entry(&mut self, entry: &ScannedEntry) {
+        let header = &entry.header;
+        if header.lsn.0 < self.from_lsn || self.left == 0 {
+            return;
+        }
+        self.left -= 1;
+        let fact = if header.is_control() {
+            format!("control, frees file {:?}", entry.freed())
+        } else {
+            match fact_of(entry) {
+                None => "DAMAGED fact".to_owned(),
+                Some(Ok(fact)) => format!("{fact:?}"),
+                Some(Err(error)) => format!("UNREADABLE fact: {error}"),
+            }
+        };
+        let raw = match &entry.raw {
+            None => "DAMAGED bytes".to_owned(),
+            Some(raw) if raw.is_empty() => String::new(),
+            Some(raw) => bytes(raw.len() as u64),
+        };
+        self.put(
+            || format!("    lsn {}  {fact}  {raw}", header.lsn),
+            || {
+                json!({ "entry": {
+                    "lsn": header.lsn.0, "at": entry.at, "kind": header.kind, "control": header.is_control(),
+                    "fact": fact, "raw_bytes": header.raw_len, "damaged": entry.fact.is_none() || entry.raw.is_none(),
+                } })
+            },
+        );
+    }
+
+    fn put(&mut self, text: impl FnOnce() -> String, json: impl FnOnce() -> Value) {
+        if self.failed.is_some() {
+            return;
+        }
+        let words = if self.json { json().to_string() } else { text() };
+        self.failed = writeln!(self.out, "{}", words.trim_end()).err();
+    }
+}

@@ -105,6 +105,9 @@ impl Log {
                 result,
             })
         };
+        if fetch.offset >= fetch.end {
+            return answer(Ok(Vec::new()));
+        }
         let found = self.index.find(fetch.slot, fetch.offset);
         match found {
             Place::Nowhere => answer(

@@ -202,6 +202,7 @@ impl Log {
         if let Some(file) = self.write.open.back_mut().filter(|_| goes_on) {
             file.closed = false;
         }
+        let mut surplus = Vec::new();
         for (i, n) in empty.iter().rev().enumerate() {
             let fits = recover.files[n].bytes == self.config.segment_bytes;
             if i == 0 && fits && !goes_on {
@@ -218,11 +219,13 @@ impl Log {
             } else if fits && *n == next_file && !ready {
                 ready = true;
             } else {
-                recover.mends.push_back(IoOp::Remove {
+                surplus.push(IoOp::Remove {
                     file: FileId::Wal(*n),
                 });
             }
         }
+        // From the highest down: a crash on the way leaves no hole in the numbers.
+        recover.mends.extend(surplus.into_iter().rev());
         let spares = std::mem::take(&mut recover.spares);
         self.space
             .found(spares, recover.next_spare, next_file, ready);

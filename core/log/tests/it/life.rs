@@ -65,6 +65,10 @@ fn fetch_bounds_hold() {
         "a base below the end is visible"
     );
     assert_eq!(shard.fetch(1, 0, 10, 1 << 20).expect("fetched").len(), 1);
+    assert!(
+        shard.fetch(1, 15, 12, 1 << 20).expect("fetched").is_empty(),
+        "an end at or below the offset"
+    );
     assert!(shard.fetch(1, 30, 40, 1 << 20).expect("fetched").is_empty());
     assert!(shard.fetch(99, 0, 40, 1 << 20).expect("fetched").is_empty());
 }

@@ -111,12 +111,6 @@ fn history(seed: u64) {
 
 fn check_opened(shard: &mut Shard, model: &mut Model, seed: u64) {
     let found = shard.found().clone();
-    if std::env::var_os("LOG_SEED").is_some() {
-        eprintln!(
-            "{found:?} {:#?}",
-            shard.disk.trace.iter().rev().take(30).collect::<Vec<_>>()
-        );
-    }
     assert!(found.damage.is_empty(), "seed {seed}: {found:?}");
     assert_eq!(found.read_only, None, "seed {seed}");
     assert!(
@@ -266,6 +260,7 @@ fn check_reads(shard: &mut Shard, model: &Model, random: &mut Random, seed: u64)
     shard.waiting.extend(saved);
 }
 
+/// `LOG_SEEDS` asks for another number of histories, `LOG_SEED` for one of them.
 #[test]
 fn random_histories_keep_what_was_durable() {
     let seeds = std::env::var("LOG_SEEDS").ok().and_then(|s| s.parse().ok());

@@ -15,15 +15,29 @@ pub enum Call {
     Machine(Request),
     /// A batch: the machine's request and the bytes, in parts as they arrived, already checked
     /// (header, CRC, limits). The shard runs the topic's produce filters before it decides.
-    Produce { request: millstream_machine::request::Produce, raw: Vec<Bytes> },
+    Produce {
+        request: millstream_machine::request::Produce,
+        raw: Vec<Bytes>,
+    },
     Fetch(Fetch),
     /// Resolve a position to an offset.
-    OffsetAt { partition: Partition, at: Position },
+    OffsetAt {
+        partition: Partition,
+        at: Position,
+    },
     /// Answered when the member's assignment is newer than `seen`, or after `wait_ms` with what
     /// holds. Counts as a sign of life of the member.
-    WatchAssignment { group: String, member: MemberId, seen: u64, wait_ms: u32 },
+    WatchAssignment {
+        group: String,
+        member: MemberId,
+        seen: u64,
+        wait_ms: u32,
+    },
     /// Answered when the catalog on this shard is newer than `seen`, or after `wait_ms`.
-    WatchCatalog { seen: u64, wait_ms: u32 },
+    WatchCatalog {
+        seen: u64,
+        wait_ms: u32,
+    },
     /// What `/metrics`, `doctor` and `describe` want to know.
     Status,
     /// Stop taking calls, flush, seal and snapshot; answered when that is durable.
@@ -54,9 +68,15 @@ pub enum Answer {
     Reply(Reply),
     Fetched(Fetched),
     /// `offset` and, for `Timestamp`, whether a record was found (else it is the end).
-    Offset { offset: Offset, found: bool },
+    Offset {
+        offset: Offset,
+        found: bool,
+    },
     Assignment(Assignment),
-    Catalog { version: u64, topics: Vec<TopicMeta> },
+    Catalog {
+        version: u64,
+        topics: Vec<TopicMeta>,
+    },
     Status(Box<Status>),
     Stopped,
     Error(Error),
@@ -95,19 +115,31 @@ pub enum Error {
     #[error("{0}")]
     Refused(#[from] Refusal),
     #[error("offset {offset} is outside {start}..={end}")]
-    OffsetOutOfRange { offset: Offset, start: Offset, end: Offset },
-    #[error("offsets {from} to {to} are damaged on disk: see `millstream log verify`; skip them with an explicit seek")]
+    OffsetOutOfRange {
+        offset: Offset,
+        start: Offset,
+        end: Offset,
+    },
+    #[error(
+        "offsets {from} to {to} are damaged on disk: see `millstream log verify`; skip them with an explicit seek"
+    )]
     Damaged { from: Offset, to: Offset },
     #[error("the disk is full: free space or lower retention; the broker resumes by itself")]
     DiskFull,
-    #[error("the shard stopped writing after a disk failure ({0}); what is durable is still served")]
+    #[error(
+        "the shard stopped writing after a disk failure ({0}); what is durable is still served"
+    )]
     Stopped(String),
     #[error("the outcome is unknown: the shard stopped while the write was under way ({0})")]
     Unknown(String),
     #[error("the shard is read-only: {0}")]
     ReadOnly(String),
     #[error("filter `{filter}`: {message}")]
-    Filter { filter: String, message: String, retriable: bool },
+    Filter {
+        filter: String,
+        message: String,
+        retriable: bool,
+    },
     #[error("the batch cannot be read: {0}")]
     BadBatch(String),
     #[error("shard {shard} has {calls} calls waiting: slow down")]
@@ -172,5 +204,7 @@ pub struct FilterStatus {
 }
 
 /// Upper bounds of the latency histograms; the last bucket has none.
-pub const LATENCY_BOUNDS_US: [u64; 14] =
-    [50, 100, 200, 400, 800, 1_600, 3_200, 6_400, 12_800, 25_600, 51_200, 102_400, 409_600, 1_638_400];
+pub const LATENCY_BOUNDS_US: [u64; 14] = [
+    50, 100, 200, 400, 800, 1_600, 3_200, 6_400, 12_800, 25_600, 51_200, 102_400, 409_600,
+    1_638_400,
+];

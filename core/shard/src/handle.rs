@@ -15,7 +15,10 @@ pub enum ReplyTo {
     Once(oneshot::Sender<Answer>),
     /// Answers of many calls into one queue, told apart by `tag`: what a stream of pipelined batches
     /// uses, so that a batch costs no channel of its own. The caller bounds what it has in flight.
-    Queue { tag: u64, queue: mpsc::UnboundedSender<(u64, Answer)> },
+    Queue {
+        tag: u64,
+        queue: mpsc::UnboundedSender<(u64, Answer)>,
+    },
 }
 
 impl ReplyTo {
@@ -69,7 +72,15 @@ impl ShardHandle {
     #[must_use]
     pub fn new(shard: ShardId, waiting_max: usize) -> (Self, mpsc::UnboundedReceiver<Message>) {
         let (inbox, outbox) = mpsc::unbounded_channel();
-        (Self { shard, inbox, waiting: Arc::default(), waiting_max }, outbox)
+        (
+            Self {
+                shard,
+                inbox,
+                waiting: Arc::default(),
+                waiting_max,
+            },
+            outbox,
+        )
     }
 
     #[must_use]
@@ -80,9 +91,16 @@ impl ShardHandle {
     /// Hand over a call. Never blocks. A full queue or a shard that is gone answers at once.
     pub fn send(&self, call: Call, reply: ReplyTo) {
         let calls = self.waiting.fetch_add(1, Ordering::Relaxed);
-        let message = Message { call, reply, waiting: Waiting(Arc::clone(&self.waiting)) };
+        let message = Message {
+            call,
+            reply,
+            waiting: Waiting(Arc::clone(&self.waiting)),
+        };
         if calls >= self.waiting_max {
-            message.reply.send(Answer::Error(Error::Busy { shard: self.shard, calls }));
+            message.reply.send(Answer::Error(Error::Busy {
+                shard: self.shard,
+                calls,
+            }));
         } else if let Err(mpsc::error::SendError(message)) = self.inbox.send(message) {
             message.reply.send(Answer::Error(Error::Stopping));
         }

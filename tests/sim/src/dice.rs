@@ -36,7 +36,11 @@ impl Dice {
 
     /// One of several.
     pub fn pick<'a, T>(&mut self, from: &'a [T]) -> Option<&'a T> {
-        if from.is_empty() { None } else { from.get(self.range(0, from.len() as u64) as usize) }
+        if from.is_empty() {
+            None
+        } else {
+            from.get(self.range(0, from.len() as u64) as usize)
+        }
     }
 
     /// Mostly small, sometimes large: between `from` and `to` by powers of two.

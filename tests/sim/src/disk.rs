@@ -240,6 +240,38 @@ impl SimDisk {
         self.waker = None;
     }
 
+    /// The process is killed and the machine goes on: nothing pending is answered; what was written
+    /// stays readable, synced or not, until power is cut.
+    pub fn kill(&mut self) {
+        let mut pending = std::mem::take(&mut self.pending);
+        while !pending.is_empty() {
+            let next = self.below(pending.len());
+            match pending.remove(next).io.op {
+                op if op.check().is_err() => {}
+                IoOp::Write {
+                    file, at, buf, len, ..
+                } => {
+                    let sectors = len / SECTOR_BYTES;
+                    let len = SECTOR_BYTES
+                        * match self.below(3) {
+                            0 => 0,
+                            1 => self.below(sectors + 1),
+                            _ => sectors,
+                        };
+                    let write = Unsynced { at, buf, len };
+                    if let Some(live) = self.live.get_mut(&file)
+                        && len > 0
+                    {
+                        write.apply(&mut live.bytes);
+                        live.unsynced.push(write);
+                    }
+                }
+                op => self.maybe_happen(op),
+            }
+        }
+        self.waker = None;
+    }
+
     /// Answer one pending request, chosen by the seed. `None` when there is none.
     pub fn complete_one(&mut self) -> Option<IoDone> {
         let ready: Vec<usize> = (0..self.pending.len())

@@ -24,10 +24,24 @@ pub struct Violation {
 /// The part of a call that the history needs when its answer comes.
 #[derive(Clone, Debug)]
 pub enum Asked {
-    Produce { partition: Partition, payload: Payload },
+    Produce {
+        partition: Partition,
+        payload: Payload,
+    },
     Fetch(Fetch),
-    Commit { group: String, partition: Partition, member: MemberId, epoch: GroupEpoch, offset: u64, at: u64 },
-    Claim { group: String, partition: Partition, epoch: GroupEpoch },
+    Commit {
+        group: String,
+        partition: Partition,
+        member: MemberId,
+        epoch: GroupEpoch,
+        offset: u64,
+        at: u64,
+    },
+    Claim {
+        group: String,
+        partition: Partition,
+        epoch: GroupEpoch,
+    },
     Other(&'static str),
 }
 
@@ -58,6 +72,7 @@ pub struct Counts {
     pub commits: u64,
     pub claims: u64,
     pub crashes: u64,
+    pub kills: u64,
     pub failures: u64,
     pub full: u64,
     pub snapshots: u64,
@@ -68,6 +83,26 @@ pub struct Counts {
     pub read_only: u64,
     /// WAL files that became spares.
     pub recycled: u64,
+}
+
+impl std::ops::AddAssign for Counts {
+    fn add_assign(&mut self, other: Self) {
+        self.acked += other.acked;
+        self.duplicates += other.duplicates;
+        self.refused += other.refused;
+        self.read += other.read;
+        self.commits += other.commits;
+        self.claims += other.claims;
+        self.crashes += other.crashes;
+        self.kills += other.kills;
+        self.failures += other.failures;
+        self.full += other.full;
+        self.snapshots += other.snapshots;
+        self.flips += other.flips;
+        self.damaged += other.damaged;
+        self.read_only += other.read_only;
+        self.recycled += other.recycled;
+    }
 }
 
 #[derive(Debug, Default)]
@@ -124,7 +159,10 @@ impl Asked {
         match call {
             Call::Produce { request, raw } => {
                 let payload = Payload::decode(&raw[0]).expect("producers send payloads");
-                return Self::Produce { partition: request.partition, payload };
+                return Self::Produce {
+                    partition: request.partition,
+                    payload,
+                };
             }
             Call::Fetch(fetch) => return Self::Fetch(*fetch),
             Call::Machine(request) => match request {
@@ -132,8 +170,12 @@ impl Asked {
                     let known = history.partitions.entry(*partition).or_default();
                     known.start_asked = known.start_asked.max(start.0);
                 }
-                Request::DeleteTopic { name } => history.named(name, |topic| topic.deletion_asked = true),
-                Request::ConfigureTopic { name, .. } => history.named(name, |topic| topic.expires = true),
+                Request::DeleteTopic { name } => {
+                    history.named(name, |topic| topic.deletion_asked = true)
+                }
+                Request::ConfigureTopic { name, .. } => {
+                    history.named(name, |topic| topic.expires = true)
+                }
                 Request::Commit(commit) => {
                     return Self::Commit {
                         group: commit.group.clone(),
@@ -144,8 +186,17 @@ impl Asked {
                         at: history.moment,
                     };
                 }
-                Request::ClaimPartition { group, partition, epoch, .. } => {
-                    return Self::Claim { group: group.clone(), partition: *partition, epoch: *epoch };
+                Request::ClaimPartition {
+                    group,
+                    partition,
+                    epoch,
+                    ..
+                } => {
+                    return Self::Claim {
+                        group: group.clone(),
+                        partition: *partition,
+                        epoch: *epoch,
+                    };
                 }
                 _ => {}
             },
@@ -167,9 +218,16 @@ impl History {
         self.moment += 1;
         match (asked, answer) {
             (Asked::Produce { partition, payload }, Answer::Reply(Reply::Produced(produced))) => {
-                let acked =
-                    Acked { payload: *payload, base: produced.base_offset.map(|o| o.0), duplicate: produced.duplicate };
-                self.partitions.entry(*partition).or_default().acked.push(acked);
+                let acked = Acked {
+                    payload: *payload,
+                    base: produced.base_offset.map(|o| o.0),
+                    duplicate: produced.duplicate,
+                };
+                self.partitions
+                    .entry(*partition)
+                    .or_default()
+                    .acked
+                    .push(acked);
                 self.counts.acked += 1;
                 self.counts.duplicates += u64::from(produced.duplicate);
             }
@@ -180,12 +238,29 @@ impl History {
             }
             (Asked::Fetch(fetch), Answer::Error(Error::Damaged { from, to })) => {
                 self.counts.damaged += 1;
-                self.partitions.entry(fetch.partition).or_default().damaged.push((from.0, to.0));
+                self.partitions
+                    .entry(fetch.partition)
+                    .or_default()
+                    .damaged
+                    .push((from.0, to.0));
             }
-            (Asked::Commit { group, partition, member, epoch, offset, at }, Answer::Reply(_)) => {
+            (
+                Asked::Commit {
+                    group,
+                    partition,
+                    member,
+                    epoch,
+                    offset,
+                    at,
+                },
+                Answer::Reply(_),
+            ) => {
                 self.counts.commits += 1;
                 let known = self.commits.entry((group.clone(), *partition)).or_default();
-                let fence = known.claims.iter().find(|(claimed, when)| claimed > epoch && when < at);
+                let fence = known
+                    .claims
+                    .iter()
+                    .find(|(claimed, when)| claimed > epoch && when < at);
                 if let Some((claimed, _)) = fence {
                     let what = format!(
                         "{partition}: group {group} commit {offset} of member {member} under epoch {epoch} was accepted \
@@ -197,10 +272,21 @@ impl History {
                 known.acked = Some(*offset);
                 known.maybe.clear();
             }
-            (Asked::Claim { group, partition, epoch }, Answer::Reply(_)) => {
+            (
+                Asked::Claim {
+                    group,
+                    partition,
+                    epoch,
+                },
+                Answer::Reply(_),
+            ) => {
                 self.counts.claims += 1;
                 let moment = self.moment;
-                self.commits.entry((group.clone(), *partition)).or_default().claims.push((*epoch, moment));
+                self.commits
+                    .entry((group.clone(), *partition))
+                    .or_default()
+                    .claims
+                    .push((*epoch, moment));
             }
             (_, Answer::Error(_)) => {
                 self.counts.refused += 1;
@@ -214,8 +300,18 @@ impl History {
 
     /// The call may have happened or not.
     pub fn unanswered(&mut self, asked: &Asked) {
-        if let Asked::Commit { group, partition, offset, .. } = asked {
-            self.commits.entry((group.clone(), *partition)).or_default().maybe.push(*offset);
+        if let Asked::Commit {
+            group,
+            partition,
+            offset,
+            ..
+        } = asked
+        {
+            self.commits
+                .entry((group.clone(), *partition))
+                .or_default()
+                .maybe
+                .push(*offset);
         }
     }
 
@@ -224,33 +320,51 @@ impl History {
         let topic = self.topics.entry(meta.id).or_default();
         topic.name.clone_from(&meta.name);
         topic.partitions = topic.partitions.max(meta.partitions);
-        topic.expires |= meta.config.retention_bytes.is_some() || meta.config.retention_ms.is_some();
+        topic.expires |=
+            meta.config.retention_bytes.is_some() || meta.config.retention_ms.is_some();
     }
 
     /// Partitions that can be worked with.
     #[must_use]
     pub fn live_partitions(&self) -> Vec<Partition> {
-        let live = self.topics.iter().filter(|(_, topic)| !topic.deletion_asked);
-        live.flat_map(|(id, topic)| (0..topic.partitions).map(|index| Partition { topic: *id, index })).collect()
+        let live = self
+            .topics
+            .iter()
+            .filter(|(_, topic)| !topic.deletion_asked);
+        live.flat_map(|(id, topic)| {
+            (0..topic.partitions).map(|index| Partition { topic: *id, index })
+        })
+        .collect()
     }
 
     /// Whether all records of this partition may be gone, and rightly so.
     #[must_use]
     pub fn may_be_gone(&self, partition: Partition) -> bool {
-        self.topics.get(&partition.topic).is_none_or(|topic| topic.deletion_asked)
+        self.topics
+            .get(&partition.topic)
+            .is_none_or(|topic| topic.deletion_asked)
     }
 
     /// One past the highest offset known to be taken.
     #[must_use]
     pub fn end_known(&self, partition: Partition) -> u64 {
-        let Some(known) = self.partitions.get(&partition) else { return 0 };
-        let acked = known.acked.iter().filter_map(|a| Some(a.base? + u64::from(a.payload.kept))).max();
+        let Some(known) = self.partitions.get(&partition) else {
+            return 0;
+        };
+        let acked = known
+            .acked
+            .iter()
+            .filter_map(|a| Some(a.base? + u64::from(a.payload.kept)))
+            .max();
         let seen = known.seen.values().next_back().map(|seen| seen.last + 1);
         acked.max(seen).unwrap_or(0)
     }
 
     fn named(&mut self, name: &str, change: impl Fn(&mut TopicHistory)) {
-        self.topics.values_mut().filter(|topic| topic.name == name).for_each(change);
+        self.topics
+            .values_mut()
+            .filter(|topic| topic.name == name)
+            .for_each(change);
     }
 }
 
@@ -258,6 +372,8 @@ impl PartitionHistory {
     /// Whether this offset was reported as damaged.
     #[must_use]
     pub fn is_damaged(&self, offset: u64) -> bool {
-        self.damaged.iter().any(|(from, to)| (*from..=*to).contains(&offset))
+        self.damaged
+            .iter()
+            .any(|(from, to)| (*from..=*to).contains(&offset))
     }
 }

@@ -51,11 +51,18 @@ impl Payload {
         let (head, rest) = bytes.split_at_checked(HEAD_BYTES)?;
         let mut filler = Filler::of(head);
         let (words, tail) = rest.as_chunks::<8>();
-        if head[40..] != (bytes.len() as u64).to_le_bytes() || !tail.is_empty() || words.iter().any(|word| u64::from_le_bytes(*word) != filler.next()) {
+        if head[40..] != (bytes.len() as u64).to_le_bytes()
+            || !tail.is_empty()
+            || words
+                .iter()
+                .any(|word| u64::from_le_bytes(*word) != filler.next())
+        {
             return None;
         }
-        let u64_at = |at: usize| u64::from_le_bytes(head[at..at + 8].try_into().expect("eight bytes"));
-        let u32_at = |at: usize| u32::from_le_bytes(head[at..at + 4].try_into().expect("four bytes"));
+        let u64_at =
+            |at: usize| u64::from_le_bytes(head[at..at + 8].try_into().expect("eight bytes"));
+        let u32_at =
+            |at: usize| u32::from_le_bytes(head[at..at + 4].try_into().expect("four bytes"));
         Some(Self {
             client: u64_at(0),
             pid: u64_at(8),
@@ -93,7 +100,15 @@ mod tests {
 
     #[test]
     fn every_flipped_bit_shows() {
-        let payload = Payload { client: 1, pid: 2, epoch: 3, sent: 4, sequence: 5, kept: 6, nonce: 7 };
+        let payload = Payload {
+            client: 1,
+            pid: 2,
+            epoch: 3,
+            sent: 4,
+            sequence: 5,
+            kept: 6,
+            nonce: 7,
+        };
         let mut bytes = payload.encode(100).to_vec();
         assert_eq!((bytes.len(), Payload::decode(&bytes)), (104, Some(payload)));
         for bit in 0..bytes.len() * 8 {

@@ -11,16 +11,22 @@ use crate::dice::Dice;
 pub enum Mishap {
     /// Power is cut now.
     Crash,
+    /// The process is killed; the machine goes on.
+    Kill,
     /// The operator stops the shard in good order and starts it again.
     Stop,
     FailWrite,
     FailSync,
     /// No file can grow for so many microseconds.
-    Full { for_us: u64 },
+    Full {
+        for_us: u64,
+    },
     /// A bit flips at rest.
     Flip,
     /// The wall clock steps by so many milliseconds.
-    Clock { ms: i64 },
+    Clock {
+        ms: i64,
+    },
 }
 
 #[derive(Debug)]
@@ -29,7 +35,8 @@ pub struct Plan {
     /// How long clients go on, in simulated microseconds.
     pub length_us: u64,
     pub mishaps: Vec<(u64, Mishap)>,
-    /// Power is cut when the disk has answered so many more requests, one after the other.
+    /// Power is cut, or the process is killed, when the disk has answered so many more requests, one
+    /// after the other.
     pub crash_after_io: Vec<u64>,
     /// One call in so many is lost on the way; as many answers.
     pub loss: u64,
@@ -62,21 +69,39 @@ impl Plan {
             snapshot_after_bytes: dice.skewed(16 << 10, 1 << 20),
             snapshot_slice_bytes: dice.skewed(256, 16 << 10) as usize,
             producer_check_ms: dice.range(100, 5_000),
-            producer_expiry_ms: if dice.one_in(4) { 2_000 } else { 7 * 24 * 3_600_000 },
+            producer_expiry_ms: if dice.one_in(4) {
+                2_000
+            } else {
+                7 * 24 * 3_600_000
+            },
             ..CoreConfig::new(ShardId(0), 1, log)
         };
         let length_us = dice.skewed(100_000, 3_000_000);
         let mishaps = mishaps(dice, length_us);
-        let crash_after_io = (0..dice.skewed(0, 4)).map(|_| dice.skewed(1, 1_500)).collect();
+        let crash_after_io = (0..dice.skewed(0, 4))
+            .map(|_| dice.skewed(1, 1_500))
+            .collect();
         Self {
             config,
             length_us,
             mishaps,
             crash_after_io,
-            loss: if dice.one_in(3) { 0 } else { dice.skewed(10, 300) },
-            twice: if dice.one_in(3) { 0 } else { dice.skewed(3, 50) },
+            loss: if dice.one_in(3) {
+                0
+            } else {
+                dice.skewed(10, 300)
+            },
+            twice: if dice.one_in(3) {
+                0
+            } else {
+                dice.skewed(3, 50)
+            },
             delay_us: dice.skewed(100, 10_000),
-            disk_delays: if dice.one_in(2) { 0 } else { dice.range(0, 300_000) as u32 },
+            disk_delays: if dice.one_in(2) {
+                0
+            } else {
+                dice.range(0, 300_000) as u32
+            },
             read_fails: if dice.one_in(8) { 5_000 } else { 0 },
         }
     }
@@ -84,17 +109,30 @@ impl Plan {
     /// The clients of a run.
     #[must_use]
     pub fn clients(dice: &mut Dice) -> Vec<Box<dyn Client>> {
-        let mut clients: Vec<Box<dyn Client>> = vec![Box::new(Admin::new(dice.range(1, 4), dice.skewed(2_000, 100_000)))];
+        let mut clients: Vec<Box<dyn Client>> = vec![Box::new(Admin::new(
+            dice.range(1, 4),
+            dice.skewed(2_000, 100_000),
+        ))];
         for id in 0..dice.range(1, 4) {
             let (in_flight, bytes) = (dice.range(1, 8) as usize, dice.skewed(100, 9_000));
             let idempotent = !dice.one_in(6);
-            clients.push(Box::new(Producer::new(id, idempotent, in_flight, bytes, dice.skewed(500, 20_000))));
+            clients.push(Box::new(Producer::new(
+                id,
+                idempotent,
+                in_flight,
+                bytes,
+                dice.skewed(500, 20_000),
+            )));
         }
         for _ in 0..dice.range(1, 3) {
             clients.push(Box::new(Reader::new(dice.skewed(500, 20_000))));
         }
         for id in 0..dice.range(0, 4) {
-            clients.push(Box::new(Member::new(id, if id < 2 { "g0" } else { "g1" }, dice.skewed(1_000, 20_000))));
+            clients.push(Box::new(Member::new(
+                id,
+                if id < 2 { "g0" } else { "g1" },
+                dice.skewed(1_000, 20_000),
+            )));
         }
         clients
     }
@@ -104,13 +142,18 @@ fn mishaps(dice: &mut Dice, length_us: u64) -> Vec<(u64, Mishap)> {
     let mut mishaps = Vec::new();
     for _ in 0..dice.skewed(0, 5) {
         let mishap = match dice.range(0, 16) {
-            0..=3 => Mishap::Crash,
+            0..=2 => Mishap::Crash,
+            3 => Mishap::Kill,
             4 | 5 => Mishap::Stop,
             6 => Mishap::FailWrite,
             7 => Mishap::FailSync,
-            8..=10 => Mishap::Full { for_us: dice.skewed(1_000, 1_000_000) },
+            8..=10 => Mishap::Full {
+                for_us: dice.skewed(1_000, 1_000_000),
+            },
             11 => Mishap::Flip,
-            _ => Mishap::Clock { ms: dice.skewed(1, 100_000_000) as i64 * if dice.one_in(2) { -1 } else { 1 } },
+            _ => Mishap::Clock {
+                ms: dice.skewed(1, 100_000_000) as i64 * if dice.one_in(2) { -1 } else { 1 },
+            },
         };
         mishaps.push((dice.range(0, length_us), mishap));
     }

@@ -44,9 +44,21 @@ pub fn run_with(seed: u64, layer: Box<dyn Layer>, trace: bool) -> Outcome {
             .cloned()
             .or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned()))
             .unwrap_or_default();
-        (vec![Violation { promise: "no_panic", what }], Counts::default(), 0)
+        (
+            vec![Violation {
+                promise: "no_panic",
+                what,
+            }],
+            Counts::default(),
+            0,
+        )
     });
-    Outcome { seed, violations, counts, digest }
+    Outcome {
+        seed,
+        violations,
+        counts,
+        digest,
+    }
 }
 
 impl World {
@@ -66,13 +78,20 @@ impl World {
         self.wake_all();
         for _ in 0..200_000 {
             let quiet = self.ready && self.clients_are_idle() && self.undurable() == 0;
-            if quiet || !self.history.violations.is_empty() || self.history.read_only || !self.step() {
+            if quiet
+                || !self.history.violations.is_empty()
+                || self.history.read_only
+                || !self.step()
+            {
                 break;
             }
         }
         if self.history.violations.is_empty() && !self.history.read_only {
             if !self.clients_are_idle() || !self.ready {
-                self.history.violation("no_acked_loss", "clients cannot finish though everything is healed".to_owned());
+                self.history.violation(
+                    "no_acked_loss",
+                    "clients cannot finish though everything is healed".to_owned(),
+                );
             }
             self.compare_live();
         }
@@ -87,7 +106,11 @@ impl World {
             self.open();
             self.audit("after a power cut");
         }
-        (std::mem::take(&mut self.history.violations), self.history.counts, self.digest())
+        (
+            std::mem::take(&mut self.history.violations),
+            self.history.counts,
+            self.digest(),
+        )
     }
 
     fn undurable(&self) -> u64 {
@@ -107,8 +130,13 @@ impl World {
     }
 
     fn stop_and_open(&mut self) {
-        let Some(answer) = self.ask(Call::Stop) else { return };
-        assert!(matches!(answer, Answer::Stopped | Answer::Error(Error::Stopping)), "{answer:?}");
+        let Some(answer) = self.ask(Call::Stop) else {
+            return;
+        };
+        assert!(
+            matches!(answer, Answer::Stopped | Answer::Error(Error::Stopping)),
+            "{answer:?}"
+        );
         for _ in 0..100_000 {
             if self.core.is_none() {
                 break;
@@ -126,7 +154,8 @@ impl World {
             }
             self.step();
         }
-        self.history.violation("no_acked_loss", "the shard does not open".to_owned());
+        self.history
+            .violation("no_acked_loss", "the shard does not open".to_owned());
     }
 
     /// Read everything back, and hold it against what was promised.
@@ -135,7 +164,10 @@ impl World {
             return;
         }
         self.say(|_| format!("--- audit {when}"));
-        let mut audit = Audit { read_only: self.history.read_only, ..Audit::default() };
+        let mut audit = Audit {
+            read_only: self.history.read_only,
+            ..Audit::default()
+        };
         let mut partitions = self.history.live_partitions();
         partitions.extend(self.history.partitions.keys().copied());
         partitions.sort_unstable();
@@ -145,9 +177,16 @@ impl World {
             audit.partitions.insert(partition, found);
         }
         for (group, partition) in self.history.commits.keys().cloned().collect::<Vec<_>>() {
-            let request = Request::CommittedOffset { group: group.clone(), partition };
-            if let Some(Answer::Reply(Reply::Committed { offset, .. })) = self.ask(Call::Machine(request)) {
-                audit.committed.insert((group, partition), offset.map(|offset| offset.0));
+            let request = Request::CommittedOffset {
+                group: group.clone(),
+                partition,
+            };
+            if let Some(Answer::Reply(Reply::Committed { offset, .. })) =
+                self.ask(Call::Machine(request))
+            {
+                audit
+                    .committed
+                    .insert((group, partition), offset.map(|offset| offset.0));
             }
         }
         checkers::check(&mut self.history, &audit);
@@ -159,17 +198,30 @@ impl World {
     fn read_all(&mut self, partition: Partition) -> Found {
         let mut found = Found::default();
         let info = self.ask(Call::Machine(Request::DescribePartition { partition }));
-        let Some(Answer::Reply(Reply::Partition(info))) = info else { return found };
+        let Some(Answer::Reply(Reply::Partition(info))) = info else {
+            return found;
+        };
         (found.exists, found.start, found.end) = (true, info.start.0, info.end.0);
         let mut next = found.start;
         while next < found.end {
-            let fetch = Fetch { partition, offset: Offset(next), bytes_max: 60_000, wait_ms: 0 };
+            let fetch = Fetch {
+                partition,
+                offset: Offset(next),
+                bytes_max: 60_000,
+                wait_ms: 0,
+            };
             match self.ask(Call::Fetch(fetch)) {
                 Some(Answer::Fetched(fetched)) if !fetched.batches.is_empty() => {
                     for batch in fetched.batches {
                         next = batch.last_offset.0 + 1;
                         if let Some(payload) = Payload::decode(&batch.batch) {
-                            found.batches.insert(batch.base_offset.0, Seen { last: batch.last_offset.0, payload });
+                            found.batches.insert(
+                                batch.base_offset.0,
+                                Seen {
+                                    last: batch.last_offset.0,
+                                    payload,
+                                },
+                            );
                         }
                     }
                 }

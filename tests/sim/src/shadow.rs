@@ -50,18 +50,31 @@ impl Shadow {
 
     /// The core asks the disk for this.
     pub fn asked(&mut self, io: &Io) {
-        let IoOp::Write { file: FileId::Wal(file), at, buf, len, .. } = &io.op else { return };
-        let Some(header) = GroupHeader::decode(&buf[..*len]) else { return };
+        let IoOp::Write {
+            file: FileId::Wal(file),
+            at,
+            buf,
+            len,
+            ..
+        } = &io.op
+        else {
+            return;
+        };
+        let Some(header) = GroupHeader::decode(&buf[..*len]) else {
+            return;
+        };
         let mut place = GROUP_HEADER_BYTES;
         let mut last = Lsn(header.first_lsn.0 - 1);
         for _ in 0..header.entries {
             let bytes = &buf[place..*len];
-            let entry = EntryHeader::decode(header.incarnation, bytes).expect("an entry that was just written");
+            let entry = EntryHeader::decode(header.incarnation, bytes)
+                .expect("an entry that was just written");
             if !entry.is_control() {
                 let fact = bytes[entry.fact_range()].to_vec();
                 if entry.kind == kind::BATCH_APPENDED {
                     let meta = batch_meta(&fact).expect("a fact that was just written");
-                    self.batches.insert((meta.slot, meta.base_offset.0), entry.lsn);
+                    self.batches
+                        .insert((meta.slot, meta.base_offset.0), entry.lsn);
                 }
                 self.facts.insert(entry.lsn.0, (entry.kind, fact));
                 last = entry.lsn;
@@ -69,7 +82,12 @@ impl Shadow {
             place += entry.len();
         }
         self.asked.insert(io.id, last);
-        self.groups.push(Written { file: *file, at: *at, bytes: *len as u64, last });
+        self.groups.push(Written {
+            file: *file,
+            at: *at,
+            bytes: *len as u64,
+            last,
+        });
     }
 
     /// This is what reaches the disk.
@@ -118,7 +136,9 @@ impl Shadow {
         self.groups.retain(|group| group.last <= last);
         let synced = std::mem::replace(&mut self.synced, last);
         if last < synced {
-            return Err(format!("recovered up to {last}, though {synced} was synced"));
+            return Err(format!(
+                "recovered up to {last}, though {synced} was synced"
+            ));
         }
         self.compare(last, state)
     }
@@ -127,14 +147,21 @@ impl Shadow {
     pub fn compare(&mut self, last: Lsn, state: &State) -> Result<(), String> {
         let from = self.state.installed().0 + 1;
         if last.0 + 1 < from {
-            return Err(format!("the log went back to {last}, {} was recovered before", from - 1));
+            return Err(format!(
+                "the log went back to {last}, {} was recovered before",
+                from - 1
+            ));
         }
         for (lsn, (kind, bytes)) in self.facts.range(from..last.0 + 1) {
-            let fact = Fact::decode(*kind, bytes).map_err(|error| format!("fact {lsn}: {error}"))?;
+            let fact =
+                Fact::decode(*kind, bytes).map_err(|error| format!("fact {lsn}: {error}"))?;
             install(&mut self.state, Lsn(*lsn), &fact);
         }
         if self.state.installed() != last {
-            return Err(format!("facts end at {}, the log at {last}", self.state.installed()));
+            return Err(format!(
+                "facts end at {}, the log at {last}",
+                self.state.installed()
+            ));
         }
         if self.state != *state {
             return Err(format!("the state at {last} is not what its facts make"));

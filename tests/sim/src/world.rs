@@ -27,9 +27,21 @@ const WALL_START_MS: i64 = 1_700_000_000_000;
 #[derive(Debug)]
 pub(crate) enum Event {
     Wake(usize),
-    Arrive { client: usize, tag: u64, call: Box<Call>, silent: bool },
-    Answer { client: usize, tag: u64, answer: Box<Answer> },
-    Lost { client: usize, tag: u64 },
+    Arrive {
+        client: usize,
+        tag: u64,
+        call: Box<Call>,
+        silent: bool,
+    },
+    Answer {
+        client: usize,
+        tag: u64,
+        answer: Box<Answer>,
+    },
+    Lost {
+        client: usize,
+        tag: u64,
+    },
     Disk,
     Flush,
     Tick,
@@ -110,7 +122,10 @@ impl World {
             number: 0,
             open: BTreeMap::new(),
             token: 0,
-            history: History { io_faults: u64::from(plan.read_fails > 0), ..History::default() },
+            history: History {
+                io_faults: u64::from(plan.read_fails > 0),
+                ..History::default()
+            },
             shadow: Shadow::new(),
             crashes: plan.crash_after_io.clone(),
             crash_at_io: None,
@@ -140,7 +155,9 @@ impl World {
     /// Until the earliest event is past `until_us`, or something is found broken.
     pub(crate) fn run_until(&mut self, until_us: u64) {
         while self.history.violations.is_empty() {
-            let Some((&(at, _), _)) = self.events.first_key_value() else { return };
+            let Some((&(at, _), _)) = self.events.first_key_value() else {
+                return;
+            };
             if at > until_us {
                 return;
             }
@@ -150,17 +167,30 @@ impl World {
 
     /// The next event, whenever it is.
     pub(crate) fn step(&mut self) -> bool {
-        let Some(((at, _), event)) = self.events.pop_first() else { return false };
+        let Some(((at, _), event)) = self.events.pop_first() else {
+            return false;
+        };
         self.now_us = self.now_us.max(at);
         self.note(at);
         match event {
             Event::Wake(client) => self.with_client(client, |client, scene| client.wake(scene)),
-            Event::Answer { client, tag, answer } => {
+            Event::Answer {
+                client,
+                tag,
+                answer,
+            } => {
                 self.say(|_| format!("client {client} #{tag} hears {answer:?}"));
                 self.with_client(client, |client, scene| client.answer(scene, tag, *answer));
             }
-            Event::Lost { client, tag } => self.with_client(client, |client, scene| client.lost(scene, tag)),
-            Event::Arrive { client, tag, call, silent } => self.arrive(client, tag, *call, silent),
+            Event::Lost { client, tag } => {
+                self.with_client(client, |client, scene| client.lost(scene, tag))
+            }
+            Event::Arrive {
+                client,
+                tag,
+                call,
+                silent,
+            } => self.arrive(client, tag, *call, silent),
             Event::Disk => self.disk_step(),
             Event::Flush => {
                 self.flush_due = false;
@@ -183,7 +213,10 @@ impl World {
 
     pub(crate) fn now(&self) -> Now {
         let wall = WALL_START_MS + self.wall_shift_ms + (self.now_us / 1_000) as i64;
-        Now { wall: TimestampMs(wall), mono_us: self.now_us }
+        Now {
+            wall: TimestampMs(wall),
+            mono_us: self.now_us,
+        }
     }
 
     pub(crate) fn restart(&mut self) {
@@ -191,7 +224,10 @@ impl World {
             return;
         }
         self.layer.restarting(&mut self.disk);
-        self.incarnation = self.incarnation.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        self.incarnation = self
+            .incarnation
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
         let mut config = self.plan.config.clone();
         config.log.incarnation = self.incarnation;
         (self.ready, self.stopped, self.failed) = (false, false, false);
@@ -214,6 +250,19 @@ impl World {
             let pause = self.chance.skewed(10, 50_000);
             self.after(pause, Event::Restart);
         }
+    }
+
+    /// The process is killed.
+    fn kill(&mut self) {
+        if self.core.is_none() {
+            return;
+        }
+        self.say(|_| "--- kill".to_owned());
+        self.history.counts.kills += 1;
+        self.core_gone();
+        self.disk.kill();
+        let pause = self.chance.skewed(10, 50_000);
+        self.after(pause, Event::Restart);
     }
 
     fn core_gone(&mut self) {
@@ -260,7 +309,11 @@ impl World {
         match effect {
             Effect::Io(io) => {
                 self.say(|_| format!("disk is asked {}", brief_io(&io)));
-                if let IoOp::Rename { from: FileId::Wal(_), to: FileId::Spare(_) } = io.op {
+                if let IoOp::Rename {
+                    from: FileId::Wal(_),
+                    to: FileId::Spare(_),
+                } = io.op
+                {
                     self.history.counts.recycled += 1;
                 }
                 self.shadow.asked(&io);
@@ -297,6 +350,7 @@ impl World {
             }
             Effect::Damaged(words) => self.say(|_| words),
             Effect::Stopped => self.stopped = true,
+            Effect::Tell { .. } | Effect::ProducerFloor(_) => {} // for other shards: there are none
         }
     }
 
@@ -312,12 +366,18 @@ impl World {
             self.history.read_only = true;
             self.history.counts.read_only += 1;
             if self.history.flips == 0 {
-                self.history.violation("damage_reported", format!("read-only, and no bit was flipped: {why}"));
+                self.history.violation(
+                    "damage_reported",
+                    format!("read-only, and no bit was flipped: {why}"),
+                );
             }
             return;
         }
         if !recovery.damage.is_empty() && self.history.flips + self.history.io_faults == 0 {
-            let what = format!("damage is reported, and no bit was flipped: {:?}", recovery.damage);
+            let what = format!(
+                "damage is reported, and no bit was flipped: {:?}",
+                recovery.damage
+            );
             self.history.violation("damage_reported", what);
         }
         let Some(core) = &self.core else { return };
@@ -328,14 +388,33 @@ impl World {
 
     fn disk_step(&mut self) {
         self.disk_due = false;
-        if self.crash_at_io.is_some_and(|at| self.disk.completed() >= at) && !self.auditing && !self.closing {
+        if self
+            .crash_at_io
+            .is_some_and(|at| self.disk.completed() >= at)
+            && !self.auditing
+            && !self.closing
+        {
             self.arm_crash();
-            return self.crash();
+            return if self.chance.one_in(3) {
+                self.kill()
+            } else {
+                self.crash()
+            };
         }
-        let Some(done) = self.disk.complete_one() else { return };
+        let Some(done) = self.disk.complete_one() else {
+            return;
+        };
         self.shadow.done(&done);
         let done = self.layer.done(done, &mut self.disk);
-        self.say(|_| format!("disk answers {:?}: {}", done.id, done.result.as_ref().map_or_else(|e| e.to_string(), |_| "ok".to_owned())));
+        self.say(|_| {
+            format!(
+                "disk answers {:?}: {}",
+                done.id,
+                done.result
+                    .as_ref()
+                    .map_or_else(|e| e.to_string(), |_| "ok".to_owned())
+            )
+        });
         self.with_core(|core, now| core.io_done(now, done));
     }
 
@@ -379,7 +458,9 @@ impl World {
     }
 
     fn answered(&mut self, token: u64, answer: Answer) {
-        let Some(Open { to, asked }) = self.open.remove(&token) else { return };
+        let Some(Open { to, asked }) = self.open.remove(&token) else {
+            return;
+        };
         let answer = self.layer.answer(answer);
         self.note(token);
         self.history.answered(&asked, &answer);
@@ -391,7 +472,11 @@ impl World {
                 let event = if self.network.one_in(self.plan.loss) {
                     Event::Lost { client, tag }
                 } else {
-                    Event::Answer { client, tag, answer: Box::new(answer) }
+                    Event::Answer {
+                        client,
+                        tag,
+                        answer: Box::new(answer),
+                    }
                 };
                 self.after(way, event);
             }
@@ -402,17 +487,30 @@ impl World {
     fn check_promise(&mut self, asked: &Asked, answer: &Answer) {
         match (asked, answer) {
             (Asked::Produce { partition, payload }, Answer::Reply(Reply::Produced(produced))) => {
-                let Some(base) = produced.base_offset else { return };
-                let Some(slot) = self.core.as_ref().and_then(|core| core.state().slot(*partition)) else { return };
+                let Some(base) = produced.base_offset else {
+                    return;
+                };
+                let Some(slot) = self
+                    .core
+                    .as_ref()
+                    .and_then(|core| core.state().slot(*partition))
+                else {
+                    return;
+                };
                 let lsn = self.shadow.batch(slot, base.0);
                 let synced = self.shadow.synced();
                 if lsn.is_none_or(|lsn| lsn > synced) {
-                    let what = format!("{partition} offset {base} ({payload:?}, lsn {lsn:?}) acknowledged, {synced} is synced");
+                    let what = format!(
+                        "{partition} offset {base} ({payload:?}, lsn {lsn:?}) acknowledged, {synced} is synced"
+                    );
                     self.history.violation("no_acked_loss", what);
                 }
             }
             (Asked::Fetch(fetch), Answer::Fetched(fetched)) => {
-                let slot = self.core.as_ref().and_then(|core| core.state().slot(fetch.partition));
+                let slot = self
+                    .core
+                    .as_ref()
+                    .and_then(|core| core.state().slot(fetch.partition));
                 self.check_fetched(fetch.partition, slot, fetched);
             }
             _ => {}
@@ -429,7 +527,8 @@ impl World {
         for batch in &fetched.batches {
             let base = batch.base_offset.0;
             let Some(payload) = Payload::decode(&batch.batch) else {
-                let what = format!("{partition} offset {base}: other bytes are served than were sent");
+                let what =
+                    format!("{partition} offset {base}: other bytes are served than were sent");
                 self.history.violation("damage_reported", what);
                 continue;
             };
@@ -442,10 +541,14 @@ impl World {
             if let Some(slot) = slot
                 && self.shadow.batch(slot, base).is_none_or(|lsn| lsn > synced)
             {
-                let what = format!("{partition} offset {base} was readable, and only {synced} is synced");
+                let what =
+                    format!("{partition} offset {base} was readable, and only {synced} is synced");
                 self.history.violation("released_only", what);
             }
-            let seen = Seen { last: batch.last_offset.0, payload };
+            let seen = Seen {
+                last: batch.last_offset.0,
+                payload,
+            };
             let known = self.history.partitions.entry(partition).or_default();
             if let Some(before) = known.seen.insert(base, seen)
                 && before != seen
@@ -473,7 +576,8 @@ impl World {
                 self.with_core(|core, now| core.tick(now));
             }
         }
-        self.history.violation("no_acked_loss", "a call is never answered".to_owned());
+        self.history
+            .violation("no_acked_loss", "a call is never answered".to_owned());
         None
     }
 
@@ -507,12 +611,31 @@ impl World {
             && request.pid.0 != 0
             && self.network.one_in(self.plan.twice)
         {
-            let again = Call::Produce { request: *request, raw: raw.clone() };
+            let again = Call::Produce {
+                request: *request,
+                raw: raw.clone(),
+            };
             let way = self.way_us() * 3;
-            self.after(way, Event::Arrive { client, tag, call: Box::new(again), silent: true });
+            self.after(
+                way,
+                Event::Arrive {
+                    client,
+                    tag,
+                    call: Box::new(again),
+                    silent: true,
+                },
+            );
         }
         let way = self.way_us();
-        self.after(way, Event::Arrive { client, tag, call: Box::new(call), silent: false });
+        self.after(
+            way,
+            Event::Arrive {
+                client,
+                tag,
+                call: Box::new(call),
+                silent: false,
+            },
+        );
     }
 
     fn way_us(&mut self) -> u64 {
@@ -538,6 +661,7 @@ impl World {
         self.say(|_| format!("mishap: {mishap:?}"));
         match mishap {
             Mishap::Crash => self.crash(),
+            Mishap::Kill => self.kill(),
             Mishap::Stop => {
                 if self.ready && !self.failed {
                     self.ready = false;
@@ -565,10 +689,20 @@ impl World {
     }
 
     fn flip(&mut self) {
-        let Some(group) = self.chance.pick(self.shadow.proved_groups()).copied() else { return };
+        let Some(group) = self.chance.pick(self.shadow.proved_groups()).copied() else {
+            return;
+        };
         let bit = (group.at * 8) + self.chance.range(0, group.bytes * 8);
-        if self.disk.flip_bit(millstream_log::io::FileId::Wal(group.file), bit) {
-            self.say(|_| format!("flipped bit {bit} of file {} (lsn up to {})", group.file, group.last));
+        if self
+            .disk
+            .flip_bit(millstream_log::io::FileId::Wal(group.file), bit)
+        {
+            self.say(|_| {
+                format!(
+                    "flipped bit {bit} of file {} (lsn up to {})",
+                    group.file, group.last
+                )
+            });
             self.history.flips += 1;
             self.history.counts.flips += 1;
         }
@@ -586,7 +720,8 @@ impl World {
     }
 
     fn note(&mut self, what: u64) {
-        self.digest = (self.digest ^ what ^ self.number.rotate_left(32)).wrapping_mul(0x0000_0100_0000_01b3);
+        self.digest =
+            (self.digest ^ what ^ self.number.rotate_left(32)).wrapping_mul(0x0000_0100_0000_01b3);
     }
 
     /// A fingerprint of everything that happened and of every byte on the disk.
@@ -604,15 +739,34 @@ impl World {
 }
 
 fn faults(plan: &Plan) -> Faults {
-    Faults { delayed: plan.disk_delays, read_fails: plan.read_fails, ..Faults::default() }
+    Faults {
+        delayed: plan.disk_delays,
+        read_fails: plan.read_fails,
+        ..Faults::default()
+    }
 }
 
 fn brief_io(io: &Io) -> String {
     match &io.op {
-        IoOp::Write { file, at, len, sync, .. } => {
-            format!("{:?}: write {} at {at}, {len} bytes, sync {sync}", io.id, file.file_name())
+        IoOp::Write {
+            file,
+            at,
+            len,
+            sync,
+            ..
+        } => {
+            format!(
+                "{:?}: write {} at {at}, {len} bytes, sync {sync}",
+                io.id,
+                file.file_name()
+            )
         }
-        IoOp::WriteFile { file, bytes } => format!("{:?}: write {}, {} bytes", io.id, file.file_name(), bytes.len()),
+        IoOp::WriteFile { file, bytes } => format!(
+            "{:?}: write {}, {} bytes",
+            io.id,
+            file.file_name(),
+            bytes.len()
+        ),
         other => format!("{:?}: {other:?}", io.id),
     }
 }

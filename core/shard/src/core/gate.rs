@@ -17,13 +17,25 @@ use crate::call::Answer;
 #[derive(Debug)]
 pub(crate) enum Held {
     /// A batch: its answer, and the end it makes visible when it appended something.
-    Produced { token: u64, produced: Produced, end: Option<(PartitionSlot, Offset)>, started_us: u64 },
+    Produced {
+        token: u64,
+        produced: Produced,
+        end: Option<(PartitionSlot, Offset)>,
+        started_us: u64,
+    },
     /// An answer. `wrote`: whether a fact of this very call hangs on the log.
-    Answer { token: u64, answer: Box<Answer>, wrote: bool },
+    Answer {
+        token: u64,
+        answer: Box<Answer>,
+        wrote: bool,
+    },
     /// Nothing below `start` is shown or needed any more.
     Start { slot: PartitionSlot, start: Offset },
     /// A partition was created.
-    Born { slot: PartitionSlot, partition: Partition },
+    Born {
+        slot: PartitionSlot,
+        partition: Partition,
+    },
     /// A partition was deleted: its bytes may go.
     Gone { slot: PartitionSlot },
     /// The catalog changed with this lsn.
@@ -48,12 +60,19 @@ impl Gate {
 
     /// Everything up to `lsn` survives a crash.
     pub(crate) fn open_to(&mut self, lsn: Lsn) {
-        assert!(lsn >= self.durable, "the durable point went back from {} to {lsn}", self.durable);
+        assert!(
+            lsn >= self.durable,
+            "the durable point went back from {} to {lsn}",
+            self.durable
+        );
         self.durable = lsn;
     }
 
     pub(crate) fn hold(&mut self, lsn: Lsn, held: Held) {
-        debug_assert!(self.held.back().is_none_or(|(last, _)| *last <= lsn), "held out of order");
+        debug_assert!(
+            self.held.back().is_none_or(|(last, _)| *last <= lsn),
+            "held out of order"
+        );
         self.held.push_back((lsn, held));
     }
 
@@ -67,6 +86,8 @@ impl Gate {
 
     /// Everything that will never be released: the log has stopped.
     pub(crate) fn abandon(&mut self) -> impl Iterator<Item = Held> + use<> {
-        std::mem::take(&mut self.held).into_iter().map(|(_, held)| held)
+        std::mem::take(&mut self.held)
+            .into_iter()
+            .map(|(_, held)| held)
     }
 }

@@ -35,7 +35,9 @@ mod write;
 
 use std::collections::VecDeque;
 
-use millstream_batch::ids::{Lsn, Offset, Partition, PartitionSlot, Term, TimestampMs};
+use millstream_batch::ids::{
+    Lsn, Offset, Partition, PartitionSlot, ProducerId, ShardId, Term, TimestampMs,
+};
 use millstream_log::io::{Io, IoDone};
 use millstream_log::{Log, Recovery};
 use millstream_machine::request::{Produce, Produced, Reply, Request};
@@ -56,7 +58,10 @@ pub enum Effect {
     /// Carry this to the storage.
     Io(Io),
     /// The one answer to the call with this token.
-    Answer { token: u64, answer: Answer },
+    Answer {
+        token: u64,
+        answer: Answer,
+    },
     /// Recovery is over; calls may come.
     Ready(Box<Recovery>),
     /// No room on disk: produces are refused until `SpaceBack`. With what the disk said.
@@ -68,6 +73,14 @@ pub enum Effect {
     SnapshotPublished(Lsn),
     /// Damage met while serving, in words.
     Damaged(String),
+    /// Ask this of another shard; the answer is of no interest, and asking twice does no harm.
+    Tell {
+        shard: ShardId,
+        request: Request,
+    },
+    /// No producer id below this lives here. The smallest over all shards is for
+    /// [`ShardCore::expire_producers_below`].
+    ProducerFloor(ProducerId),
     /// The end of a `Call::Stop`: nothing more will happen.
     Stopped,
 }
@@ -191,7 +204,12 @@ impl ShardCore {
             Call::Fetch(fetch) => self.fetch(token, fetch),
             Call::Machine(request) => self.machine(token, request),
             Call::OffsetAt { partition, at } => self.offset_at(token, partition, at),
-            Call::WatchAssignment { group, member, seen, wait_ms } => {
+            Call::WatchAssignment {
+                group,
+                member,
+                seen,
+                wait_ms,
+            } => {
                 self.watch_assignment(token, group, member, seen, wait_ms);
             }
             Call::WatchCatalog { seen, wait_ms } => self.watch_catalog(token, seen, wait_ms),
@@ -214,6 +232,13 @@ impl ShardCore {
         self.now = now;
         self.upkeep_after_round();
         self.snapshot_step();
+        self.log.flush();
+    }
+
+    /// The smallest [`Effect::ProducerFloor`] of all shards, each time it was gathered anew.
+    pub fn expire_producers_below(&mut self, now: Now, floor_max: ProducerId) {
+        self.now = now;
+        self.expire_producers(floor_max);
         self.log.flush();
     }
 
@@ -258,9 +283,14 @@ impl ShardCore {
     pub fn next_wakeup(&self) -> Option<u64> {
         match self.phase {
             Phase::Recovering | Phase::Stopped => None,
-            Phase::Serving | Phase::Stopping(_) => {
-                [self.waiting.next_deadline(), self.upkeep.next(), self.snapshot.next(self.now)].into_iter().flatten().min()
-            }
+            Phase::Serving | Phase::Stopping(_) => [
+                self.waiting.next_deadline(),
+                self.upkeep.next(),
+                self.snapshot.next(self.now),
+            ]
+            .into_iter()
+            .flatten()
+            .min(),
         }
     }
 
@@ -274,7 +304,13 @@ impl ShardCore {
     #[must_use]
     pub fn decides_duplicate(&self, now: Now, request: Produce) -> bool {
         let decision = decide(&self.state, now.wall, self.term, &Request::Produce(request));
-        matches!(decision.map(|d| d.reply), Ok(Reply::Produced(Produced { duplicate: true, .. })))
+        matches!(
+            decision.map(|d| d.reply),
+            Ok(Reply::Produced(Produced {
+                duplicate: true,
+                ..
+            }))
+        )
     }
 
     /// The machine's state, for look-ups that need no answer of their own (the driver's filters).

@@ -28,11 +28,22 @@ impl ShardCore {
             return self.unknown_partition(token, fetch.partition);
         };
         if fetch.offset < shown.start || fetch.offset > end {
-            let error = Error::OffsetOutOfRange { offset: fetch.offset, start: shown.start, end: shown.end };
+            let error = Error::OffsetOutOfRange {
+                offset: fetch.offset,
+                start: shown.start,
+                end: shown.end,
+            };
             return self.fail(token, error);
         }
         if fetch.offset < shown.end {
-            self.reading.insert(token, Reading { slot, fetch, started_us });
+            self.reading.insert(
+                token,
+                Reading {
+                    slot,
+                    fetch,
+                    started_us,
+                },
+            );
             self.log.fetch(millstream_log::Fetch {
                 token,
                 slot,
@@ -43,19 +54,35 @@ impl ShardCore {
         } else if fetch.wait_ms == 0 {
             self.nothing_to_read(token, fetch);
         } else {
-            self.wait(token, fetch.wait_ms, Wait::Records { slot, fetch, started_us });
+            self.wait(
+                token,
+                fetch.wait_ms,
+                Wait::Records {
+                    slot,
+                    fetch,
+                    started_us,
+                },
+            );
         }
     }
 
     /// The log's answer to a fetch.
     pub(super) fn fetched(&mut self, token: u64, result: Result<Vec<Entry>, FetchError>) {
-        let Some(Reading { slot, fetch, started_us }) = self.reading.remove(&token) else {
+        let Some(Reading {
+            slot,
+            fetch,
+            started_us,
+        }) = self.reading.remove(&token)
+        else {
             unreachable!("the log answered a fetch that was not asked for: {token}");
         };
         let entries = match result {
             Ok(entries) => entries,
             Err(FetchError::Damaged { from, to }) => {
-                let words = format!("{} offsets {from} to {to} are damaged on disk", fetch.partition);
+                let words = format!(
+                    "{} offsets {from} to {to} are damaged on disk",
+                    fetch.partition
+                );
                 self.effects.push_back(Effect::Damaged(words));
                 return self.fail(token, Error::Damaged { from, to });
             }
@@ -68,7 +95,10 @@ impl ShardCore {
         for entry in entries {
             match served(entry) {
                 Ok(batch) => {
-                    assert!(batch.last_offset < shown.end, "a batch beyond the released end was read");
+                    assert!(
+                        batch.last_offset < shown.end,
+                        "a batch beyond the released end was read"
+                    );
                     self.counters.bytes_out += batch.batch.len() as u64;
                     batches.push(batch);
                 }
@@ -77,17 +107,34 @@ impl ShardCore {
         }
         if batches.is_empty() && fetch.offset < shown.start {
             // Trimmed while it was read.
-            let error = Error::OffsetOutOfRange { offset: fetch.offset, start: shown.start, end: shown.end };
+            let error = Error::OffsetOutOfRange {
+                offset: fetch.offset,
+                start: shown.start,
+                end: shown.end,
+            };
             return self.fail(token, error);
         }
-        self.counters.fetch_us.record(self.now.mono_us.saturating_sub(started_us));
-        self.answer(token, Answer::Fetched(Fetched { batches, start: shown.start, end: shown.end }));
+        self.counters
+            .fetch_us
+            .record(self.now.mono_us.saturating_sub(started_us));
+        self.answer(
+            token,
+            Answer::Fetched(Fetched {
+                batches,
+                start: shown.start,
+                end: shown.end,
+            }),
+        );
     }
 
     pub(super) fn nothing_to_read(&mut self, token: u64, fetch: Fetch) {
         match self.readable(fetch.partition) {
             Some((_, shown, _)) => {
-                let fetched = Fetched { batches: Vec::new(), start: shown.start, end: shown.end };
+                let fetched = Fetched {
+                    batches: Vec::new(),
+                    start: shown.start,
+                    end: shown.end,
+                };
                 self.answer(token, Answer::Fetched(fetched));
             }
             None => self.unknown_partition(token, fetch.partition),
@@ -103,14 +150,29 @@ impl ShardCore {
             Position::End => shown.end,
             Position::Timestamp(timestamp) => {
                 self.searching.insert(token, partition);
-                return self.log.offset_for_timestamp(TimeQuery { token, slot, timestamp, end: shown.end });
+                return self.log.offset_for_timestamp(TimeQuery {
+                    token,
+                    slot,
+                    timestamp,
+                    end: shown.end,
+                });
             }
         };
-        self.answer(token, Answer::Offset { offset, found: true });
+        self.answer(
+            token,
+            Answer::Offset {
+                offset,
+                found: true,
+            },
+        );
     }
 
     /// The log's answer to a search by time.
-    pub(super) fn offset_found(&mut self, token: u64, result: Result<Option<IndexKey>, FetchError>) {
+    pub(super) fn offset_found(
+        &mut self,
+        token: u64,
+        result: Result<Option<IndexKey>, FetchError>,
+    ) {
         let Some(partition) = self.searching.remove(&token) else {
             unreachable!("the log answered a search that was not asked for: {token}");
         };
@@ -118,8 +180,20 @@ impl ShardCore {
             return self.unknown_partition(token, partition);
         };
         match result {
-            Ok(Some(key)) => self.answer(token, Answer::Offset { offset: key.base_offset.max(shown.start), found: true }),
-            Ok(None) => self.answer(token, Answer::Offset { offset: shown.end, found: false }),
+            Ok(Some(key)) => self.answer(
+                token,
+                Answer::Offset {
+                    offset: key.base_offset.max(shown.start),
+                    found: true,
+                },
+            ),
+            Ok(None) => self.answer(
+                token,
+                Answer::Offset {
+                    offset: shown.end,
+                    found: false,
+                },
+            ),
             Err(FetchError::Damaged { from, to }) => self.fail(token, Error::Damaged { from, to }),
             Err(FetchError::Io(error)) => self.fail(token, Error::Read(error.to_string())),
         }
@@ -129,7 +203,10 @@ impl ShardCore {
     fn readable(&self, partition: Partition) -> Option<(PartitionSlot, Shown, Offset)> {
         let info = self.state.partition(partition)?;
         // Created, but not yet durably: nothing to see, and worth waiting for.
-        let shown = self.shown.get(&info.slot).copied().unwrap_or(Shown { partition, ..Shown::default() });
+        let shown = self.shown.get(&info.slot).copied().unwrap_or(Shown {
+            partition,
+            ..Shown::default()
+        });
         Some((info.slot, shown, info.end))
     }
 

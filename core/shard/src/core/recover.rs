@@ -17,7 +17,9 @@ impl ShardCore {
 
     /// All parts were given: the tail follows.
     fn parts_over(&mut self) {
-        let Some(begin) = self.restoring.take() else { return };
+        let Some(begin) = self.restoring.take() else {
+            return;
+        };
         self.installed = begin;
         if self.writes == Writes::Open
             && let Err(error) = self.state.restored(begin)
@@ -30,7 +32,9 @@ impl ShardCore {
         self.parts_over();
         let fact = match Fact::decode(entry.kind, &entry.fact) {
             Ok(fact) => fact,
-            Err(error) => return self.halt_recovery(format!("fact {} cannot be read: {error}", entry.lsn)),
+            Err(error) => {
+                return self.halt_recovery(format!("fact {} cannot be read: {error}", entry.lsn));
+            }
         };
         if self.writes == Writes::Open {
             install(&mut self.state, entry.lsn, &fact);
@@ -46,7 +50,12 @@ impl ShardCore {
         if let Some(why) = &recovery.read_only {
             self.writes = Writes::ReadOnly(why.clone());
         } else {
-            assert!(self.installed == recovery.last, "replay ended at {}, the log at {}", self.installed, recovery.last);
+            assert!(
+                self.installed == recovery.last,
+                "replay ended at {}, the log at {}",
+                self.installed,
+                recovery.last
+            );
         }
         self.installed = recovery.last;
         self.installed_other = recovery.last;
@@ -56,6 +65,7 @@ impl ShardCore {
         self.show_all();
         self.phase = Phase::Serving;
         self.upkeep.start(self.now, &self.config);
+        self.look_at_all_groups();
         self.recovery = Some(Box::new(recovery.clone()));
         self.effects.push_back(Effect::Ready(Box::new(recovery)));
     }
@@ -64,7 +74,14 @@ impl ShardCore {
     fn show_all(&mut self) {
         let partitions: Vec<_> = self.state.partitions().collect();
         for info in partitions {
-            self.shown.insert(info.slot, Shown { partition: info.partition, start: info.start, end: info.end });
+            self.shown.insert(
+                info.slot,
+                Shown {
+                    partition: info.partition,
+                    start: info.start,
+                    end: info.end,
+                },
+            );
             self.log.set_start(info.slot, info.start);
         }
         let mut gone: Vec<PartitionSlot> = self.log.slots();

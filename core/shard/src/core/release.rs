@@ -14,7 +14,11 @@ impl ShardCore {
     pub(super) fn on_event(&mut self, event: Event) {
         match event {
             Event::Io(io) => {
-                if let IoOp::Write { file: FileId::Wal(_), .. } = io.op {
+                if let IoOp::Write {
+                    file: FileId::Wal(_),
+                    ..
+                } = io.op
+                {
                     self.counters.written_us = Some(self.now.mono_us);
                 }
                 self.effects.push_back(Effect::Io(io));
@@ -53,7 +57,9 @@ impl ShardCore {
     fn durable(&mut self, lsn: Lsn) {
         self.gate.open_to(lsn);
         if let Some(written_us) = self.counters.written_us.take() {
-            self.counters.sync_us.record(self.now.mono_us.saturating_sub(written_us));
+            self.counters
+                .sync_us
+                .record(self.now.mono_us.saturating_sub(written_us));
         }
         self.release();
         self.wake_readers();
@@ -65,7 +71,12 @@ impl ShardCore {
         while let Some((lsn, held)) = self.gate.release() {
             match held {
                 Held::Bytes(bytes) => self.undurable_bytes -= bytes as u64,
-                Held::Produced { token, produced, end, started_us } => {
+                Held::Produced {
+                    token,
+                    produced,
+                    end,
+                    started_us,
+                } => {
                     if let Some((slot, end)) = end
                         && let Some(shown) = self.shown.get_mut(&slot)
                     {
@@ -73,12 +84,20 @@ impl ShardCore {
                         shown.end = end;
                         self.fresh.push(slot);
                     }
-                    self.counters.produce_us.record(self.now.mono_us.saturating_sub(started_us));
+                    self.counters
+                        .produce_us
+                        .record(self.now.mono_us.saturating_sub(started_us));
                     self.answer(token, Answer::Reply(Reply::Produced(produced)));
                 }
                 Held::Answer { token, answer, .. } => self.answer(token, *answer),
                 Held::Born { slot, partition } => {
-                    self.shown.insert(slot, Shown { partition, ..Shown::default() });
+                    self.shown.insert(
+                        slot,
+                        Shown {
+                            partition,
+                            ..Shown::default()
+                        },
+                    );
                 }
                 Held::Start { slot, start } => {
                     if let Some(shown) = self.shown.get_mut(&slot) {
@@ -91,7 +110,10 @@ impl ShardCore {
                     self.catalog_version = lsn.0;
                     self.wake_catalog();
                 }
-                Held::Group { group } => self.wake_group(&group),
+                Held::Group { group } => {
+                    self.wake_group(&group);
+                    self.upkeep.changed_groups.insert(group);
+                }
             }
         }
     }
@@ -109,7 +131,10 @@ impl ShardCore {
         fresh.dedup();
         for slot in fresh.drain(..) {
             for token in self.waiting.of_slot(slot) {
-                if let Some(Wait::Records { fetch, started_us, .. }) = self.waiting.remove(token) {
+                if let Some(Wait::Records {
+                    fetch, started_us, ..
+                }) = self.waiting.remove(token)
+                {
                     self.fetch_again(token, fetch, started_us);
                 }
             }
@@ -126,10 +151,17 @@ impl ShardCore {
         self.undurable_bytes = 0;
         for held in self.gate.abandon() {
             match held {
-                Held::Produced { token, .. } | Held::Answer { token, wrote: true, .. } => {
+                Held::Produced { token, .. }
+                | Held::Answer {
+                    token, wrote: true, ..
+                } => {
                     self.fail(token, Error::Unknown(why.to_owned()));
                 }
-                Held::Answer { token, wrote: false, .. } => self.fail(token, Error::Stopped(why.to_owned())),
+                Held::Answer {
+                    token,
+                    wrote: false,
+                    ..
+                } => self.fail(token, Error::Stopped(why.to_owned())),
                 Held::Bytes(_)
                 | Held::Born { .. }
                 | Held::Start { .. }

@@ -17,7 +17,12 @@ pub(crate) struct Keep {
 
 /// Where a partition's start moves to: past the last range that goes. `ranges` are of one partition,
 /// in offset order; `bytes_active` is what lies behind them in files not yet sealed.
-pub(crate) fn new_start(ranges: &[SealedRange], bytes_active: u64, keep: Keep, now: TimestampMs) -> Option<Offset> {
+pub(crate) fn new_start(
+    ranges: &[SealedRange],
+    bytes_active: u64,
+    keep: Keep,
+    now: TimestampMs,
+) -> Option<Offset> {
     let mut behind: u64 = bytes_active + ranges.iter().map(|r| r.bytes).sum::<u64>();
     let mut start = None;
     for range in ranges {
@@ -51,27 +56,57 @@ mod tests {
 
     #[test]
     fn time_takes_whole_ranges_from_the_oldest() {
-        let ranges = [range(0, 9, 100, 10), range(10, 19, 200, 10), range(20, 29, 300, 10)];
+        let ranges = [
+            range(0, 9, 100, 10),
+            range(10, 19, 200, 10),
+            range(20, 29, 300, 10),
+        ];
         let keep = |ms| Keep { ms, bytes: -1 };
-        assert_eq!(new_start(&ranges, 0, keep(100), TimestampMs(301)), Some(Offset(20)));
-        assert_eq!(new_start(&ranges, 0, keep(100), TimestampMs(300)), Some(Offset(10)), "exactly as old as kept: stays");
+        assert_eq!(
+            new_start(&ranges, 0, keep(100), TimestampMs(301)),
+            Some(Offset(20))
+        );
+        assert_eq!(
+            new_start(&ranges, 0, keep(100), TimestampMs(300)),
+            Some(Offset(10)),
+            "exactly as old as kept: stays"
+        );
         assert_eq!(new_start(&ranges, 0, keep(-1), TimestampMs(i64::MAX)), None);
-        assert_eq!(new_start(&ranges, 0, keep(0), TimestampMs(1_000)), Some(Offset(30)));
+        assert_eq!(
+            new_start(&ranges, 0, keep(0), TimestampMs(1_000)),
+            Some(Offset(30))
+        );
     }
 
     #[test]
     fn a_young_range_protects_those_behind_it() {
         let ranges = [range(0, 9, 900, 10), range(10, 19, 100, 10)]; // the clock went back between them
-        assert_eq!(new_start(&ranges, 0, Keep { ms: 500, bytes: -1 }, TimestampMs(1_000)), None);
+        assert_eq!(
+            new_start(&ranges, 0, Keep { ms: 500, bytes: -1 }, TimestampMs(1_000)),
+            None
+        );
     }
 
     #[test]
     fn size_keeps_at_least_what_was_asked() {
-        let ranges = [range(0, 9, 0, 10), range(10, 19, 0, 10), range(20, 29, 0, 10)];
+        let ranges = [
+            range(0, 9, 0, 10),
+            range(10, 19, 0, 10),
+            range(20, 29, 0, 10),
+        ];
         let keep = |bytes| Keep { ms: -1, bytes };
-        assert_eq!(new_start(&ranges, 0, keep(20), TimestampMs(0)), Some(Offset(10)));
+        assert_eq!(
+            new_start(&ranges, 0, keep(20), TimestampMs(0)),
+            Some(Offset(10))
+        );
         assert_eq!(new_start(&ranges, 0, keep(21), TimestampMs(0)), None);
-        assert_eq!(new_start(&ranges, 25, keep(20), TimestampMs(0)), Some(Offset(30)));
-        assert_eq!(new_start(&ranges, 0, keep(0), TimestampMs(0)), Some(Offset(30)));
+        assert_eq!(
+            new_start(&ranges, 25, keep(20), TimestampMs(0)),
+            Some(Offset(30))
+        );
+        assert_eq!(
+            new_start(&ranges, 0, keep(0), TimestampMs(0)),
+            Some(Offset(30))
+        );
     }
 }

@@ -76,11 +76,16 @@ impl ShardCore {
                 }
                 if self.snapshot.wanted && self.snapshot.not_before_us <= self.now.mono_us {
                     self.log.begin_snapshot();
-                    self.snapshot = Snapshot { stage: Stage::Cutting(None), ..Snapshot::default() };
+                    self.snapshot = Snapshot {
+                        stage: Stage::Cutting(None),
+                        ..Snapshot::default()
+                    };
                 }
             }
             Stage::Cutting(cursor) => {
-                let cut = self.state.snapshot(cursor.as_ref(), self.config.snapshot_slice_bytes);
+                let cut = self
+                    .state
+                    .snapshot(cursor.as_ref(), self.config.snapshot_slice_bytes);
                 self.log.snapshot_part(cut.bytes);
                 self.snapshot.stage = match cut.next {
                     Some(next) => Stage::Cutting(Some(next)),
@@ -128,8 +133,12 @@ impl ShardCore {
 
     /// Ends a stop when everything is on disk that can be. Whether it did something.
     pub(super) fn stop_step(&mut self) -> bool {
-        let Phase::Stopping(token) = self.phase else { return false };
-        if self.writes == Writes::Open && !(self.gate.durable() == self.installed && self.snapshot.is_idle()) {
+        let Phase::Stopping(token) = self.phase else {
+            return false;
+        };
+        if self.writes == Writes::Open
+            && !(self.gate.durable() == self.installed && self.snapshot.is_idle())
+        {
             return false;
         }
         if !self.sealed {

@@ -75,10 +75,19 @@ impl ShardCore {
     fn lag(&self) -> Vec<(String, String, u32, u64)> {
         let mut rows = Vec::new();
         for (group, slot, offset) in self.state.committed() {
-            let Some(shown) = self.shown.get(&slot) else { continue };
-            let Some(topic) = self.state.topic(shown.partition.topic) else { continue };
+            let Some(shown) = self.shown.get(&slot) else {
+                continue;
+            };
+            let Some(topic) = self.state.topic(shown.partition.topic) else {
+                continue;
+            };
             let lag = shown.end.0.saturating_sub(offset.0.max(shown.start.0));
-            rows.push((group.to_owned(), topic.name.clone(), shown.partition.index, lag));
+            rows.push((
+                group.to_owned(),
+                topic.name.clone(),
+                shown.partition.index,
+                lag,
+            ));
             if rows.len() == LAG_ROWS_MAX {
                 break;
             }
@@ -89,20 +98,32 @@ impl ShardCore {
     /// What keeps each old file, in words.
     fn holders(&self) -> Vec<String> {
         let holders = self.log.holders();
-        holders.into_iter().take(HOLDER_ROWS_MAX).map(|held| format!("{}: {}", held.file, held.by.join("; "))).collect()
+        holders
+            .into_iter()
+            .take(HOLDER_ROWS_MAX)
+            .map(|held| format!("{}: {}", held.file, held.by.join("; ")))
+            .collect()
     }
 
     fn recovery_words(&self) -> String {
-        let Some(recovery) = &self.recovery else { return String::new() };
+        let Some(recovery) = &self.recovery else {
+            return String::new();
+        };
         let mut words = format!(
             "replayed {} entries from {} bytes of log up to lsn {}, term {}",
             recovery.replayed, recovery.bytes_read, recovery.last, recovery.term
         );
         if recovery.cut_bytes > 0 {
-            words += &format!("; cut {} bytes of a torn last group (never acknowledged)", recovery.cut_bytes);
+            words += &format!(
+                "; cut {} bytes of a torn last group (never acknowledged)",
+                recovery.cut_bytes
+            );
         }
         for damage in &recovery.damage {
-            words += &format!("; damage in {} at {}: {}", damage.file, damage.at, damage.what);
+            words += &format!(
+                "; damage in {} at {}: {}",
+                damage.file, damage.at, damage.what
+            );
         }
         words
     }

@@ -1,16 +1,16 @@
 //! What a shard does by itself: members that went silent, groups whose topics changed, retention,
 //! forgotten producers, the interval sync.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use millstream_batch::ids::{MemberId, Partition, PartitionSlot, TimestampMs};
+use millstream_batch::ids::{MemberId, Partition, PartitionSlot, ProducerId, TimestampMs};
 use millstream_log::SealedRange;
-use millstream_machine::Skew;
-use millstream_machine::request::Request;
+use millstream_machine::request::{Reply, Request};
+use millstream_machine::{Skew, decide};
 use rustc_hash::FxHashMap;
 
 use super::retention::{Keep, new_start};
-use super::{CoreConfig, Now, Phase, ShardCore, Writes};
+use super::{CoreConfig, Effect, Now, Phase, ShardCore, Writes};
 
 /// How often silent members are looked for.
 const MEMBERS_CHECK_MS: u64 = 500;
@@ -24,6 +24,8 @@ const SPACE_RETRY_MS: u64 = 1_000;
 pub(super) struct Upkeep {
     /// Topics changed since groups were last looked at.
     pub(super) catalog_changed: bool,
+    /// Groups whose members changed since unowned partitions were last looked at.
+    pub(super) changed_groups: BTreeSet<String>,
     /// Members by group, and when they were last heard of.
     heard: FxHashMap<String, BTreeMap<MemberId, u64>>,
     members_us: Option<u64>,
@@ -50,9 +52,13 @@ impl Upkeep {
     pub(super) fn seen(&mut self, group: &str, member: MemberId, now: Now) {
         match self.heard.get_mut(group) {
             Some(members) => drop(members.insert(member, now.mono_us)),
-            None => drop(self.heard.insert(group.to_owned(), BTreeMap::from([(member, now.mono_us)]))),
+            None => drop(
+                self.heard
+                    .insert(group.to_owned(), BTreeMap::from([(member, now.mono_us)])),
+            ),
         }
-        self.members_us.get_or_insert(now.after_ms(MEMBERS_CHECK_MS));
+        self.members_us
+            .get_or_insert(now.after_ms(MEMBERS_CHECK_MS));
     }
 
     /// There is more to look at for retention: soon.
@@ -76,7 +82,17 @@ impl Upkeep {
     }
 
     pub(super) fn next(&self) -> Option<u64> {
-        [self.members_us, self.retention_us, self.producers_us, self.sync_us, self.idle_us, self.space_us].into_iter().flatten().min()
+        [
+            self.members_us,
+            self.retention_us,
+            self.producers_us,
+            self.sync_us,
+            self.idle_us,
+            self.space_us,
+        ]
+        .into_iter()
+        .flatten()
+        .min()
     }
 }
 
@@ -90,7 +106,8 @@ impl ShardCore {
             return;
         }
         if let Skew::Ahead { ms } = self.state.clock_skew(self.now.wall)
-            && i64::try_from(self.now.mono_us.saturating_sub(mono_us) / 1_000).is_ok_and(|passed| passed >= ms / 10 * 9)
+            && i64::try_from(self.now.mono_us.saturating_sub(mono_us) / 1_000)
+                .is_ok_and(|passed| passed >= ms / 10 * 9)
             && self.writes == Writes::Open
         {
             let _refused = self.carry_out(&Request::AdvanceClock);
@@ -100,6 +117,7 @@ impl ShardCore {
 
     /// At the end of each round of calls.
     pub(super) fn upkeep_after_round(&mut self) {
+        self.claim_unowned();
         if !std::mem::take(&mut self.upkeep.catalog_changed) || !self.may_write() {
             return;
         }
@@ -110,6 +128,7 @@ impl ShardCore {
 
     pub(super) fn upkeep_tick(&mut self) {
         self.vouch_for_clock();
+        self.claim_unowned();
         let now = self.now;
         let due = |at: Option<u64>| at.is_some_and(|at| at <= now.mono_us);
         if due(self.upkeep.sync_us) {
@@ -135,7 +154,7 @@ impl ShardCore {
             self.upkeep.retention_us = Some(now.after_ms(self.config.retention_check_ms));
         }
         if due(self.upkeep.producers_us) {
-            self.expire_producers();
+            self.tell_producer_floor();
             self.upkeep.producers_us = Some(now.after_ms(self.config.producer_check_ms));
         }
     }
@@ -156,7 +175,13 @@ impl ShardCore {
         let mut any = false;
         for (group, member, timeout_ms) in self.state.members() {
             any = true;
-            let last = self.upkeep.heard.get(group).and_then(|members| members.get(&member)).copied().unwrap_or(now_us);
+            let last = self
+                .upkeep
+                .heard
+                .get(group)
+                .and_then(|members| members.get(&member))
+                .copied()
+                .unwrap_or(now_us);
             if now_us.saturating_sub(last) > u64::from(timeout_ms) * 1_000 {
                 silent.entry(group.to_owned()).or_default().push(member);
             }
@@ -185,37 +210,111 @@ impl ShardCore {
             by_slot.entry(range.slot).or_default().push(range);
         }
         for (slot, mut ranges) in by_slot {
-            let Some(view) = self.state.partition_of(slot) else { continue };
+            let Some(view) = self.state.partition_of(slot) else {
+                continue;
+            };
             ranges.retain(|range| range.last_offset >= view.start);
             ranges.sort_unstable_by_key(|range| range.first_offset);
             let keep = self.keep(view.partition);
             if let Some(start) = new_start(&ranges, 0, keep, self.retention_now()) {
-                self.maintain(&Request::TrimPartition { partition: view.partition, start });
+                self.maintain(&Request::TrimPartition {
+                    partition: view.partition,
+                    start,
+                });
             }
         }
     }
 
     /// Retention goes by logged time, so that a wall clock gone wild deletes nothing.
     fn retention_now(&self) -> TimestampMs {
-        self.now.wall.min(TimestampMs(self.state.clock().0.saturating_add(millstream_machine::bounds::CLOCK_STEP_MS_MAX)))
+        self.now.wall.min(TimestampMs(
+            self.state
+                .clock()
+                .0
+                .saturating_add(millstream_machine::bounds::CLOCK_STEP_MS_MAX),
+        ))
     }
 
     /// What a partition's topic keeps, with the broker's defaults.
     pub(super) fn keep(&self, partition: Partition) -> Keep {
-        let config = self.state.topic(partition.topic).map(|topic| topic.config.clone()).unwrap_or_default();
+        let config = self
+            .state
+            .topic(partition.topic)
+            .map(|topic| topic.config.clone())
+            .unwrap_or_default();
         Keep {
             ms: config.retention_ms.unwrap_or(self.config.retention_ms),
-            bytes: config.retention_bytes.unwrap_or(self.config.retention_bytes),
+            bytes: config
+                .retention_bytes
+                .unwrap_or(self.config.retention_bytes),
         }
     }
 
-    /// With more shards than one the floor is the smallest over all of them: the broker's to gather.
-    fn expire_producers(&mut self) {
-        if self.config.shards != 1 || !self.may_write() {
+    /// With more shards than one the floor is the smallest over all of them: the driver gathers it.
+    fn tell_producer_floor(&mut self) {
+        let floor = self
+            .state
+            .producer_floor_bound(self.producers_unused_before());
+        if self.config.shards == 1 {
+            self.expire_producers(floor);
+        } else {
+            self.effects.push_back(Effect::ProducerFloor(floor));
+        }
+    }
+
+    pub(super) fn expire_producers(&mut self, floor_max: ProducerId) {
+        if self.may_write() {
+            let producer_unused_before = self.producers_unused_before();
+            self.maintain(&Request::ExpireProducers {
+                producer_unused_before,
+                floor_max,
+            });
+        }
+    }
+
+    fn producers_unused_before(&self) -> TimestampMs {
+        TimestampMs(
+            self.state
+                .clock()
+                .0
+                .saturating_sub(self.config.producer_expiry_ms),
+        )
+    }
+
+    /// Shut out former owners of partitions that nobody owns now, so that consumers with fixed
+    /// partitions may commit there again. What other shards are told is durable here first.
+    fn claim_unowned(&mut self) {
+        if self.upkeep.changed_groups.is_empty()
+            || self.installed_other > self.gate.durable()
+            || !self.may_write()
+        {
             return;
         }
-        let before = TimestampMs(self.state.clock().0.saturating_sub(self.config.producer_expiry_ms));
-        let floor_max = self.state.producer_floor_bound(before);
-        self.maintain(&Request::ExpireProducers { producer_unused_before: before, floor_max });
+        for group in std::mem::take(&mut self.upkeep.changed_groups) {
+            let unowned: Vec<_> = self.state.unowned(&group).collect();
+            for (partition, epoch) in unowned {
+                let shard = partition.shard(self.config.shards);
+                let request = Request::ClaimPartition {
+                    group: group.clone(),
+                    partition,
+                    member: MemberId(0),
+                    epoch,
+                };
+                if shard == self.config.shard {
+                    self.maintain(&request);
+                } else {
+                    self.effects.push_back(Effect::Tell { shard, request });
+                }
+            }
+        }
+    }
+
+    /// After recovery: whatever may have been left undone is looked at again.
+    pub(super) fn look_at_all_groups(&mut self) {
+        if let Ok(Reply::Groups(groups)) =
+            decide(&self.state, self.now.wall, self.term, &Request::ListGroups).map(|d| d.reply)
+        {
+            self.upkeep.changed_groups.extend(groups);
+        }
     }
 }

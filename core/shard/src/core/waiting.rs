@@ -11,9 +11,17 @@ use crate::call::Fetch;
 #[derive(Debug)]
 pub(crate) enum Wait {
     /// Records released in this partition.
-    Records { slot: PartitionSlot, fetch: Fetch, started_us: u64 },
+    Records {
+        slot: PartitionSlot,
+        fetch: Fetch,
+        started_us: u64,
+    },
     /// A newer assignment of this member.
-    Assignment { group: String, member: MemberId, seen: u64 },
+    Assignment {
+        group: String,
+        member: MemberId,
+        seen: u64,
+    },
     /// A newer catalog.
     Catalog { seen: u64 },
 }
@@ -84,7 +92,11 @@ impl Waiting {
         if deadline > now_us {
             return None;
         }
-        Some((token, self.remove(token).expect("a deadline belongs to a waiting call")))
+        Some((
+            token,
+            self.remove(token)
+                .expect("a deadline belongs to a waiting call"),
+        ))
     }
 
     /// The earliest deadline, in monotonic microseconds.
@@ -120,8 +132,17 @@ mod tests {
     use super::*;
 
     fn records(slot: u32) -> Wait {
-        let fetch = Fetch { partition: Partition::default(), offset: Offset(0), bytes_max: 1, wait_ms: 1 };
-        Wait::Records { slot: PartitionSlot(slot), fetch, started_us: 0 }
+        let fetch = Fetch {
+            partition: Partition::default(),
+            offset: Offset(0),
+            bytes_max: 1,
+            wait_ms: 1,
+        };
+        Wait::Records {
+            slot: PartitionSlot(slot),
+            fetch,
+            started_us: 0,
+        }
     }
 
     #[test]
@@ -134,7 +155,10 @@ mod tests {
         assert_eq!(waiting.expired(20).map(|(t, _)| t), Some(2));
         assert_eq!(waiting.expired(20).map(|(t, _)| t), Some(3));
         assert!(waiting.expired(20).is_none());
-        assert_eq!((waiting.of_slot(PartitionSlot(7)), waiting.of_catalog()), (vec![1], vec![]));
+        assert_eq!(
+            (waiting.of_slot(PartitionSlot(7)), waiting.of_catalog()),
+            (vec![1], vec![])
+        );
         assert!(waiting.remove(1).is_some() && waiting.remove(1).is_none());
         assert_eq!((waiting.len(), waiting.next_deadline()), (0, None));
     }

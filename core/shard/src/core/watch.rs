@@ -10,12 +10,29 @@ use super::{ShardCore, Writes};
 use crate::call::{Answer, Error};
 
 impl ShardCore {
-    pub(super) fn watch_assignment(&mut self, token: u64, group: String, member: MemberId, seen: u64, wait_ms: u32) {
+    pub(super) fn watch_assignment(
+        &mut self,
+        token: u64,
+        group: String,
+        member: MemberId,
+        seen: u64,
+        wait_ms: u32,
+    ) {
         self.upkeep.seen(&group, member, self.now);
         match self.assignment(&group, member) {
             Err(error) => self.refuse_or_fail(token, error),
-            Ok(assignment) if assignment.version > seen || wait_ms == 0 => self.assigned(token, assignment),
-            Ok(_) => self.wait(token, wait_ms, Wait::Assignment { group, member, seen }),
+            Ok(assignment) if assignment.version > seen || wait_ms == 0 => {
+                self.assigned(token, assignment)
+            }
+            Ok(_) => self.wait(
+                token,
+                wait_ms,
+                Wait::Assignment {
+                    group,
+                    member,
+                    seen,
+                },
+            ),
         }
     }
 
@@ -30,7 +47,9 @@ impl ShardCore {
     /// A group's assignments may have changed: answer those whose did.
     pub(super) fn wake_group(&mut self, group: &str) {
         for token in self.waiting.of_group(group) {
-            let Some(Wait::Assignment { member, seen, .. }) = self.waiting.wait(token) else { continue };
+            let Some(Wait::Assignment { member, seen, .. }) = self.waiting.wait(token) else {
+                continue;
+            };
             let (member, seen) = (*member, *seen);
             match self.assignment(group, member) {
                 Ok(assignment) if assignment.version <= seen => {}
@@ -76,24 +95,33 @@ impl ShardCore {
     }
 
     pub(super) fn sign_of_life(&mut self, request: &Request) {
-        if let Request::JoinGroup { group, member, .. } | Request::ReleasePartitions { group, member, .. } = request {
+        if let Request::JoinGroup { group, member, .. }
+        | Request::ReleasePartitions { group, member, .. } = request
+        {
             self.upkeep.seen(group, *member, self.now);
         }
     }
 
     pub(super) fn wait(&mut self, token: u64, wait_ms: u32, wait: Wait) {
         if self.waiting.len() >= self.config.waiting_max {
-            let error = Error::Busy { shard: self.config.shard, calls: self.waiting.len() };
+            let error = Error::Busy {
+                shard: self.config.shard,
+                calls: self.waiting.len(),
+            };
             return self.fail(token, error);
         }
-        self.waiting.insert(token, self.now.after_ms(u64::from(wait_ms)), wait);
+        self.waiting
+            .insert(token, self.now.after_ms(u64::from(wait_ms)), wait);
     }
 
     fn assignment(&self, group: &str, member: MemberId) -> Result<Assignment, Error> {
         if let Writes::Stopped(why) = &self.writes {
             return Err(Error::Stopped(why.clone()));
         }
-        let request = Request::GroupAssignment { group: group.to_owned(), member };
+        let request = Request::GroupAssignment {
+            group: group.to_owned(),
+            member,
+        };
         match decide(&self.state, self.now.wall, self.term, &request)?.reply {
             Reply::Assignment(assignment) => Ok(assignment),
             other => unreachable!("asked for an assignment, got {other:?}"),
@@ -101,7 +129,11 @@ impl ShardCore {
     }
 
     fn assigned(&mut self, token: u64, assignment: Assignment) {
-        self.hold(Held::Answer { token, answer: Box::new(Answer::Assignment(assignment)), wrote: false });
+        self.hold(Held::Answer {
+            token,
+            answer: Box::new(Answer::Assignment(assignment)),
+            wrote: false,
+        });
     }
 
     fn show_catalog(&mut self, token: u64) {
@@ -110,12 +142,21 @@ impl ShardCore {
         {
             return self.fail(token, Error::Stopped(why.clone()));
         }
-        let topics = match decide(&self.state, self.now.wall, self.term, &Request::ListTopics).map(|decision| decision.reply) {
+        let topics = match decide(&self.state, self.now.wall, self.term, &Request::ListTopics)
+            .map(|decision| decision.reply)
+        {
             Ok(Reply::Topics(topics)) => topics,
             other => unreachable!("asked for the topics, got {other:?}"),
         };
-        let answer = Box::new(Answer::Catalog { version: self.catalog_version, topics });
-        self.hold(Held::Answer { token, answer, wrote: false });
+        let answer = Box::new(Answer::Catalog {
+            version: self.catalog_version,
+            topics,
+        });
+        self.hold(Held::Answer {
+            token,
+            answer,
+            wrote: false,
+        });
     }
 
     fn refuse_or_fail(&mut self, token: u64, error: Error) {

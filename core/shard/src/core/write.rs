@@ -3,8 +3,8 @@
 use bytes::Bytes;
 use millstream_batch::ids::{Lsn, Offset, Partition, PartitionSlot, TopicId};
 use millstream_log::{Append, IndexKey, Refused};
-use millstream_machine::request::{Produce, Refusal, Reply, Request};
 use millstream_machine::fact::BatchPlace;
+use millstream_machine::request::{Produce, Refusal, Reply, Request};
 use millstream_machine::{Fact, decide, install};
 
 use super::gate::Held;
@@ -67,7 +67,12 @@ impl ShardCore {
             Writes::ReadOnly(why) => return self.fail(token, Error::ReadOnly(why.clone())),
             Writes::Stopped(why) => return self.fail(token, Error::Stopped(why.clone())),
         }
-        let decision = match decide(&self.state, self.now.wall, self.term, &Request::Produce(request)) {
+        let decision = match decide(
+            &self.state,
+            self.now.wall,
+            self.term,
+            &Request::Produce(request),
+        ) {
             Ok(decision) => decision,
             Err(refusal) => return self.refuse(token, refusal),
         };
@@ -89,13 +94,21 @@ impl ShardCore {
             self.counters.duplicates += u64::from(produced.duplicate);
         }
         let started_us = self.now.mono_us;
-        self.hold(Held::Produced { token, produced, end, started_us });
+        self.hold(Held::Produced {
+            token,
+            produced,
+            end,
+            started_us,
+        });
     }
 
     /// Any other request.
     pub(super) fn machine(&mut self, token: u64, request: Request) {
         if let Request::Produce(_) = request {
-            return self.fail(token, Error::BadBatch("a batch comes with its bytes".to_owned()));
+            return self.fail(
+                token,
+                Error::BadBatch("a batch comes with its bytes".to_owned()),
+            );
         }
         if let Writes::Stopped(why) = &self.writes {
             // What is installed beyond the durable point never happened, so nothing that may depend
@@ -110,7 +123,11 @@ impl ShardCore {
         }
         self.sign_of_life(&request);
         match self.carry_out(&request) {
-            Ok((reply, wrote)) => self.hold(Held::Answer { token, answer: Box::new(Answer::Reply(reply)), wrote }),
+            Ok((reply, wrote)) => self.hold(Held::Answer {
+                token,
+                answer: Box::new(Answer::Reply(reply)),
+                wrote,
+            }),
             Err(Error::Refused(refusal)) => self.refuse(token, refusal),
             Err(error) => self.fail(token, error),
         }
@@ -120,15 +137,26 @@ impl ShardCore {
     pub(super) fn carry_out(&mut self, request: &Request) -> Result<(Reply, bool), Error> {
         let class = Class::of(request);
         let decision = decide(&self.state, self.now.wall, self.term, request)?;
-        let Some(fact) = only(decision.facts) else { return Ok((decision.reply, false)) };
-        assert!(class != Class::Look, "a look-up decided a fact: {request:?}");
+        let Some(fact) = only(decision.facts) else {
+            return Ok((decision.reply, false));
+        };
+        assert!(
+            class != Class::Look,
+            "a look-up decided a fact: {request:?}"
+        );
         self.append(&fact, Vec::new(), None, class == Class::Reserved)?;
         self.installed_other = self.installed;
         self.follow(&fact);
         Ok((decision.reply, true))
     }
 
-    fn append(&mut self, fact: &Fact, raw: Vec<Bytes>, index: Option<IndexKey>, reserved: bool) -> Result<(), Error> {
+    fn append(
+        &mut self,
+        fact: &Fact,
+        raw: Vec<Bytes>,
+        index: Option<IndexKey>,
+        reserved: bool,
+    ) -> Result<(), Error> {
         if let Writes::Full(_) = self.writes
             && !reserved
         {
@@ -136,8 +164,17 @@ impl ShardCore {
         }
         let encoded = fact.encode();
         let bytes = encoded.len() + raw.iter().map(Bytes::len).sum::<usize>();
-        let append = Append { kind: fact.kind(), fact: encoded, raw, index };
-        let taken = if reserved { self.log.append_reserved(append) } else { self.log.append(append) };
+        let append = Append {
+            kind: fact.kind(),
+            fact: encoded,
+            raw,
+            index,
+        };
+        let taken = if reserved {
+            self.log.append_reserved(append)
+        } else {
+            self.log.append(append)
+        };
         let lsn = taken.map_err(|refused| match (refused, &self.writes) {
             (Refused::Full, _) => Error::DiskFull,
             (refused @ Refused::TooLarge, _) => Error::BadBatch(refused.to_string()),
@@ -155,7 +192,11 @@ impl ShardCore {
     }
 
     fn install(&mut self, lsn: Lsn, fact: &Fact) {
-        assert!(lsn == self.installed.next(), "the log gave {lsn} after {}", self.installed);
+        assert!(
+            lsn == self.installed.next(),
+            "the log gave {lsn} after {}",
+            self.installed
+        );
         install(&mut self.state, lsn, fact);
         self.installed = lsn;
     }
@@ -164,8 +205,14 @@ impl ShardCore {
     fn follow(&mut self, fact: &Fact) {
         if let Fact::TopicApplied(applied) = fact {
             for added in &applied.added {
-                let partition = Partition { topic: TopicId(applied.topic.id), index: added.index };
-                self.hold(Held::Born { slot: PartitionSlot(added.slot), partition });
+                let partition = Partition {
+                    topic: TopicId(applied.topic.id),
+                    index: added.index,
+                };
+                self.hold(Held::Born {
+                    slot: PartitionSlot(added.slot),
+                    partition,
+                });
             }
         }
         for slot in fact.dropped() {
@@ -179,7 +226,9 @@ impl ShardCore {
             self.hold(Held::Catalog);
         }
         if let Some(group) = fact.touches_group() {
-            self.hold(Held::Group { group: group.to_owned() });
+            self.hold(Held::Group {
+                group: group.to_owned(),
+            });
         }
     }
 
@@ -187,7 +236,11 @@ impl ShardCore {
     pub(super) fn refuse(&mut self, token: u64, refusal: Refusal) {
         self.counters.refused += 1;
         let answer = Box::new(Answer::Error(Error::Refused(refusal)));
-        self.hold(Held::Answer { token, answer, wrote: false });
+        self.hold(Held::Answer {
+            token,
+            answer,
+            wrote: false,
+        });
     }
 
     /// Hold until everything installed by now is durable; at once when it is.

@@ -13,7 +13,9 @@ use millstream_batch::ids::{Offset, TimestampMs, TopicId};
 use millstream_batch::{Batch, Codec, KeptOffsets, OpenBatch, RecordIndex};
 use millstream_machine::request::Produce;
 use millstream_machine::topic::{FilterBinding, OnError, Stage};
-use millstream_sandbox::{Bitmap, Budget, Component, Context, Deployment, Filter, FilterError, Parameters, StartError};
+use millstream_sandbox::{
+    Bitmap, Budget, Component, Context, Deployment, Filter, FilterError, Parameters, StartError,
+};
 use rustc_hash::FxHashMap;
 
 use crate::call::{Error, FilterStatus};
@@ -121,17 +123,28 @@ impl FilterHost {
         site: &Site<'_>,
         mut batch: Batch,
     ) -> Result<Option<Batch>, FilterFailure> {
-        for binding in bindings.iter().filter(|binding| binding.stage == site.stage) {
+        for binding in bindings
+            .iter()
+            .filter(|binding| binding.stage == site.stage)
+        {
             match self.run_one(binding, site, &batch) {
                 Ok(Some(rest)) => batch = rest,
                 Ok(None) => return Ok(None),
                 Err(Trouble::Batch(message)) => {
-                    return Err(FilterFailure { filter: binding.name.clone(), message, retriable: false });
+                    return Err(FilterFailure {
+                        filter: binding.name.clone(),
+                        message,
+                        retriable: false,
+                    });
                 }
                 Err(Trouble::Loading) => {
                     // Not a fault: neither passing nor dropping would be what was asked for.
                     let message = "the component is loading: try again".to_owned();
-                    return Err(FilterFailure { filter: binding.name.clone(), message, retriable: true });
+                    return Err(FilterFailure {
+                        filter: binding.name.clone(),
+                        message,
+                        retriable: true,
+                    });
                 }
                 Err(Trouble::Filter { message, retriable }) => {
                     self.count(&binding.name).errors += 1;
@@ -139,7 +152,11 @@ impl FilterHost {
                         OnError::Pass => {}
                         OnError::Drop => return Ok(None),
                         OnError::Reject => {
-                            return Err(FilterFailure { filter: binding.name.clone(), message, retriable });
+                            return Err(FilterFailure {
+                                filter: binding.name.clone(),
+                                message,
+                                retriable,
+                            });
                         }
                     }
                 }
@@ -154,8 +171,14 @@ impl FilterHost {
         let mut rows: Vec<FilterStatus> = self.counts.values().cloned().collect();
         rows.sort_unstable_by(|a, b| a.name.cmp(&b.name));
         for warm in self.topics.values() {
-            for instance in warm.instances.iter().filter(|instance| instance.deployment.is_paused()) {
-                if let Ok(at) = rows.binary_search_by(|row| row.name.as_str().cmp(&instance.binding.name)) {
+            for instance in warm
+                .instances
+                .iter()
+                .filter(|instance| instance.deployment.is_paused())
+            {
+                if let Ok(at) =
+                    rows.binary_search_by(|row| row.name.as_str().cmp(&instance.binding.name))
+                {
                     rows[at].paused = true;
                 }
             }
@@ -172,8 +195,14 @@ impl FilterHost {
         raw: Vec<Bytes>,
     ) -> Result<(Produce, Vec<Bytes>), Error> {
         let bindings = core.state().filters(request.partition);
-        let Some(topic) = core.state().topic(request.partition.topic) else { return Ok((request, raw)) };
-        if bindings.iter().all(|binding| binding.stage != Stage::Produce) || core.decides_duplicate(now, request) {
+        let Some(topic) = core.state().topic(request.partition.topic) else {
+            return Ok((request, raw));
+        };
+        if bindings
+            .iter()
+            .all(|binding| binding.stage != Stage::Produce)
+            || core.decides_duplicate(now, request)
+        {
             return Ok((request, raw));
         }
         let batch = Batch::parse(join(raw)).map_err(|error| Error::BadBatch(error.to_string()))?;
@@ -187,12 +216,23 @@ impl FilterHost {
             base_offset: None,
             parameters: &parameters,
         };
-        let rest = self.run(bindings, &site, batch).map_err(|failure| Error::Filter {
-            filter: failure.filter,
-            message: failure.message,
-            retriable: failure.retriable,
-        })?;
-        let Some(rest) = rest else { return Ok((Produce { kept: 0, bytes: 0, ..request }, Vec::new())) };
+        let rest = self
+            .run(bindings, &site, batch)
+            .map_err(|failure| Error::Filter {
+                filter: failure.filter,
+                message: failure.message,
+                retriable: failure.retriable,
+            })?;
+        let Some(rest) = rest else {
+            return Ok((
+                Produce {
+                    kept: 0,
+                    bytes: 0,
+                    ..request
+                },
+                Vec::new(),
+            ));
+        };
         let header = rest.header();
         let request = Produce {
             kept: header.records,
@@ -203,28 +243,40 @@ impl FilterHost {
         Ok((request, vec![rest.into_bytes()]))
     }
 
-    fn run_one(&mut self, binding: &FilterBinding, site: &Site<'_>, batch: &Batch) -> Result<Option<Batch>, Trouble> {
+    fn run_one(
+        &mut self,
+        binding: &FilterBinding,
+        site: &Site<'_>,
+        batch: &Batch,
+    ) -> Result<Option<Batch>, Trouble> {
         let started = Instant::now();
         let index = self.index.take().unwrap_or_default();
         let open = OpenBatch::open(batch.clone(), &mut self.codec, index)
             .map_err(|error| Trouble::Batch(format!("the records cannot be read: {error}")))?;
         let bitmap = self.judge(binding, site, &open);
         let kept = match &bitmap {
-            Ok(bitmap) => open.retain(bitmap.as_bytes(), offsets(site.stage), &mut self.codec).map_err(|error| {
-                Trouble::Batch(format!("what is kept cannot be stored: {error}"))
-            }),
+            Ok(bitmap) => open
+                .retain(bitmap.as_bytes(), offsets(site.stage), &mut self.codec)
+                .map_err(|error| Trouble::Batch(format!("what is kept cannot be stored: {error}"))),
             Err(_) => Ok(None),
         };
-        let count = self.count(&binding.name);
-        count.calls += 1;
-        count.records += u64::from(batch.header().records);
-        count.kept += bitmap.as_ref().map_or(0, |bitmap| bitmap.kept() as u64);
-        count.micros += started.elapsed().as_micros() as u64;
+        if !matches!(bitmap, Err(Trouble::Loading)) {
+            let count = self.count(&binding.name);
+            count.calls += 1;
+            count.records += u64::from(batch.header().records);
+            count.kept += bitmap.as_ref().map_or(0, |bitmap| bitmap.kept() as u64);
+            count.micros += started.elapsed().as_micros() as u64;
+        }
         self.index = Some(open.into_index());
         bitmap.and(kept)
     }
 
-    fn judge(&mut self, binding: &FilterBinding, site: &Site<'_>, open: &OpenBatch) -> Result<Bitmap, Trouble> {
+    fn judge(
+        &mut self,
+        binding: &FilterBinding,
+        site: &Site<'_>,
+        open: &OpenBatch,
+    ) -> Result<Bitmap, Trouble> {
         let stage = match site.stage {
             Stage::Produce => millstream_sandbox::Stage::Produce,
             Stage::Subscribe => millstream_sandbox::Stage::Subscription,
@@ -236,30 +288,49 @@ impl FilterHost {
             time: site.time,
             base_offset: site.base_offset,
         };
-        let Instance { deployment, filter, .. } = self.instance(binding, site)?;
-        deployment.call(filter, &context, open.index().index(), open.index().timestamps(), open.raw()).map_err(|error| {
-            Trouble::Filter {
+        let Instance {
+            deployment, filter, ..
+        } = self.instance(binding, site)?;
+        deployment
+            .call(
+                filter,
+                &context,
+                open.index().index(),
+                open.index().timestamps(),
+                open.raw(),
+            )
+            .map_err(|error| Trouble::Filter {
                 retriable: match &error {
                     FilterError::OutOfTime { .. } => true,
                     FilterError::Restart(start) => is_retriable(start),
                     _ => false,
                 },
                 message: error.to_string(),
-            }
-        })
+            })
     }
 
     /// The warm instance of a binding; started when there is none or the binding has changed.
-    fn instance(&mut self, binding: &FilterBinding, site: &Site<'_>) -> Result<&mut Instance, Trouble> {
+    fn instance(
+        &mut self,
+        binding: &FilterBinding,
+        site: &Site<'_>,
+    ) -> Result<&mut Instance, Trouble> {
         self.uses += 1;
         if self.topics.len() >= WARM_TOPICS_MAX && !self.topics.contains_key(&site.topic) {
-            let coldest = self.topics.iter().min_by_key(|(_, warm)| warm.used).map(|(topic, _)| *topic);
+            let coldest = self
+                .topics
+                .iter()
+                .min_by_key(|(_, warm)| warm.used)
+                .map(|(topic, _)| *topic);
             self.topics.remove(&coldest.expect("the map is not empty"));
         }
         let warm = self.topics.entry(site.topic).or_default();
         warm.used = self.uses;
-        let of_name =
-            |i: &Instance| i.binding.name == binding.name && i.binding.stage == binding.stage && i.parameters == *site.parameters;
+        let of_name = |i: &Instance| {
+            i.binding.name == binding.name
+                && i.binding.stage == binding.stage
+                && i.parameters == *site.parameters
+        };
         let found = warm.instances.iter().position(of_name);
         if let Some(at) = found {
             if warm.instances[at].binding == *binding {
@@ -270,18 +341,31 @@ impl FilterHost {
         let component = match self.source.component(&binding.digest) {
             Lookup::Ready(component) => component,
             Lookup::Loading => return Err(Trouble::Loading),
-            Lookup::Lost(why) => return Err(Trouble::Filter { message: why, retriable: true }),
+            Lookup::Lost(why) => {
+                return Err(Trouble::Filter {
+                    message: why,
+                    retriable: true,
+                });
+            }
         };
         let budget = Budget {
-            memory_bytes_max: usize::try_from(binding.budget.memory_bytes_max).unwrap_or(usize::MAX),
+            memory_bytes_max: usize::try_from(binding.budget.memory_bytes_max)
+                .unwrap_or(usize::MAX),
             batch_ms_max: binding.budget.batch_ms_max,
             ..Budget::default()
         };
-        let deployment =
-            Deployment::new(&binding.name, component, binding.parameters.iter().cloned().collect(), budget);
+        let deployment = Deployment::new(
+            &binding.name,
+            component,
+            binding.parameters.iter().cloned().collect(),
+            budget,
+        );
         let filter = deployment
             .filter(site.parameters)
-            .map_err(|error| Trouble::Filter { retriable: is_retriable(&error), message: error.to_string() })?;
+            .map_err(|error| Trouble::Filter {
+                retriable: is_retriable(&error),
+                message: error.to_string(),
+            })?;
         warm.instances.push(Instance {
             binding: binding.clone(),
             parameters: site.parameters.clone(),
@@ -293,7 +377,13 @@ impl FilterHost {
 
     fn count(&mut self, name: &str) -> &mut FilterStatus {
         if !self.counts.contains_key(name) {
-            self.counts.insert(name.to_owned(), FilterStatus { name: name.to_owned(), ..FilterStatus::default() });
+            self.counts.insert(
+                name.to_owned(),
+                FilterStatus {
+                    name: name.to_owned(),
+                    ..FilterStatus::default()
+                },
+            );
         }
         self.counts.get_mut(name).expect("it was inserted")
     }
@@ -305,7 +395,10 @@ enum Trouble {
     Loading,
     /// The producer's fault: no policy applies.
     Batch(String),
-    Filter { message: String, retriable: bool },
+    Filter {
+        message: String,
+        retriable: bool,
+    },
 }
 
 fn offsets(stage: Stage) -> KeptOffsets {

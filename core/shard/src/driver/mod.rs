@@ -14,10 +14,11 @@ mod replies;
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use millstream_batch::ids::TimestampMs;
+use millstream_batch::ids::{ProducerId, TimestampMs};
 use millstream_log::Recovery;
 use millstream_log::io::Storage;
 use tokio::sync::{mpsc, oneshot};
@@ -27,7 +28,7 @@ pub use self::filters::{ComponentSource, FilterFailure, FilterHost, Lookup, NoCo
 use self::replies::Replies;
 use crate::call::{Answer, Call, Error};
 use crate::core::{CoreConfig, Effect, Now, ShardCore};
-use crate::handle::{Message, ReplyTo};
+use crate::handle::{Message, ReplyTo, ShardHandle};
 
 /// Calls taken up before what they wrote is flushed and others on this thread get their turn.
 const ROUND_CALLS_MAX: usize = 256;
@@ -42,13 +43,40 @@ pub struct ShardConfig {
     pub core: CoreConfig,
     /// No call is taken up while so many bytes wait for the disk.
     pub undurable_bytes_max: u64,
+    /// All shards of the data directory, for what they tell each other; `None` when this is the only
+    /// one.
+    pub peers: Option<Arc<Peers>>,
+}
+
+/// The shards of one data directory.
+#[derive(Debug)]
+pub struct Peers {
+    handles: Vec<ShardHandle>,
+    /// What each told last about the producers that live there; 0: nothing yet.
+    producer_floors: Vec<AtomicU64>,
+}
+
+impl Peers {
+    /// `handles` in the order of their shards.
+    #[must_use]
+    pub fn new(handles: Vec<ShardHandle>) -> Arc<Self> {
+        let producer_floors = handles.iter().map(|_| AtomicU64::new(0)).collect();
+        Arc::new(Self {
+            handles,
+            producer_floors,
+        })
+    }
 }
 
 impl ShardConfig {
     /// Defaults around the core's settings.
     #[must_use]
     pub fn new(core: CoreConfig) -> Self {
-        Self { core, undurable_bytes_max: 32 << 20 }
+        Self {
+            core,
+            undurable_bytes_max: 32 << 20,
+            peers: None,
+        }
     }
 }
 
@@ -57,7 +85,11 @@ impl ShardConfig {
 pub fn system_clock() -> impl Fn() -> Now + Clone + Send + 'static {
     let start = Instant::now();
     move || Now {
-        wall: TimestampMs(SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as i64)),
+        wall: TimestampMs(
+            SystemTime::now()
+                .duration_since(UNIX_EPOCH)
+                .map_or(0, |d| d.as_millis() as i64),
+        ),
         mono_us: start.elapsed().as_micros() as u64,
     }
 }
@@ -146,7 +178,9 @@ impl<C: Fn() -> Now> Task<C> {
             return false;
         }
         let mut taken = 0;
-        while taken < ROUND_CALLS_MAX && self.inbox_open && self.core.undurable_bytes() <= self.config.undurable_bytes_max
+        while taken < ROUND_CALLS_MAX
+            && self.inbox_open
+            && self.core.undurable_bytes() <= self.config.undurable_bytes_max
         {
             match self.inbox.poll_recv(cx) {
                 Poll::Ready(Some(message)) => self.take_call(message),
@@ -167,11 +201,17 @@ impl<C: Fn() -> Now> Task<C> {
     }
 
     fn take_call(&mut self, message: Message) {
-        let Message { call, reply, waiting } = message;
+        let Message {
+            call,
+            reply,
+            waiting,
+        } = message;
         drop(waiting);
         let now = (self.clock)();
         let call = match call {
-            Call::Produce { request, raw } if !self.core.state().filters(request.partition).is_empty() => {
+            Call::Produce { request, raw }
+                if !self.core.state().filters(request.partition).is_empty() =>
+            {
                 match self.filters.produce(&self.core, now, request, raw) {
                     Ok((request, raw)) => Call::Produce { request, raw },
                     Err(error) => return reply.send(Answer::Error(error)),
@@ -188,7 +228,8 @@ impl<C: Fn() -> Now> Task<C> {
         let mut moved = false;
         loop {
             let now = (self.clock)();
-            let sweep = (!self.replies.is_empty()).then_some(self.swept.mono_us + SWEEP.as_micros() as u64);
+            let sweep =
+                (!self.replies.is_empty()).then_some(self.swept.mono_us + SWEEP.as_micros() as u64);
             let wanted = [self.core.next_wakeup(), sweep].into_iter().flatten().min();
             let Some(at) = wanted else {
                 self.timer_at = None;
@@ -212,7 +253,8 @@ impl<C: Fn() -> Now> Task<C> {
                 continue;
             }
             if self.timer_at != Some(at) {
-                let deadline = tokio::time::Instant::now() + Duration::from_micros(at - now.mono_us);
+                let deadline =
+                    tokio::time::Instant::now() + Duration::from_micros(at - now.mono_us);
                 self.timer.as_mut().reset(deadline);
                 self.timer_at = Some(at);
             }
@@ -252,12 +294,35 @@ impl<C: Fn() -> Now> Task<C> {
                 "a write failed ({why}): this shard writes nothing more, what is durable is still served; check the \
                  disk, then restart the broker: it recovers everything that was acknowledged"
             ),
-            Effect::SnapshotPublished(begin) => tracing::debug!(shard, begin = begin.0, "snapshot published"),
+            Effect::SnapshotPublished(begin) => {
+                tracing::debug!(shard, begin = begin.0, "snapshot published")
+            }
             Effect::Damaged(words) => tracing::error!(
                 shard,
                 "{words}: everything else is served; `millstream log verify` shows the extent, consumers skip it with \
                  an explicit seek"
             ),
+            Effect::Tell { shard, request } => {
+                if let Some(peer) = self
+                    .config
+                    .peers
+                    .as_ref()
+                    .and_then(|peers| peers.handles.get(usize::from(shard.0)))
+                {
+                    peer.send(Call::Machine(request), ReplyTo::Once(oneshot::channel().0));
+                }
+            }
+            Effect::ProducerFloor(floor) => {
+                if let Some(peers) = &self.config.peers {
+                    peers.producer_floors[usize::from(shard)].store(floor.0, Ordering::Relaxed);
+                    let floors = peers
+                        .producer_floors
+                        .iter()
+                        .map(|floor| floor.load(Ordering::Relaxed));
+                    let floor_max = ProducerId(floors.min().unwrap_or(0));
+                    self.core.expire_producers_below((self.clock)(), floor_max);
+                }
+            }
             Effect::Stopped => {
                 tracing::info!(shard, "stopped");
                 self.stopped = true;
@@ -291,10 +356,20 @@ fn report_recovery(shard: u16, recovery: &Recovery) {
         "recovered"
     );
     if recovery.cut_bytes > 0 {
-        tracing::warn!(shard, bytes = recovery.cut_bytes, "cut a torn last write: nothing of it was acknowledged");
+        tracing::warn!(
+            shard,
+            bytes = recovery.cut_bytes,
+            "cut a torn last write: nothing of it was acknowledged"
+        );
     }
     for damage in &recovery.damage {
-        tracing::error!(shard, file = damage.file, at = damage.at, "damage on disk: {}; see `millstream log verify`", damage.what);
+        tracing::error!(
+            shard,
+            file = damage.file,
+            at = damage.at,
+            "damage on disk: {}; see `millstream log verify`",
+            damage.what
+        );
     }
     if let Some(why) = &recovery.read_only {
         tracing::error!(shard, "the shard is read-only: {why}");

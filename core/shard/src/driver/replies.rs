@@ -41,7 +41,11 @@ impl Replies {
     /// Tokens of calls whose caller went away. They stay taken until their answer comes.
     pub(super) fn closed(&self) -> Vec<u64> {
         let closed = |reply: &Option<ReplyTo>| reply.as_ref().is_some_and(ReplyTo::is_closed);
-        (0..).zip(&self.places).filter(|(_, reply)| closed(reply)).map(|(token, _)| token).collect()
+        (0..)
+            .zip(&self.places)
+            .filter(|(_, reply)| closed(reply))
+            .map(|(token, _)| token)
+            .collect()
     }
 
     /// Give up a token whose call the core has dropped.

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use millstream_log::buffer::AlignedBuf;
-use millstream_log::format::{ENTRY_HEADER_BYTES, EntryHeader, GROUP_HEADER_BYTES, GroupHeader, checksum};
+use millstream_log::format::{
+    ENTRY_HEADER_BYTES, EntryHeader, GROUP_HEADER_BYTES, GroupHeader, checksum,
+};
 use millstream_log::io::{FileId, Io, IoDone, IoId, IoOp, IoOutput};
 
 use crate::disk::SimDisk;
@@ -43,7 +45,11 @@ impl Layer for RetriedSync {
     }
 
     fn done(&mut self, mut done: IoDone, _disk: &mut SimDisk) -> IoDone {
-        if done.result.as_ref().is_err_and(|error| error.message.contains("sync")) {
+        if done
+            .result
+            .as_ref()
+            .is_err_and(|error| error.message.contains("sync"))
+        {
             done.result = Ok(IoOutput::Done);
         }
         done
@@ -60,7 +66,10 @@ impl Layer for DroppedWrite {
         if is_wal_write(&io) {
             self.writes += 1;
             if self.writes.is_multiple_of(40) {
-                return Passed::Answered(IoDone { id: io.id, result: Ok(IoOutput::Done) });
+                return Passed::Answered(IoDone {
+                    id: io.id,
+                    result: Ok(IoOutput::Done),
+                });
             }
         }
         Passed::On(io)
@@ -75,7 +84,11 @@ pub(super) struct StaleRead {
 
 impl Layer for StaleRead {
     fn submit(&mut self, mut io: Io, _disk: &mut SimDisk) -> Passed {
-        if let IoOp::Read { file: FileId::Wal(_), at, .. } = &mut io.op
+        if let IoOp::Read {
+            file: FileId::Wal(_),
+            at,
+            ..
+        } = &mut io.op
             && *at > 0
         {
             self.reads += 1;
@@ -95,7 +108,11 @@ pub(super) struct UncheckedRot {
 
 impl Layer for UncheckedRot {
     fn submit(&mut self, io: Io, _disk: &mut SimDisk) -> Passed {
-        if let IoOp::Read { file: FileId::Wal(_), .. } = &io.op {
+        if let IoOp::Read {
+            file: FileId::Wal(_),
+            ..
+        } = &io.op
+        {
             self.reads.insert(io.id, ());
         }
         Passed::On(io)
@@ -114,15 +131,25 @@ impl Layer for UncheckedRot {
 /// Flip a bit in the first batch of each group that lies whole in the buffer.
 fn rot(buf: &mut AlignedBuf) {
     for at in (0..buf.len()).step_by(millstream_batch::limits::BLOCK_BYTES) {
-        let Some(group) = GroupHeader::decode(&buf[at..]) else { continue };
+        let Some(group) = GroupHeader::decode(&buf[at..]) else {
+            continue;
+        };
         let from = at + GROUP_HEADER_BYTES;
-        let Some(entry) = buf.get(from..).and_then(|bytes| EntryHeader::decode(group.incarnation, bytes)) else { continue };
+        let Some(entry) = buf
+            .get(from..)
+            .and_then(|bytes| EntryHeader::decode(group.incarnation, bytes))
+        else {
+            continue;
+        };
         let raw = entry.raw_range();
         if entry.raw_len == 0 || from + raw.end > buf.len() {
             continue;
         }
         buf[from + raw.start + 8] ^= 1;
-        let changed = EntryHeader { raw_sum: raw_sum(group.incarnation, &buf[from..][raw]), ..entry };
+        let changed = EntryHeader {
+            raw_sum: raw_sum(group.incarnation, &buf[from..][raw]),
+            ..entry
+        };
         changed.encode(group.incarnation, &mut buf[from..from + ENTRY_HEADER_BYTES]);
     }
 }

@@ -5,7 +5,9 @@ mod disk;
 mod network;
 mod recovery;
 
+use crate::history::Violation;
 use crate::layer::Layer;
+use crate::run::run_with;
 
 /// A bug to plant.
 #[derive(Clone, Copy, Debug)]
@@ -16,6 +18,30 @@ pub struct Bug {
     /// Checkers of which at least one is to catch it.
     pub caught_by: &'static [&'static str],
     pub plant: fn() -> Box<dyn Layer>,
+}
+
+impl Bug {
+    /// The first of these seeds in which a checker that should catch it does, and which.
+    #[must_use]
+    pub fn caught(&self, mut seeds: std::ops::Range<u64>) -> Option<(u64, Violation)> {
+        seeds.find_map(|seed| {
+            let outcome = run_with(seed, (self.plant)(), false);
+            if self.caught_by == ["same_seed_same_bytes"] {
+                let second = run_with(seed, (self.plant)(), false);
+                let what = format!("{:x}, then {:x}", outcome.digest, second.digest);
+                let violation = Violation {
+                    promise: "same_seed_same_bytes",
+                    what,
+                };
+                return (outcome.digest != second.digest).then_some((seed, violation));
+            }
+            let mut violations = outcome.violations.into_iter();
+            Some((
+                seed,
+                violations.find(|violation| self.caught_by.contains(&violation.promise))?,
+            ))
+        })
+    }
 }
 
 /// All of them.
@@ -41,7 +67,12 @@ pub const BUGS: &[Bug] = &[
     Bug {
         name: "read_is_stale",
         stands_for: "a reader is given a block that was recycled or never written",
-        caught_by: &["damage_reported", "no_acked_loss", "dense_offsets", "released_only"],
+        caught_by: &[
+            "damage_reported",
+            "no_acked_loss",
+            "dense_offsets",
+            "released_only",
+        ],
         plant: || Box::new(disk::StaleRead::default()),
     },
     Bug {
@@ -53,7 +84,13 @@ pub const BUGS: &[Bug] = &[
     Bug {
         name: "recycled_too_early",
         stands_for: "a file is recycled while records in it are alive",
-        caught_by: &["no_acked_loss", "released_only", "damage_reported", "rebuilt_equals_live", "dense_offsets"],
+        caught_by: &[
+            "no_acked_loss",
+            "released_only",
+            "damage_reported",
+            "rebuilt_equals_live",
+            "dense_offsets",
+        ],
         plant: || Box::new(recovery::RecycledEarly::default()),
     },
     Bug {
@@ -65,13 +102,24 @@ pub const BUGS: &[Bug] = &[
     Bug {
         name: "snapshot_before_durable",
         stands_for: "a snapshot is published whose log is not durable yet",
-        caught_by: &["rebuilt_equals_live", "no_acked_loss", "released_only", "no_panic", "dense_offsets"],
+        caught_by: &[
+            "rebuilt_equals_live",
+            "no_acked_loss",
+            "released_only",
+            "no_panic",
+            "dense_offsets",
+        ],
         plant: || Box::new(recovery::SnapshotFirst::default()),
     },
     Bug {
         name: "snapshot_part_is_lost",
         stands_for: "a snapshot's manifest is durable before its parts",
-        caught_by: &["rebuilt_equals_live", "no_acked_loss", "damage_reported", "no_panic"],
+        caught_by: &[
+            "rebuilt_equals_live",
+            "no_acked_loss",
+            "damage_reported",
+            "no_panic",
+        ],
         plant: || Box::new(recovery::LostPart::default()),
     },
     Bug {
@@ -119,7 +167,12 @@ pub const BUGS: &[Bug] = &[
     Bug {
         name: "damage_is_swallowed",
         stands_for: "a fetch passes over damaged offsets without a word",
-        caught_by: &["no_acked_loss", "dense_offsets", "released_only", "damage_reported"],
+        caught_by: &[
+            "no_acked_loss",
+            "dense_offsets",
+            "released_only",
+            "damage_reported",
+        ],
         plant: || Box::new(network::SwallowedDamage::default()),
     },
     Bug {

@@ -16,12 +16,18 @@ pub(super) struct EarlyAck;
 
 impl Layer for EarlyAck {
     fn early(&mut self, call: &Call, state: &State) -> Option<Answer> {
-        let Call::Produce { request, .. } = call else { return None };
+        let Call::Produce { request, .. } = call else {
+            return None;
+        };
         if request.pid.0 != 0 || request.kept == 0 {
             return None; // what a producer with identity gets depends on its past
         }
         let end = state.partition(request.partition)?.end;
-        let produced = Produced { base_offset: Some(end), append_time: TimestampMs(0), duplicate: false };
+        let produced = Produced {
+            base_offset: Some(end),
+            append_time: TimestampMs(0),
+            duplicate: false,
+        };
         Some(Answer::Reply(Reply::Produced(produced)))
     }
 }
@@ -55,11 +61,17 @@ impl Layer for EarlyRead {
     }
 
     fn early(&mut self, call: &Call, _state: &State) -> Option<Answer> {
-        let Call::Fetch(fetch) = call else { return None };
+        let Call::Fetch(fetch) = call else {
+            return None;
+        };
         let tail = self.tails.get(&fetch.partition)?;
         (tail.base_offset == fetch.offset).then(|| {
             let end = Offset(tail.last_offset.0 + 1);
-            Answer::Fetched(Fetched { batches: vec![tail.clone()], start: Offset(0), end })
+            Answer::Fetched(Fetched {
+                batches: vec![tail.clone()],
+                start: Offset(0),
+                end,
+            })
         })
     }
 }
@@ -124,20 +136,36 @@ impl Layer for OffsetTwice {
 /// Commits are taken under whatever epoch holds.
 #[derive(Debug, Default)]
 pub(super) struct Zombie {
-    newest: BTreeMap<(String, Partition), (millstream_batch::ids::MemberId, millstream_batch::ids::GroupEpoch)>,
+    newest: BTreeMap<
+        (String, Partition),
+        (
+            millstream_batch::ids::MemberId,
+            millstream_batch::ids::GroupEpoch,
+        ),
+    >,
 }
 
 impl Layer for Zombie {
     fn call(&mut self, mut call: Call, _state: &State) -> Call {
         match &mut call {
-            Call::Machine(Request::ClaimPartition { group, partition, member, epoch }) => {
-                let newest = self.newest.entry((group.clone(), *partition)).or_insert((*member, *epoch));
+            Call::Machine(Request::ClaimPartition {
+                group,
+                partition,
+                member,
+                epoch,
+            }) => {
+                let newest = self
+                    .newest
+                    .entry((group.clone(), *partition))
+                    .or_insert((*member, *epoch));
                 if *epoch > newest.1 {
                     *newest = (*member, *epoch);
                 }
             }
             Call::Machine(Request::Commit(commit)) => {
-                if let Some((member, epoch)) = self.newest.get(&(commit.group.clone(), commit.partition)) {
+                if let Some((member, epoch)) =
+                    self.newest.get(&(commit.group.clone(), commit.partition))
+                {
                     (commit.member, commit.epoch) = (*member, *epoch);
                 }
             }
@@ -156,9 +184,11 @@ pub(super) struct SwallowedDamage {
 impl Layer for SwallowedDamage {
     fn answer(&mut self, answer: Answer) -> Answer {
         match answer {
-            Answer::Error(Error::Damaged { .. }) => {
-                Answer::Fetched(Fetched { batches: Vec::new(), start: Offset(0), end: Offset(0) })
-            }
+            Answer::Error(Error::Damaged { .. }) => Answer::Fetched(Fetched {
+                batches: Vec::new(),
+                start: Offset(0),
+                end: Offset(0),
+            }),
             // Stands for a damaged batch at the start of what is read.
             Answer::Fetched(mut fetched) if fetched.batches.len() > 1 => {
                 self.made += 1;

@@ -1,7 +1,9 @@
 //! Faults around a restart: what is on disk is not what it should be.
 
 use millstream_batch::ids::Lsn;
-use millstream_log::format::{ENTRY_HEADER_BYTES, EntryHeader, GROUP_HEADER_BYTES, GroupHeader, checksum};
+use millstream_log::format::{
+    ENTRY_HEADER_BYTES, EntryHeader, GROUP_HEADER_BYTES, GroupHeader, checksum,
+};
 use millstream_log::io::{FileId, Io, IoDone, IoOp, IoOutput};
 use millstream_machine::fact::kind;
 
@@ -49,9 +51,19 @@ pub(super) struct SnapshotFirst {
 impl Layer for SnapshotFirst {
     fn submit(&mut self, io: Io, _disk: &mut SimDisk) -> Passed {
         match &io.op {
-            IoOp::WriteFile { file: FileId::Snapshot { .. }, .. } => self.published = true,
-            IoOp::Write { file: FileId::Wal(_), len, .. } if self.published && *len > 0 => {
-                return Passed::Answered(IoDone { id: io.id, result: Ok(IoOutput::Done) });
+            IoOp::WriteFile {
+                file: FileId::Snapshot { .. },
+                ..
+            } => self.published = true,
+            IoOp::Write {
+                file: FileId::Wal(_),
+                len,
+                ..
+            } if self.published && *len > 0 => {
+                return Passed::Answered(IoDone {
+                    id: io.id,
+                    result: Ok(IoOutput::Done),
+                });
             }
             _ => {}
         }
@@ -70,9 +82,13 @@ pub(super) struct LostPart;
 impl Layer for LostPart {
     fn submit(&mut self, io: Io, _disk: &mut SimDisk) -> Passed {
         match &io.op {
-            IoOp::WriteFile { file: FileId::Snapshot { part, .. }, .. } if part % 2 == 0 => {
-                Passed::Answered(IoDone { id: io.id, result: Ok(IoOutput::Done) })
-            }
+            IoOp::WriteFile {
+                file: FileId::Snapshot { part, .. },
+                ..
+            } if part % 2 == 0 => Passed::Answered(IoDone {
+                id: io.id,
+                result: Ok(IoOutput::Done),
+            }),
             _ => Passed::On(io),
         }
     }
@@ -96,20 +112,28 @@ impl Layer for ChangedFact {
 
 /// Make a batch's producer another one: the last bit of its id.
 fn change(disk: &mut SimDisk, file: FileId, at: u64, group: &GroupHeader) -> bool {
-    let Some(bytes) = disk.durable(file) else { return false };
+    let Some(bytes) = disk.durable(file) else {
+        return false;
+    };
     let mut place = at as usize + GROUP_HEADER_BYTES;
     for _ in 0..group.entries {
-        let Some(entry) = EntryHeader::decode(group.incarnation, &bytes[place..]) else { return false };
+        let Some(entry) = EntryHeader::decode(group.incarnation, &bytes[place..]) else {
+            return false;
+        };
         if entry.kind == kind::BATCH_APPENDED && entry.lsn > Lsn(0) {
             let mut fact = bytes[place..][entry.fact_range()].to_vec();
-            let mut meta = millstream_machine::Fact::decode(entry.kind, &fact).expect("a fact that was written");
+            let mut meta = millstream_machine::Fact::decode(entry.kind, &fact)
+                .expect("a fact that was written");
             if let millstream_machine::Fact::BatchAppended(batch) = &mut meta {
                 batch.bytes ^= 1;
             }
             fact.clear();
             meta.encode_into(&mut fact);
             let mut head = [0; ENTRY_HEADER_BYTES];
-            let changed = EntryHeader { fact_sum: checksum(group.incarnation, &fact), ..entry };
+            let changed = EntryHeader {
+                fact_sum: checksum(group.incarnation, &fact),
+                ..entry
+            };
             changed.encode(group.incarnation, &mut head);
             let fact_at = place + entry.fact_range().start;
             write(disk, file, place as u64, &head);
@@ -122,8 +146,12 @@ fn change(disk: &mut SimDisk, file: FileId, at: u64, group: &GroupHeader) -> boo
 }
 
 fn wal_files(disk: &SimDisk) -> Vec<FileId> {
-    let mut files: Vec<FileId> =
-        disk.files().into_iter().map(|(file, _)| file).filter(|file| matches!(file, FileId::Wal(_))).collect();
+    let mut files: Vec<FileId> = disk
+        .files()
+        .into_iter()
+        .map(|(file, _)| file)
+        .filter(|file| matches!(file, FileId::Wal(_)))
+        .collect();
     files.sort_unstable();
     files
 }
@@ -150,7 +178,9 @@ fn zero(disk: &mut SimDisk, file: FileId, at: u64, len: u64) {
 
 /// Changes bytes at rest, bit by bit.
 fn write(disk: &mut SimDisk, file: FileId, at: u64, bytes: &[u8]) {
-    let Some(old) = disk.durable(file) else { return };
+    let Some(old) = disk.durable(file) else {
+        return;
+    };
     let from = at as usize;
     let old = old[from..(from + bytes.len()).min(old.len())].to_vec();
     for (i, (before, after)) in old.iter().zip(bytes).enumerate() {

@@ -13,8 +13,13 @@ pub(super) fn check(history: &History, audit: &Audit, broken: &mut dyn FnMut(Str
         if history.may_be_gone(*partition) {
             continue;
         }
-        let found = audit.committed.get(&(group.clone(), *partition)).copied().flatten();
-        let fits = found == known.acked || found.is_some_and(|offset| known.maybe.contains(&offset));
+        let found = audit
+            .committed
+            .get(&(group.clone(), *partition))
+            .copied()
+            .flatten();
+        let fits =
+            found == known.acked || found.is_some_and(|offset| known.maybe.contains(&offset));
         if !fits {
             broken(format!(
                 "group {group} on {partition}: {:?} was acknowledged (or perhaps {:?}), {found:?} holds",

@@ -13,7 +13,10 @@ pub(super) fn check(history: &History, audit: &Audit, broken: &mut dyn FnMut(Str
     }
     for (partition, found) in &audit.partitions {
         if !found.damaged.is_empty() {
-            broken(format!("{partition}: {:?} are reported as damaged, and no bit was flipped", found.damaged));
+            broken(format!(
+                "{partition}: {:?} are reported as damaged, and no bit was flipped",
+                found.damaged
+            ));
         }
     }
 }

@@ -12,15 +12,23 @@ pub(super) fn check(_history: &History, audit: &Audit, broken: &mut dyn FnMut(St
             let fits = *base == next || first && *base < next && seen.last >= next;
             first = false;
             if !fits && !(*base > next && found.is_damaged(next, base - 1)) {
-                broken(format!("{partition}: offset {next} should follow, a batch at {base} does"));
+                broken(format!(
+                    "{partition}: offset {next} should follow, a batch at {base} does"
+                ));
             }
             if seen.last - base + 1 != u64::from(seen.payload.kept) {
-                broken(format!("{partition} offset {base}: {} records, told as up to {}", seen.payload.kept, seen.last));
+                broken(format!(
+                    "{partition} offset {base}: {} records, told as up to {}",
+                    seen.payload.kept, seen.last
+                ));
             }
             next = seen.last + 1;
         }
         if next < found.end && !found.is_damaged(next, found.end - 1) || next > found.end {
-            broken(format!("{partition}: records end at {next}, the partition at {}", found.end));
+            broken(format!(
+                "{partition}: records end at {next}, the partition at {}",
+                found.end
+            ));
         }
     }
 }

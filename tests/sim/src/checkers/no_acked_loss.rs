@@ -16,10 +16,16 @@ pub(super) fn check(history: &History, audit: &Audit, broken: &mut dyn FnMut(Str
             broken(format!("{partition} is gone, and nobody deleted it"));
             continue;
         };
-        let expires = history.topics.get(&partition.topic).is_some_and(|topic| topic.expires);
+        let expires = history
+            .topics
+            .get(&partition.topic)
+            .is_some_and(|topic| topic.expires);
         if found.start > known.start_asked && !expires {
             let asked = known.start_asked;
-            broken(format!("{partition} starts at {}, though nobody asked for more than {asked}", found.start));
+            broken(format!(
+                "{partition} starts at {}, though nobody asked for more than {asked}",
+                found.start
+            ));
         }
         for acked in &known.acked {
             let Some(base) = acked.base else { continue };
@@ -29,7 +35,10 @@ pub(super) fn check(history: &History, audit: &Audit, broken: &mut dyn FnMut(Str
             }
             match found.batches.get(&base) {
                 Some(seen) if seen.payload == acked.payload => {}
-                other => broken(format!("{partition} offset {base}: acknowledged {:?}, found {other:?}", acked.payload)),
+                other => broken(format!(
+                    "{partition} offset {base}: acknowledged {:?}, found {other:?}",
+                    acked.payload
+                )),
             }
         }
     }

@@ -10,18 +10,25 @@ pub(super) fn check(history: &History, audit: &Audit, broken: &mut dyn FnMut(Str
         return;
     }
     for (partition, known) in &history.partitions {
-        let Some(found) = audit.partitions.get(partition).filter(|found| found.exists) else { continue };
+        let Some(found) = audit.partitions.get(partition).filter(|found| found.exists) else {
+            continue;
+        };
         for (base, seen) in &known.seen {
             if seen.last < found.start || found.is_damaged(*base, seen.last) {
                 continue;
             }
             let now = found.batches.get(base);
             if now != Some(seen) {
-                broken(format!("{partition} offset {base}: a reader saw {seen:?}, now it is {now:?}"));
+                broken(format!(
+                    "{partition} offset {base}: a reader saw {seen:?}, now it is {now:?}"
+                ));
             }
         }
         if found.start < known.start_told {
-            broken(format!("{partition} starts at {} again, after {} was told", found.start, known.start_told));
+            broken(format!(
+                "{partition} starts at {} again, after {} was told",
+                found.start, known.start_told
+            ));
         }
     }
 }

@@ -21,7 +21,11 @@ pub struct Admin {
 impl Admin {
     #[must_use]
     pub fn new(topics_max: u64, pace_us: u64) -> Self {
-        Self { topics_max, pace_us, ..Self::default() }
+        Self {
+            topics_max,
+            pace_us,
+            ..Self::default()
+        }
     }
 
     fn request(&mut self, scene: &mut Scene<'_>) -> Option<Request> {
@@ -37,26 +41,45 @@ impl Admin {
             let mut id = [0; 16];
             id[..8].copy_from_slice(&self.named.to_be_bytes());
             id[8..].copy_from_slice(&scene.dice.number().to_be_bytes());
-            let retention_bytes = scene.dice.one_in(4).then(|| scene.dice.skewed(1_000, 200_000) as i64);
+            let retention_bytes = scene
+                .dice
+                .one_in(4)
+                .then(|| scene.dice.skewed(1_000, 200_000) as i64);
             return Some(Request::CreateTopic {
                 id: TopicId(id),
                 name: format!("topic-{}", self.named),
                 partitions: scene.dice.skewed(1, 6) as u32,
-                config: TopicConfig { retention_ms: Some(-1), retention_bytes, batch_bytes_max: None },
+                config: TopicConfig {
+                    retention_ms: Some(-1),
+                    retention_bytes,
+                    batch_bytes_max: None,
+                },
             });
         }
         let (id, name, partitions) = scene.dice.pick(&topics)?.clone();
-        let partition = millstream_batch::ids::Partition { topic: id, index: scene.dice.range(0, u64::from(partitions)) as u32 };
+        let partition = millstream_batch::ids::Partition {
+            topic: id,
+            index: scene.dice.range(0, u64::from(partitions)) as u32,
+        };
         Some(match scene.dice.range(0, 20) {
             0 if topics.len() > 1 => Request::DeleteTopic { name },
-            1 | 2 => Request::AddPartitions { name, total: (partitions + 1).min(12) },
+            1 | 2 => Request::AddPartitions {
+                name,
+                total: (partitions + 1).min(12),
+            },
             3 => Request::ConfigureTopic {
                 name,
-                set: vec![("retention.bytes".to_owned(), Some(scene.dice.skewed(1_000, 100_000).to_string()))],
+                set: vec![(
+                    "retention.bytes".to_owned(),
+                    Some(scene.dice.skewed(1_000, 100_000).to_string()),
+                )],
             },
             4..=8 => {
                 let end = scene.history.end_known(partition);
-                Request::TrimPartition { partition, start: Offset(scene.dice.range(0, end + 1)) }
+                Request::TrimPartition {
+                    partition,
+                    start: Offset(scene.dice.range(0, end + 1)),
+                }
             }
             9..=12 => Request::DescribePartition { partition },
             13 => Request::DescribeTopic { name },
@@ -86,7 +109,9 @@ impl Client for Admin {
         self.flying.remove(&tag);
         match answer {
             Answer::Reply(Reply::Topic(meta)) => scene.history.topic_is(&meta),
-            Answer::Reply(Reply::Topics(metas)) => metas.iter().for_each(|meta| scene.history.topic_is(meta)),
+            Answer::Reply(Reply::Topics(metas)) => {
+                metas.iter().for_each(|meta| scene.history.topic_is(meta))
+            }
             _ => {}
         }
     }

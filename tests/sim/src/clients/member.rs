@@ -67,18 +67,31 @@ impl Member {
     fn assigned(&mut self, assignment: Assignment) {
         self.version = assignment.version;
         self.holds.retain(|partition, (epoch, _)| {
-            assignment.owned.iter().any(|(owned, under)| owned == partition && under == epoch)
+            assignment
+                .owned
+                .iter()
+                .any(|(owned, under)| owned == partition && under == epoch)
                 || assignment.revoking.contains(partition)
         });
-        self.claiming = assignment.owned.into_iter().filter(|(partition, _)| !self.holds.contains_key(partition)).collect();
+        self.claiming = assignment
+            .owned
+            .into_iter()
+            .filter(|(partition, _)| !self.holds.contains_key(partition))
+            .collect();
         self.revoking = assignment.revoking;
     }
 
     fn act(&mut self, scene: &mut Scene<'_>) {
         let (group, member) = (self.group.clone(), self.member);
         if member.0 == 0 {
-            let topics: Vec<_> =
-                scene.history.topics.iter().filter(|(_, topic)| !topic.deletion_asked).map(|(id, _)| *id).take(3).collect();
+            let topics: Vec<_> = scene
+                .history
+                .topics
+                .iter()
+                .filter(|(_, topic)| !topic.deletion_asked)
+                .map(|(id, _)| *id)
+                .take(3)
+                .collect();
             if !topics.is_empty() {
                 let request = Request::JoinGroup {
                     group,
@@ -96,33 +109,67 @@ impl Member {
             for partition in &partitions {
                 self.holds.remove(partition);
             }
-            let request = Request::ReleasePartitions { group, member, partitions };
+            let request = Request::ReleasePartitions {
+                group,
+                member,
+                partitions,
+            };
             return self.send(scene, Step::Other, Call::Machine(request));
         }
         if let Some((partition, epoch)) = self.claiming.pop() {
-            let request = Request::ClaimPartition { group, partition, member, epoch };
+            let request = Request::ClaimPartition {
+                group,
+                partition,
+                member,
+                epoch,
+            };
             return self.send(scene, Step::Claim(partition, epoch), Call::Machine(request));
         }
-        let holds: Vec<_> = self.holds.iter().map(|(partition, held)| (*partition, *held)).collect();
+        let holds: Vec<_> = self
+            .holds
+            .iter()
+            .map(|(partition, held)| (*partition, *held))
+            .collect();
         match scene.dice.range(0, 10) {
             0..=4 => {
-                let Some((partition, (epoch, next))) = scene.dice.pick(&holds).copied() else { return };
+                let Some((partition, (epoch, next))) = scene.dice.pick(&holds).copied() else {
+                    return;
+                };
                 let end = scene.history.end_known(partition);
                 if end <= next {
                     return;
                 }
                 let offset = scene.dice.range(next, end) + 1;
-                let commit =
-                    Commit { group, partition, member, epoch, offset: Offset(offset), metadata: format!("m{}", self.id) };
-                self.send(scene, Step::Commit(partition, offset), Call::Machine(Request::Commit(commit)));
+                let commit = Commit {
+                    group,
+                    partition,
+                    member,
+                    epoch,
+                    offset: Offset(offset),
+                    metadata: format!("m{}", self.id),
+                };
+                self.send(
+                    scene,
+                    Step::Commit(partition, offset),
+                    Call::Machine(Request::Commit(commit)),
+                );
             }
             5 if scene.dice.one_in(20) => {
                 self.out_of_group();
-                self.send(scene, Step::Other, Call::Machine(Request::LeaveGroup { group, member }));
+                self.send(
+                    scene,
+                    Step::Other,
+                    Call::Machine(Request::LeaveGroup { group, member }),
+                );
             }
             _ => {
                 let wait_ms = scene.dice.skewed(1, 500) as u32;
-                let call = Call::WatchAssignment { group, member, seen: self.version, wait_ms };
+                let call = Call::WatchAssignment {
+                    group,
+                    member,
+                    seen: self.version,
+                    wait_ms,
+                };
                 self.send(scene, Step::Watch, call);
             }
         }
@@ -137,14 +184,25 @@ impl Client for Member {
         if self.flying.is_empty() {
             self.act(scene);
         }
-        let pace = if scene.dice.one_in(100) { 6_000_000 } else { scene.dice.skewed(100, self.pace_us) };
+        let pace = if scene.dice.one_in(100) {
+            6_000_000
+        } else {
+            scene.dice.skewed(100, self.pace_us)
+        };
         scene.wake_in(pace);
     }
 
     fn answer(&mut self, _scene: &mut Scene<'_>, tag: u64, answer: Answer) {
-        let Some(step) = self.flying.remove(&tag) else { return };
+        let Some(step) = self.flying.remove(&tag) else {
+            return;
+        };
         match (step, answer) {
-            (_, Answer::Error(Error::Refused(Refusal::UnknownMember { .. } | Refusal::UnknownGroup(_)))) => {
+            (
+                _,
+                Answer::Error(Error::Refused(
+                    Refusal::UnknownMember { .. } | Refusal::UnknownGroup(_),
+                )),
+            ) => {
                 self.out_of_group();
             }
             (Step::Join, Answer::Reply(Reply::Joined { member, assignment })) => {
@@ -154,7 +212,8 @@ impl Client for Member {
             }
             (Step::Watch, Answer::Assignment(assignment)) => self.assigned(assignment),
             (Step::Claim(partition, epoch), Answer::Reply(Reply::Claimed { committed })) => {
-                self.holds.insert(partition, (epoch, committed.map_or(0, |offset| offset.0)));
+                self.holds
+                    .insert(partition, (epoch, committed.map_or(0, |offset| offset.0)));
             }
             (Step::Claim(partition, epoch), Answer::Error(error)) => {
                 if !matches!(error, Error::Refused(_)) {

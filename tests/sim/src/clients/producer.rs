@@ -53,10 +53,20 @@ pub struct Producer {
 
 impl Producer {
     #[must_use]
-    pub fn new(id: u64, idempotent: bool, in_flight_max: usize, bytes_max: u64, pace_us: u64) -> Self {
+    pub fn new(
+        id: u64,
+        idempotent: bool,
+        in_flight_max: usize,
+        bytes_max: u64,
+        pace_us: u64,
+    ) -> Self {
         Self {
             id,
-            identity: if idempotent { Identity::None } else { Identity::Never },
+            identity: if idempotent {
+                Identity::None
+            } else {
+                Identity::Never
+            },
             pid: 0,
             epoch: 0,
             life: 0,
@@ -74,7 +84,12 @@ impl Producer {
         self.identity = Identity::Asking;
         self.tag += 1;
         self.sent.insert(self.tag, None);
-        scene.send(self.tag, Call::Machine(Request::InitProducer { pid: ProducerId(self.pid) }));
+        scene.send(
+            self.tag,
+            Call::Machine(Request::InitProducer {
+                pid: ProducerId(self.pid),
+            }),
+        );
     }
 
     /// Whatever was under way belongs to an identity that is no more.
@@ -87,7 +102,9 @@ impl Producer {
 
     fn make(&mut self, scene: &mut Scene<'_>) {
         let partitions = scene.history.live_partitions();
-        let Some(partition) = scene.dice.pick(&partitions).copied() else { return };
+        let Some(partition) = scene.dice.pick(&partitions).copied() else {
+            return;
+        };
         let line = self.lines.entry(partition).or_default();
         if line.batches.len() >= self.in_flight_max {
             return;
@@ -111,7 +128,12 @@ impl Producer {
         };
         line.next += u64::from(sent);
         let len = scene.dice.skewed(48, self.bytes_max) as usize;
-        line.batches.push_back(Batch { payload, len, flying: false, tries: 0 });
+        line.batches.push_back(Batch {
+            payload,
+            len,
+            flying: false,
+            tries: 0,
+        });
     }
 
     fn fly(&mut self, scene: &mut Scene<'_>) {
@@ -120,7 +142,8 @@ impl Producer {
                 batch.flying = true;
                 batch.tries += 1;
                 self.tag += 1;
-                self.sent.insert(self.tag, Some((self.life, *partition, batch.payload.nonce)));
+                self.sent
+                    .insert(self.tag, Some((self.life, *partition, batch.payload.nonce)));
                 let raw = batch.payload.encode(batch.len);
                 let request = Produce {
                     partition: *partition,
@@ -132,14 +155,34 @@ impl Producer {
                     bytes: raw.len() as u32,
                     max_timestamp: TimestampMs(scene.now_us as i64 / 1_000),
                 };
-                scene.send(self.tag, Call::Produce { request, raw: vec![raw] });
+                scene.send(
+                    self.tag,
+                    Call::Produce {
+                        request,
+                        raw: vec![raw],
+                    },
+                );
             }
         }
     }
 
-    fn batch_answered(&mut self, scene: &mut Scene<'_>, partition: Partition, nonce: u32, answer: &Answer) {
-        let Some(line) = self.lines.get_mut(&partition) else { return };
-        let Some(at) = line.batches.iter().position(|batch| batch.payload.nonce == nonce) else { return };
+    fn batch_answered(
+        &mut self,
+        scene: &mut Scene<'_>,
+        partition: Partition,
+        nonce: u32,
+        answer: &Answer,
+    ) {
+        let Some(line) = self.lines.get_mut(&partition) else {
+            return;
+        };
+        let Some(at) = line
+            .batches
+            .iter()
+            .position(|batch| batch.payload.nonce == nonce)
+        else {
+            return;
+        };
         match answer {
             Answer::Reply(Reply::Produced(_)) => {
                 line.batches.remove(at);
@@ -148,7 +191,9 @@ impl Producer {
                 self.lines.remove(&partition);
             }
             Answer::Error(Error::Refused(
-                Refusal::ProducerFenced { .. } | Refusal::ProducerExpired { .. } | Refusal::UnknownProducer { .. },
+                Refusal::ProducerFenced { .. }
+                | Refusal::ProducerExpired { .. }
+                | Refusal::UnknownProducer { .. },
             )) => self.new_life(0),
             Answer::Error(Error::Refused(Refusal::SequenceGap { .. })) => {
                 // One before it was lost on the way. Should it be the first in line, one that was
@@ -159,7 +204,10 @@ impl Producer {
                 }
             }
             Answer::Error(Error::Refused(refusal)) => {
-                scene.history.violation("no_acked_loss", format!("{partition}: a batch was refused: {refusal}"));
+                scene.history.violation(
+                    "no_acked_loss",
+                    format!("{partition}: a batch was refused: {refusal}"),
+                );
                 self.new_life(0);
             }
             _ => line.batches[at].flying = false,
@@ -187,7 +235,11 @@ impl Client for Producer {
         }
         if !scene.closing || !self.is_idle() {
             // At the end there is no hurry: space that is full is looked for once a second.
-            let pace = if scene.closing { 20_000 } else { scene.dice.skewed(50, self.pace_us) };
+            let pace = if scene.closing {
+                20_000
+            } else {
+                scene.dice.skewed(50, self.pace_us)
+            };
             scene.wake_in(pace);
         }
     }
@@ -219,7 +271,10 @@ impl Client for Producer {
             Some(Some((life, partition, nonce))) => {
                 if life == self.life
                     && let Some(line) = self.lines.get_mut(&partition)
-                    && let Some(at) = line.batches.iter().position(|batch| batch.payload.nonce == nonce)
+                    && let Some(at) = line
+                        .batches
+                        .iter()
+                        .position(|batch| batch.payload.nonce == nonce)
                 {
                     if self.identity == Identity::Never {
                         line.batches.remove(at); // sending again might store it twice

@@ -18,7 +18,10 @@ pub struct Reader {
 impl Reader {
     #[must_use]
     pub fn new(pace_us: u64) -> Self {
-        Self { pace_us, ..Self::default() }
+        Self {
+            pace_us,
+            ..Self::default()
+        }
     }
 }
 
@@ -34,14 +37,33 @@ impl Client for Reader {
             self.tag += 1;
             let next = *self.next.entry(partition).or_insert(0);
             let call = match scene.dice.range(0, 20) {
-                0 => Call::OffsetAt { partition, at: Position::Timestamp(TimestampMs(scene.now_us as i64 / 2_000)) },
-                1 => Call::OffsetAt { partition, at: Position::End },
+                0 => Call::OffsetAt {
+                    partition,
+                    at: Position::Timestamp(TimestampMs(scene.now_us as i64 / 2_000)),
+                },
+                1 => Call::OffsetAt {
+                    partition,
+                    at: Position::End,
+                },
                 2 => Call::Status,
                 _ => {
-                    let offset = if scene.dice.one_in(4) { scene.dice.range(0, next + 1) } else { next };
+                    let offset = if scene.dice.one_in(4) {
+                        scene.dice.range(0, next + 1)
+                    } else {
+                        next
+                    };
                     let bytes_max = scene.dice.skewed(1, 30_000) as usize;
-                    let wait_ms = if scene.dice.one_in(2) { scene.dice.skewed(1, 200) as u32 } else { 0 };
-                    Call::Fetch(Fetch { partition, offset: Offset(offset), bytes_max, wait_ms })
+                    let wait_ms = if scene.dice.one_in(2) {
+                        scene.dice.skewed(1, 200) as u32
+                    } else {
+                        0
+                    };
+                    Call::Fetch(Fetch {
+                        partition,
+                        offset: Offset(offset),
+                        bytes_max,
+                        wait_ms,
+                    })
                 }
             };
             let of = matches!(call, Call::Fetch(_)).then_some(partition);
@@ -53,7 +75,9 @@ impl Client for Reader {
     }
 
     fn answer(&mut self, scene: &mut Scene<'_>, tag: u64, answer: Answer) {
-        let Some(Some(partition)) = self.flying.remove(&tag) else { return };
+        let Some(Some(partition)) = self.flying.remove(&tag) else {
+            return;
+        };
         let next = self.next.entry(partition).or_default();
         match answer {
             Answer::Fetched(fetched) => {

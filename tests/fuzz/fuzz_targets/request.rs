@@ -1,3 +1,4 @@
+//! libFuzzer's way into the target `request`; its body is in the library, where a test replays the corpus.
 #![cfg_attr(fuzzing, no_main)]
 
 #[cfg(fuzzing)]

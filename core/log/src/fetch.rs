@@ -17,7 +17,7 @@ use crate::index::Place;
 use crate::io::{FileId, IoError, IoOp, IoOutput};
 use crate::log::{Log, Purpose, read_output};
 use crate::reader::{Reading, Stretch};
-use crate::walk::{Span, neighbours, take, time_match, walk};
+use crate::walk::{READ_BYTES_MAX, READ_BYTES_MIN, Span, neighbours, take, time_match, walk};
 
 /// A question under way.
 #[derive(Clone, Copy, Debug)]
@@ -77,8 +77,8 @@ impl Log {
                     self.read_section(goal, file);
                     return;
                 }
-                Next::Stretch(stretch) => {
-                    if let Some(bytes) = self.reader.stretch(&stretch) {
+                Next::Stretch(mut stretch) => {
+                    if let Some(bytes) = self.reader.stretch(&mut stretch) {
                         match self.answer_from(goal, &stretch, &bytes) {
                             Some(again) => {
                                 goal = again;
@@ -134,7 +134,7 @@ impl Log {
                     let group = self.index.group(r.group);
                     group.file == file && group.hot().is_none() && r.run.base < fetch.end
                 });
-                let runs = neighbours(cold.map(|r| r.run), fetch.bytes_max);
+                let runs = neighbours(cold.map(|r| r.run), fetch.bytes_max.max(READ_BYTES_MIN));
                 Next::Stretch(self.stretch_of(file, runs))
             }
             Place::Sealed(file) => {
@@ -161,7 +161,7 @@ impl Log {
                     return answer(Err(e));
                 }
                 let visible = runs[i..].iter().take_while(|r| r.base < fetch.end).copied();
-                let runs = neighbours(visible, fetch.bytes_max);
+                let runs = neighbours(visible, fetch.bytes_max.max(READ_BYTES_MIN));
                 Next::Stretch(self.stretch_of(file, runs))
             }
         }
@@ -491,10 +491,11 @@ impl Log {
         }
         let ahead = Fetch {
             offset: end,
+            bytes_max: READ_BYTES_MAX as usize,
             ..*fetch
         };
-        if let Next::Stretch(stretch) = self.step_fetch(ahead)
-            && self.reader.stretch(&stretch).is_none()
+        if let Next::Stretch(mut stretch) = self.step_fetch(ahead)
+            && self.reader.stretch(&mut stretch).is_none()
             && !self.reader.is_ahead(&stretch)
         {
             self.reader

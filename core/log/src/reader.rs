@@ -136,16 +136,16 @@ impl Reader {
         }
     }
 
-    pub(crate) fn stretch(&mut self, wanted: &Stretch) -> Option<Bytes> {
-        let covers = |s: &CachedStretch| {
-            s.file == wanted.file
-                && s.at <= wanted.at
-                && s.at + s.bytes.len() as u64 >= wanted.at + wanted.len as u64
-        };
+    /// A stretch read before that has at least the first wanted run; `wanted` becomes what it has.
+    pub(crate) fn stretch(&mut self, wanted: &mut Stretch) -> Option<Bytes> {
+        let has = |s: &CachedStretch, run: &Run| within(run, s.at, s.bytes.len());
+        let covers = |s: &CachedStretch| s.file == wanted.file && has(s, &wanted.runs[0]);
         let i = self.stretches.iter().rposition(covers)?;
         let found = self.stretches.remove(i)?;
-        let start = (wanted.at - found.at) as usize;
-        let bytes = found.bytes.slice(start..start + wanted.len);
+        wanted.runs.retain(|run| has(&found, run));
+        wanted.at = found.at;
+        wanted.len = found.bytes.len();
+        let bytes = found.bytes.clone();
         self.stretches.push_back(found);
         Some(bytes)
     }
@@ -161,12 +161,12 @@ impl Reader {
         }
     }
 
-    pub(crate) fn is_ahead(&self, stretch: &Stretch) -> bool {
-        self.ahead.iter().any(|(file, at, len)| {
-            *file == stretch.file
-                && *at <= stretch.at
-                && at + *len as u64 >= stretch.at + stretch.len as u64
-        })
+    /// Whether the first wanted run is being read ahead.
+    pub(crate) fn is_ahead(&self, wanted: &Stretch) -> bool {
+        let covers = |(file, at, len): &(u64, u64, usize)| {
+            *file == wanted.file && within(&wanted.runs[0], *at, *len)
+        };
+        self.ahead.iter().any(covers)
     }
 
     pub(crate) fn began(&mut self, file: u64) {
@@ -181,4 +181,9 @@ impl Reader {
             }
         }
     }
+}
+
+/// Whether a run lies in `len` bytes from `at` on.
+fn within(run: &Run, at: u64, len: usize) -> bool {
+    at <= run.at && run.at + u64::from(run.len) <= at + len as u64
 }

@@ -10,8 +10,10 @@ use crate::api::{Entry, Fetch, FetchError, IndexKey, TimeQuery};
 use crate::footer::Run;
 use crate::format::{EntryHeader, checksum};
 
+/// Batches a cold read takes along even when fewer are asked for: the next fetch finds them.
+pub(crate) const READ_BYTES_MIN: usize = 256 << 10;
 /// A cold read stops growing here; one run is read whole whatever its size.
-const READ_BYTES_MAX: u64 = 1 << 20;
+pub(crate) const READ_BYTES_MAX: u64 = 1 << 20;
 /// Foreign bytes between two runs that are worth reading to save a read.
 const GAP_BYTES_MAX: u64 = 64 << 10;
 

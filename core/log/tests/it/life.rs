@@ -359,3 +359,21 @@ fn interval_mode_is_visible_when_written_and_durable_when_synced() {
     assert_eq!(shard.found().last, Lsn(11));
     assert_eq!(shard.found().term.0, 1);
 }
+
+#[test]
+fn reading_cold_in_small_pieces_reads_the_disk_in_large_ones() {
+    let mut config = config();
+    config.hot_tail_bytes_max = 0;
+    let mut shard = Shard::open(Disk::default(), config);
+    for offset in 0..200 {
+        shard.put(1, offset, &payload(1, offset, 3000));
+    }
+    let before = shard.disk.trace.len();
+    assert_eq!(shard.read_all(1, 0, 200, 1).len(), 200);
+    let reads = shard.disk.trace[before..]
+        .iter()
+        .filter(|t| t.starts_with("Read"))
+        .count();
+    // Four files of 256 KiB: a section and a stretch each, no more than a few.
+    assert!(reads <= 12, "{reads} reads for 200 fetches");
+}

@@ -208,7 +208,7 @@ fn act(shard: &mut Shard, model: &mut Model, random: &mut Random, seed: u64, syn
         }
         19 => shard.log.sync_now(),
         20 if random.below(8) == 0 => {
-            shard.disk.fail_write = Some(|op| matches!(op, IoOp::Write { .. }))
+            shard.disk.fail_write = Some(|op| matches!(op, IoOp::Write { .. }));
         }
         _ => shard.log.retry_space(),
     }

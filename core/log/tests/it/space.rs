@@ -120,15 +120,15 @@ fn a_file_under_a_read_is_not_recycled() {
     let mut shard = Shard::open(Disk::default(), cold());
     let end = fill(&mut shard, 1, 0, 4);
     shard.snapshot(&[b"state"]);
-    // Have the section in memory, then hold the read of the data.
-    shard.fetch(1, 0, 1, 1).expect("fetched");
+    // Read the section of the footer, then hold the read of the data.
     shard.log.fetch(millstream_log::Fetch {
         token: 999,
         slot: PartitionSlot(1),
-        offset: Offset(12),
+        offset: Offset(0),
         end: Offset(end),
         bytes_max: 1,
     });
+    assert!(shard.step());
     shard.drain();
     let read = shard.waiting.pop_front().expect("a read");
     assert!(

@@ -4,7 +4,7 @@
 //! known until a batch among them is answered; who waits for it holds nothing that another could wait
 //! for, and a connection may take a quarter. *Send*: records on their way out, counted until QUIC
 //! itself lets go of the bytes, and shared so that slow clients leave room for others: a connection may
-//! hold as much as is still free, so that n slow ones together never take more than n/(n+1) of it.
+//! hold an eighth of what is still free, so that each slow one leaves eight ninths of that.
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -18,6 +18,8 @@ use crate::config::Memory;
 
 /// Permits are counted in units of this size, so that the count fits in 32 bits.
 const UNIT_BYTES: usize = 1 << 10;
+/// A connection may hold this part of the send bound that is free.
+const SHARE_OF_FREE: usize = 8;
 /// The largest frame there can be must fit.
 const FRAME_BYTES_MAX: usize = FRAME_HEADER_BYTES_MAX + FRAME_PAYLOAD_BYTES_MAX;
 
@@ -133,10 +135,10 @@ impl SendShare {
         }
     }
 
-    /// Whether this connection may take more: while it holds less than is still free.
+    /// Whether this connection may take more: while it holds less than its part of what is free.
     pub(crate) fn has_room(&self) -> bool {
         let free = self.total.bytes_max.saturating_sub(self.total.bytes());
-        self.own.load(Ordering::Relaxed) < free
+        self.own.load(Ordering::Relaxed) < free / SHARE_OF_FREE
     }
 
     /// Count `bytes` until the last clone of the result is dropped.

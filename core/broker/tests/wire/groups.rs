@@ -1,0 +1,183 @@
+//! Groups over the wire: partitions come and go, commits are fenced.
+
+use std::collections::BTreeSet;
+
+use millstream_protocol::messages::{
+    Assigned, Commit, CommitOffset, Committed, DescribeGroupRequest, DescribeGroupResponse,
+    Produce, ProducerOpen, Released, Revoke, StartAt, Subscribe, Subscribed, start_at,
+};
+use millstream_protocol::{Code, Kind};
+
+use crate::client::{Client, Stream, World, batch};
+
+fn member(topic: &str) -> Subscribe {
+    Subscribe {
+        group: "g".to_owned(),
+        topics: vec![topic.to_owned()],
+        from: Some(StartAt {
+            at: Some(start_at::At::Start(true)),
+        }),
+        credit_bytes: 1 << 20,
+        ..Subscribe::default()
+    }
+}
+
+/// Read until the partitions of this stream are as many; gives back what was assigned on the way.
+async fn assigned(stream: &mut Stream, owned: &mut Vec<(u32, u32, u64)>, until: usize) {
+    while owned.len() < until {
+        let frame = stream.next().await.expect("a frame");
+        match frame.known() {
+            Some(Kind::Assigned) => {
+                let assigned: Assigned = frame.message().expect("ASSIGNED");
+                owned.extend(
+                    assigned
+                        .partitions
+                        .iter()
+                        .map(|p| (p.partition, p.handle, p.offset)),
+                );
+            }
+            Some(Kind::Error) => panic!(
+                "{:?}",
+                frame.message::<millstream_protocol::messages::Error>()
+            ),
+            _ => {}
+        }
+    }
+}
+
+async fn produced(client: &Client, partitions: u32) {
+    let topic_id = client.create_topic("t", partitions).await;
+    let mut producer = client.producer(&ProducerOpen::default()).await;
+    for partition in 0..partitions {
+        let tag = u64::from(partition) + 1;
+        let header = Produce {
+            tag,
+            topic_id: topic_id.clone(),
+            partition,
+            ..Produce::default()
+        };
+        producer.produce(header, &batch(&[b"a", b"b", b"c"])).await;
+        producer.expect(Kind::Produced).await;
+    }
+}
+
+#[test]
+fn a_second_member_takes_over_half_and_goes_on_at_the_commits() {
+    let world = World::new(|_| {});
+    world.run(async {
+        let client = world.connect().await;
+        produced(&client, 4).await;
+        let mut first = client.subscribe(&member("t")).await;
+        let subscribed: Subscribed = first
+            .expect(Kind::Subscribed)
+            .await
+            .message()
+            .expect("SUBSCRIBED");
+        assert!(subscribed.member > 0 && subscribed.session_timeout_ms > 0);
+        let mut of_first = Vec::new();
+        assigned(&mut first, &mut of_first, 4).await;
+        assert!(of_first.iter().all(|(_, _, offset)| *offset == 0));
+        let offsets = of_first
+            .iter()
+            .map(|(_, handle, _)| CommitOffset {
+                handle: *handle,
+                offset: 2,
+                metadata: "m".to_owned(),
+            })
+            .collect();
+        first.frame(Kind::Commit, &Commit { tag: 1, offsets }).await;
+        loop {
+            let frame = first.next().await.expect("a frame");
+            if frame.known() == Some(Kind::Committed) {
+                let committed: Committed = frame.message().expect("COMMITTED");
+                assert_eq!((committed.tag, committed.failed.len()), (1, 0));
+                break;
+            }
+        }
+        let other = world.connect().await;
+        let mut second = other.subscribe(&member("t")).await;
+        second.expect(Kind::Subscribed).await;
+        let revoked = loop {
+            let frame = first.next().await.expect("a frame");
+            if frame.known() == Some(Kind::Revoke) {
+                let revoke: Revoke = frame.message().expect("REVOKE");
+                assert!(!revoke.lost);
+                break revoke.handles;
+            }
+        };
+        assert_eq!(revoked.len(), 2);
+        first
+            .frame(
+                Kind::Released,
+                &Released {
+                    handles: revoked.clone(),
+                },
+            )
+            .await;
+        let mut of_second = Vec::new();
+        assigned(&mut second, &mut of_second, 2).await;
+        assert!(
+            of_second.iter().all(|(_, _, offset)| *offset == 2),
+            "from the commits: {of_second:?}"
+        );
+        let given: BTreeSet<u32> = of_first
+            .iter()
+            .filter(|(_, handle, _)| revoked.contains(handle))
+            .map(|(p, _, _)| *p)
+            .collect();
+        assert_eq!(given, of_second.iter().map(|(p, _, _)| *p).collect());
+        // What was released can no longer be committed.
+        let offsets = vec![CommitOffset {
+            handle: revoked[0],
+            offset: 3,
+            metadata: String::new(),
+        }];
+        first.frame(Kind::Commit, &Commit { tag: 2, offsets }).await;
+        loop {
+            let frame = first.next().await.expect("a frame");
+            if frame.known() == Some(Kind::Committed) {
+                let committed: Committed = frame.message().expect("COMMITTED");
+                let error = committed.failed[0].error.clone().expect("an error");
+                assert_eq!(
+                    (committed.tag, error.code),
+                    (2, Code::MemberFenced.number())
+                );
+                break;
+            }
+        }
+        let described: DescribeGroupResponse = client
+            .request(
+                Kind::DescribeGroup,
+                &DescribeGroupRequest {
+                    group: "g".to_owned(),
+                },
+            )
+            .await
+            .expect("described");
+        assert_eq!((described.members.len(), described.offsets.len()), (2, 4));
+        assert!(
+            described
+                .offsets
+                .iter()
+                .all(|row| (row.committed, row.lag) == (Some(2), 1)),
+            "{described:?}"
+        );
+    });
+}
+
+#[test]
+fn a_member_that_leaves_gives_its_partitions_to_the_other() {
+    let world = World::new(|_| {});
+    world.run(async {
+        let client = world.connect().await;
+        produced(&client, 2).await;
+        let mut first = client.subscribe(&member("t")).await;
+        let mut of_first = Vec::new();
+        assigned(&mut first, &mut of_first, 2).await;
+        first.send.finish().expect("finished");
+        while first.next().await.is_some() {}
+        let mut second = client.subscribe(&member("t")).await;
+        let mut of_second = Vec::new();
+        assigned(&mut second, &mut of_second, 2).await;
+    });
+}

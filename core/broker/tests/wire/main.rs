@@ -1,0 +1,8 @@
+//! The broker over real QUIC, by a client that knows only frames: what it promises on the wire, and
+//! what it does with clients that break the rules.
+
+mod abuse;
+mod client;
+mod groups;
+mod operators;
+mod streams;

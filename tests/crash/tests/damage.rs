@@ -24,7 +24,7 @@ fn a_flipped_byte_is_reported_and_the_rest_is_served() -> Result<()> {
     flip_inside(&wal_files(&data, 0)?[0], b"needle-in-the-middle")?;
 
     let verify = Command::new(binary())
-        .args(["log", "verify", "--data"])
+        .args(["log", "verify"])
         .arg(&data)
         .output()?;
     assert!(!verify.status.success(), "verify finds the damage");
@@ -69,7 +69,7 @@ fn a_truncated_file_is_not_taken_for_the_end() -> Result<()> {
     let data = broker.stop()?;
     truncate(&wal_files(&data, 0)?[0], 16 << 10)?;
     let verify = Command::new(binary())
-        .args(["log", "verify", "--data"])
+        .args(["log", "verify"])
         .arg(&data)
         .output()?;
     assert!(
@@ -109,7 +109,7 @@ fn a_missing_file_is_missed() -> Result<()> {
     let missing = &files[files.len() / 2];
     std::fs::remove_file(missing)?;
     let verify = Command::new(binary())
-        .args(["log", "verify", "--data"])
+        .args(["log", "verify"])
         .arg(&data)
         .output()?;
     assert!(

@@ -45,7 +45,6 @@ fn a_log_is_inspected_and_verified_offline() -> Result<()> {
     let run = |arguments: &[&str]| {
         std::process::Command::new(binary())
             .args(arguments)
-            .arg("--data")
             .arg(&data)
             .output()
     };
@@ -110,7 +109,7 @@ fn a_graceful_stop_is_clean() -> Result<()> {
     broker.ok_with("pub t", b"a\n")?;
     let data = broker.stop()?;
     let verify = std::process::Command::new(binary())
-        .args(["log", "verify", "--data"])
+        .args(["log", "verify"])
         .arg(&data)
         .output()?;
     assert!(verify.status.success(), "{verify:?}");

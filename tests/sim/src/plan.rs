@@ -66,6 +66,7 @@ impl Plan {
         let config = CoreConfig {
             retention_ms: -1,
             retention_check_ms: dice.range(20, 300),
+            members_check_ms: dice.range(20, 200),
             snapshot_after_bytes: dice.skewed(16 << 10, 1 << 20),
             snapshot_slice_bytes: dice.skewed(256, 16 << 10) as usize,
             producer_check_ms: dice.range(100, 5_000),
@@ -76,7 +77,7 @@ impl Plan {
             },
             ..CoreConfig::new(ShardId(0), 1, log)
         };
-        let length_us = dice.skewed(100_000, 3_000_000);
+        let length_us = dice.range(200_000, 1_500_000);
         let mishaps = mishaps(dice, length_us);
         let crash_after_io = (0..dice.skewed(0, 4))
             .map(|_| dice.skewed(1, 1_500))
@@ -121,17 +122,17 @@ impl Plan {
                 idempotent,
                 in_flight,
                 bytes,
-                dice.skewed(500, 20_000),
+                dice.skewed(4_000, 60_000),
             )));
         }
         for _ in 0..dice.range(1, 3) {
-            clients.push(Box::new(Reader::new(dice.skewed(500, 20_000))));
+            clients.push(Box::new(Reader::new(dice.skewed(4_000, 60_000))));
         }
-        for id in 0..dice.range(0, 4) {
+        for id in 0..dice.range(0, 5) {
             clients.push(Box::new(Member::new(
                 id,
-                if id < 2 { "g0" } else { "g1" },
-                dice.skewed(1_000, 20_000),
+                if id < 3 { "g0" } else { "g1" },
+                dice.skewed(300, 8_000),
             )));
         }
         clients
@@ -140,17 +141,17 @@ impl Plan {
 
 fn mishaps(dice: &mut Dice, length_us: u64) -> Vec<(u64, Mishap)> {
     let mut mishaps = Vec::new();
-    for _ in 0..dice.skewed(0, 5) {
-        let mishap = match dice.range(0, 16) {
+    for _ in 0..dice.skewed(0, 8) {
+        let mishap = match dice.range(0, 18) {
             0..=2 => Mishap::Crash,
-            3 => Mishap::Kill,
-            4 | 5 => Mishap::Stop,
-            6 => Mishap::FailWrite,
-            7 => Mishap::FailSync,
-            8..=10 => Mishap::Full {
+            3 | 4 => Mishap::Kill,
+            5 | 6 => Mishap::Stop,
+            7 => Mishap::FailWrite,
+            8 => Mishap::FailSync,
+            9..=11 => Mishap::Full {
                 for_us: dice.skewed(1_000, 1_000_000),
             },
-            11 => Mishap::Flip,
+            12..=14 => Mishap::Flip,
             _ => Mishap::Clock {
                 ms: dice.skewed(1, 100_000_000) as i64 * if dice.one_in(2) { -1 } else { 1 },
             },

@@ -85,7 +85,7 @@ impl Shadow {
         self.groups.push(Written {
             file: *file,
             at: *at,
-            bytes: *len as u64,
+            bytes: u64::from(header.length),
             last,
         });
     }
@@ -106,6 +106,12 @@ impl Shadow {
         {
             self.synced = self.synced.max(last);
         }
+    }
+
+    /// The core is gone: what it asked for will not be answered.
+    pub fn gone(&mut self) {
+        self.asked.clear();
+        self.passed.clear();
     }
 
     /// The last lsn that the disk really holds for certain.
@@ -129,8 +135,6 @@ impl Shadow {
     /// The log was recovered up to here: what came after never happened. Says what is wrong when the
     /// recovered state is not what the facts make, or when something synced is missing.
     pub fn recovered(&mut self, last: Lsn, state: &State) -> Result<(), String> {
-        self.asked.clear();
-        self.passed.clear();
         self.facts.split_off(&(last.0 + 1));
         self.batches.retain(|_, lsn| *lsn <= last);
         self.groups.retain(|group| group.last <= last);

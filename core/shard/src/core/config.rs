@@ -35,6 +35,8 @@ pub struct CoreConfig {
     pub retention_bytes: i64,
     /// How often retention looks at sealed files.
     pub retention_check_ms: u64,
+    /// How often silent members are looked for.
+    pub members_check_ms: u64,
     /// A snapshot is begun after so many bytes of log since the last one, and when a file is sealed:
     /// this bounds what a restart replays.
     pub snapshot_after_bytes: u64,
@@ -63,6 +65,7 @@ impl CoreConfig {
             retention_ms: 7 * 24 * 3_600_000,
             retention_bytes: -1,
             retention_check_ms: 10_000,
+            members_check_ms: 500,
             snapshot_after_bytes: 64 << 20,
             snapshot_slice_bytes: 128 << 10,
             producer_expiry_ms: 7 * 24 * 3_600_000,

@@ -116,7 +116,7 @@ impl ShardCore {
     /// There was no room for it: the one before still holds.
     pub(super) fn snapshot_abandoned(&mut self) {
         self.snapshot.stage = Stage::Idle;
-        self.snapshot.wanted = true;
+        self.snapshot.wanted = self.phase == Phase::Serving; // a stop does not wait for space
         self.snapshot.not_before_us = self.now.after_ms(RETRY_MS);
     }
 

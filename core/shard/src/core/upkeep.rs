@@ -12,8 +12,6 @@ use rustc_hash::FxHashMap;
 use super::retention::{Keep, new_start};
 use super::{CoreConfig, Effect, Now, Phase, ShardCore, Writes};
 
-/// How often silent members are looked for.
-const MEMBERS_CHECK_MS: u64 = 500;
 /// How long nothing is appended until the log is idle.
 const IDLE_MS: u64 = 50;
 /// How often a full disk is asked again.
@@ -43,7 +41,7 @@ impl Upkeep {
     /// After recovery: everyone was just heard of.
     pub(super) fn start(&mut self, now: Now, config: &CoreConfig) {
         self.catalog_changed = true;
-        self.members_us = Some(now.after_ms(MEMBERS_CHECK_MS));
+        self.members_us = Some(now.after_ms(config.members_check_ms));
         self.retention_us = Some(now.after_ms(config.retention_check_ms));
         self.producers_us = Some(now.after_ms(config.producer_check_ms));
         self.sync_us = (!config.log.sync_each_group).then(|| now.after_ms(config.sync_interval_ms));
@@ -57,8 +55,7 @@ impl Upkeep {
                     .insert(group.to_owned(), BTreeMap::from([(member, now.mono_us)])),
             ),
         }
-        self.members_us
-            .get_or_insert(now.after_ms(MEMBERS_CHECK_MS));
+        self.members_us.get_or_insert(now.mono_us);
     }
 
     /// There is more to look at for retention: soon.
@@ -192,7 +189,7 @@ impl ShardCore {
             members.insert(member, last);
         }
         self.upkeep.heard = heard; // whoever is no member any more is forgotten
-        self.upkeep.members_us = any.then(|| self.now.after_ms(MEMBERS_CHECK_MS));
+        self.upkeep.members_us = any.then(|| self.now.after_ms(self.config.members_check_ms));
         if self.may_write() {
             for (group, members) in silent {
                 self.maintain(&Request::ExpireMembers { group, members });

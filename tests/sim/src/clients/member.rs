@@ -98,7 +98,7 @@ impl Member {
                     member,
                     client: format!("member-{}", self.id),
                     topics,
-                    session_timeout_ms: 2_000,
+                    session_timeout_ms: 200,
                 };
                 self.send(scene, Step::Join, Call::Machine(request));
             }
@@ -131,7 +131,7 @@ impl Member {
             .map(|(partition, held)| (*partition, *held))
             .collect();
         match scene.dice.range(0, 10) {
-            0..=4 => {
+            0..=6 => {
                 let Some((partition, (epoch, next))) = scene.dice.pick(&holds).copied() else {
                     return;
                 };
@@ -154,7 +154,7 @@ impl Member {
                     Call::Machine(Request::Commit(commit)),
                 );
             }
-            5 if scene.dice.one_in(20) => {
+            7 if scene.dice.one_in(20) => {
                 self.out_of_group();
                 self.send(
                     scene,
@@ -163,7 +163,7 @@ impl Member {
                 );
             }
             _ => {
-                let wait_ms = scene.dice.skewed(1, 500) as u32;
+                let wait_ms = scene.dice.skewed(1, 50) as u32;
                 let call = Call::WatchAssignment {
                     group,
                     member,
@@ -184,8 +184,8 @@ impl Client for Member {
         if self.flying.is_empty() {
             self.act(scene);
         }
-        let pace = if scene.dice.one_in(100) {
-            6_000_000
+        let pace = if scene.dice.one_in(60) {
+            1_000_000
         } else {
             scene.dice.skewed(100, self.pace_us)
         };

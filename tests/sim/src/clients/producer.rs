@@ -238,7 +238,7 @@ impl Client for Producer {
             let pace = if scene.closing {
                 20_000
             } else {
-                scene.dice.skewed(50, self.pace_us)
+                scene.dice.skewed(1_000, self.pace_us)
             };
             scene.wake_in(pace);
         }

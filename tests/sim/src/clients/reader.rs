@@ -70,7 +70,7 @@ impl Client for Reader {
             self.flying.insert(self.tag, of);
             scene.send(self.tag, call);
         }
-        let pace = scene.dice.skewed(50, self.pace_us);
+        let pace = scene.dice.skewed(1_000, self.pace_us);
         scene.wake_in(pace);
     }
 

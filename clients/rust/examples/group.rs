@@ -15,18 +15,31 @@ async fn main() -> Result<()> {
     let group = arguments.next().unwrap_or_else(|| "readers".into());
 
     let client = Client::from_context(None).await?;
-    let mut consumer = client.consumer().group(group).topic(topic).auto_commit(None).build().await?;
+    let mut consumer = client
+        .consumer()
+        .group(group)
+        .topic(topic)
+        .auto_commit(None)
+        .build()
+        .await?;
     while let Some(event) = consumer.next_event().await {
         match event? {
             ConsumerEvent::Batch(batch) => {
-                println!("{}: {} records from {}", batch.partition(), batch.record_count(), batch.first_offset);
+                println!(
+                    "{}: {} records from {}",
+                    batch.partition(),
+                    batch.record_count(),
+                    batch.first_offset
+                );
                 // Durable before the next batch is asked for: after a crash, at most this one repeats.
                 consumer.commit().await?;
             }
             ConsumerEvent::Assigned(partitions) => println!("assigned {partitions:?}"),
             ConsumerEvent::Revoking(partitions) => println!("letting go of {partitions:?}"),
             ConsumerEvent::Lost(partitions) => println!("lost {partitions:?}"),
-            ConsumerEvent::CaughtUp { partition, offset, .. } => println!("{partition} is read up to {offset}"),
+            ConsumerEvent::CaughtUp {
+                partition, offset, ..
+            } => println!("{partition} is read up to {offset}"),
             ConsumerEvent::Failed { partition, error } => println!("{partition} failed: {error}"),
         }
     }

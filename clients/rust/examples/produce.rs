@@ -16,10 +16,17 @@ use millstream_client::{Client, Record, Result};
 async fn main() -> Result<()> {
     let mut arguments = std::env::args().skip(1);
     let topic = arguments.next().unwrap_or_else(|| "numbers".into());
-    let count: u32 = arguments.next().and_then(|count| count.parse().ok()).unwrap_or(1_000);
+    let count: u32 = arguments
+        .next()
+        .and_then(|count| count.parse().ok())
+        .unwrap_or(1_000);
 
     let client = Client::from_context(None).await?;
-    let producer = client.producer().linger(Duration::from_millis(5)).build().await?;
+    let producer = client
+        .producer()
+        .linger(Duration::from_millis(5))
+        .build()
+        .await?;
     let mut deliveries = Vec::new();
     for number in 0..count {
         let record = Record::new(number.to_string()).key(format!("key-{}", number % 16));
@@ -31,7 +38,10 @@ async fn main() -> Result<()> {
         last = Some(delivery.await?);
     }
     if let Some(stored) = last {
-        println!("{count} records are durable; the last is {}/{} at {:?}", stored.topic, stored.partition, stored.offset);
+        println!(
+            "{count} records are durable; the last is {}/{} at {:?}",
+            stored.topic, stored.partition, stored.offset
+        );
     }
     producer.close().await?;
     client.close().await;

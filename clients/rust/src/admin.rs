@@ -132,10 +132,23 @@ impl Admin {
         config: &[(String, String)],
         if_not_exists: bool,
     ) -> Result<(TopicDescription, bool)> {
-        let config = config.iter().map(|(key, value)| setting(key, Some(value))).collect();
-        let request = wire::CreateTopicRequest { name: name.to_owned(), partitions, config, if_not_exists };
-        let repeat = if if_not_exists { Repeat::Safe } else { Repeat::Never };
-        let answer: wire::CreateTopicResponse = self.ask(Kind::CreateTopic, &request, repeat).await?;
+        let config = config
+            .iter()
+            .map(|(key, value)| setting(key, Some(value)))
+            .collect();
+        let request = wire::CreateTopicRequest {
+            name: name.to_owned(),
+            partitions,
+            config,
+            if_not_exists,
+        };
+        let repeat = if if_not_exists {
+            Repeat::Safe
+        } else {
+            Repeat::Never
+        };
+        let answer: wire::CreateTopicResponse =
+            self.ask(Kind::CreateTopic, &request, repeat).await?;
         Ok((topic(answer.topic)?, answer.created))
     }
 
@@ -144,8 +157,11 @@ impl Admin {
     /// # Errors
     /// When there is no such topic.
     pub async fn delete_topic(&self, name: &str) -> Result<()> {
-        let request = wire::DeleteTopicRequest { name: name.to_owned() };
-        let _: wire::DeleteTopicResponse = self.ask(Kind::DeleteTopic, &request, Repeat::Never).await?;
+        let request = wire::DeleteTopicRequest {
+            name: name.to_owned(),
+        };
+        let _: wire::DeleteTopicResponse =
+            self.ask(Kind::DeleteTopic, &request, Repeat::Never).await?;
         Ok(())
     }
 
@@ -153,10 +169,22 @@ impl Admin {
     ///
     /// # Errors
     /// When there is no such topic, or a setting is not allowed.
-    pub async fn configure_topic(&self, name: &str, set: &[(String, Option<String>)]) -> Result<TopicDescription> {
-        let set = set.iter().map(|(key, value)| setting(key, value.as_ref())).collect();
-        let request = wire::ConfigureTopicRequest { name: name.to_owned(), set };
-        let answer: wire::ConfigureTopicResponse = self.ask(Kind::ConfigureTopic, &request, Repeat::Safe).await?;
+    pub async fn configure_topic(
+        &self,
+        name: &str,
+        set: &[(String, Option<String>)],
+    ) -> Result<TopicDescription> {
+        let set = set
+            .iter()
+            .map(|(key, value)| setting(key, value.as_ref()))
+            .collect();
+        let request = wire::ConfigureTopicRequest {
+            name: name.to_owned(),
+            set,
+        };
+        let answer: wire::ConfigureTopicResponse = self
+            .ask(Kind::ConfigureTopic, &request, Repeat::Safe)
+            .await?;
         topic(answer.topic)
     }
 
@@ -165,8 +193,13 @@ impl Admin {
     /// # Errors
     /// When there is no such topic, or the number would fall or pass the limit.
     pub async fn add_partitions(&self, name: &str, total: u32) -> Result<TopicDescription> {
-        let request = wire::AddPartitionsRequest { name: name.to_owned(), total };
-        let answer: wire::AddPartitionsResponse = self.ask(Kind::AddPartitions, &request, Repeat::Never).await?;
+        let request = wire::AddPartitionsRequest {
+            name: name.to_owned(),
+            total,
+        };
+        let answer: wire::AddPartitionsResponse = self
+            .ask(Kind::AddPartitions, &request, Repeat::Never)
+            .await?;
         topic(answer.topic)
     }
 
@@ -175,9 +208,14 @@ impl Admin {
     /// # Errors
     /// When the broker cannot be reached.
     pub async fn list_topics(&self) -> Result<Vec<TopicDescription>> {
-        let answer: wire::ListTopicsResponse =
-            self.ask(Kind::ListTopics, &wire::ListTopicsRequest {}, Repeat::Safe).await?;
-        answer.topics.into_iter().map(|info| topic(Some(info))).collect()
+        let answer: wire::ListTopicsResponse = self
+            .ask(Kind::ListTopics, &wire::ListTopicsRequest {}, Repeat::Safe)
+            .await?;
+        answer
+            .topics
+            .into_iter()
+            .map(|info| topic(Some(info)))
+            .collect()
     }
 
     /// One topic, with `partitions` also each partition's offsets.
@@ -185,8 +223,13 @@ impl Admin {
     /// # Errors
     /// When there is no such topic.
     pub async fn describe_topic(&self, name: &str, partitions: bool) -> Result<TopicDescription> {
-        let request = wire::DescribeTopicRequest { name: name.to_owned(), partitions };
-        let answer: wire::DescribeTopicResponse = self.ask(Kind::DescribeTopic, &request, Repeat::Safe).await?;
+        let request = wire::DescribeTopicRequest {
+            name: name.to_owned(),
+            partitions,
+        };
+        let answer: wire::DescribeTopicResponse = self
+            .ask(Kind::DescribeTopic, &request, Repeat::Safe)
+            .await?;
         let mut description = topic(answer.topic)?;
         description.partition_infos = answer
             .partitions
@@ -208,15 +251,25 @@ impl Admin {
     ///
     /// # Errors
     /// When there is no such partition.
-    pub async fn offset_at(&self, topic: &str, partition: u32, at: OffsetSpec) -> Result<(u64, bool)> {
+    pub async fn offset_at(
+        &self,
+        topic: &str,
+        partition: u32,
+        at: OffsetSpec,
+    ) -> Result<(u64, bool)> {
         use wire::offset_at_request::At;
         let at = match at {
             OffsetSpec::Start => At::Start(true),
             OffsetSpec::End => At::End(true),
             OffsetSpec::Timestamp(ms) => At::TimestampMs(ms),
         };
-        let request = wire::OffsetAtRequest { topic: topic.to_owned(), partition, at: Some(at) };
-        let answer: wire::OffsetAtResponse = self.ask(Kind::OffsetAt, &request, Repeat::Safe).await?;
+        let request = wire::OffsetAtRequest {
+            topic: topic.to_owned(),
+            partition,
+            at: Some(at),
+        };
+        let answer: wire::OffsetAtResponse =
+            self.ask(Kind::OffsetAt, &request, Repeat::Safe).await?;
         Ok((answer.offset, answer.found))
     }
 
@@ -224,9 +277,20 @@ impl Admin {
     ///
     /// # Errors
     /// When there is no such partition, or the offset is past its end.
-    pub async fn trim_partition(&self, topic: &str, partition: u32, start_offset: u64) -> Result<u64> {
-        let request = wire::TrimPartitionRequest { topic: topic.to_owned(), partition, start_offset };
-        let answer: wire::TrimPartitionResponse = self.ask(Kind::TrimPartition, &request, Repeat::Safe).await?;
+    pub async fn trim_partition(
+        &self,
+        topic: &str,
+        partition: u32,
+        start_offset: u64,
+    ) -> Result<u64> {
+        let request = wire::TrimPartitionRequest {
+            topic: topic.to_owned(),
+            partition,
+            start_offset,
+        };
+        let answer: wire::TrimPartitionResponse = self
+            .ask(Kind::TrimPartition, &request, Repeat::Safe)
+            .await?;
         Ok(answer.start_offset)
     }
 
@@ -235,8 +299,9 @@ impl Admin {
     /// # Errors
     /// When the broker cannot be reached.
     pub async fn list_groups(&self) -> Result<Vec<String>> {
-        let answer: wire::ListGroupsResponse =
-            self.ask(Kind::ListGroups, &wire::ListGroupsRequest {}, Repeat::Safe).await?;
+        let answer: wire::ListGroupsResponse = self
+            .ask(Kind::ListGroups, &wire::ListGroupsRequest {}, Repeat::Safe)
+            .await?;
         Ok(answer.groups)
     }
 
@@ -245,12 +310,20 @@ impl Admin {
     /// # Errors
     /// When there is no such group.
     pub async fn describe_group(&self, group: &str) -> Result<GroupDescription> {
-        let request = wire::DescribeGroupRequest { group: group.to_owned() };
-        let answer: wire::DescribeGroupResponse = self.ask(Kind::DescribeGroup, &request, Repeat::Safe).await?;
+        let request = wire::DescribeGroupRequest {
+            group: group.to_owned(),
+        };
+        let answer: wire::DescribeGroupResponse = self
+            .ask(Kind::DescribeGroup, &request, Repeat::Safe)
+            .await?;
         let member = |member: wire::GroupMember| GroupMember {
             member: member.member,
             client: member.client,
-            partitions: member.partitions.into_iter().map(|partition| (partition.topic, partition.partition)).collect(),
+            partitions: member
+                .partitions
+                .into_iter()
+                .map(|partition| (partition.topic, partition.partition))
+                .collect(),
         };
         Ok(GroupDescription {
             group: answer.group,
@@ -283,7 +356,8 @@ impl Admin {
             force,
             dry_run,
         };
-        let answer: wire::ResetGroupResponse = self.ask(Kind::ResetGroup, &request, Repeat::Safe).await?;
+        let answer: wire::ResetGroupResponse =
+            self.ask(Kind::ResetGroup, &request, Repeat::Safe).await?;
         Ok(answer.offsets.into_iter().map(offset).collect())
     }
 
@@ -292,8 +366,11 @@ impl Admin {
     /// # Errors
     /// When there is no such group, or it has members.
     pub async fn delete_group(&self, group: &str) -> Result<()> {
-        let request = wire::DeleteGroupRequest { group: group.to_owned() };
-        let _: wire::DeleteGroupResponse = self.ask(Kind::DeleteGroup, &request, Repeat::Never).await?;
+        let request = wire::DeleteGroupRequest {
+            group: group.to_owned(),
+        };
+        let _: wire::DeleteGroupResponse =
+            self.ask(Kind::DeleteGroup, &request, Repeat::Never).await?;
         Ok(())
     }
 
@@ -308,7 +385,11 @@ impl Admin {
             topic: filter.topic.clone(),
             stage: filter.stage.clone(),
             digest: filter.digest.clone().into(),
-            parameters: filter.parameters.iter().map(|(key, value)| setting(key, Some(value))).collect(),
+            parameters: filter
+                .parameters
+                .iter()
+                .map(|(key, value)| setting(key, Some(value)))
+                .collect(),
             memory_bytes_max: filter.memory_bytes_max,
             batch_ms_max: filter.batch_ms_max,
             on_error: filter.on_error.clone(),
@@ -316,9 +397,20 @@ impl Admin {
         };
         let request = wire::DeployFilterRequest { filter: Some(info) };
         let deadline = Instant::now() + self.timeout;
-        let answer: wire::DeployFilterResponse =
-            self.link.request(Kind::DeployFilter, &request, component, Repeat::Safe, deadline).await?;
-        answer.filter.map(filter_spec).ok_or_else(|| Error::protocol("a deployment was answered without its filter"))
+        let answer: wire::DeployFilterResponse = self
+            .link
+            .request(
+                Kind::DeployFilter,
+                &request,
+                component,
+                Repeat::Safe,
+                deadline,
+            )
+            .await?;
+        answer
+            .filter
+            .map(filter_spec)
+            .ok_or_else(|| Error::protocol("a deployment was answered without its filter"))
     }
 
     /// Everything deployed.
@@ -326,8 +418,13 @@ impl Admin {
     /// # Errors
     /// When the broker cannot be reached.
     pub async fn list_filters(&self) -> Result<Vec<FilterSpec>> {
-        let answer: wire::ListFiltersResponse =
-            self.ask(Kind::ListFilters, &wire::ListFiltersRequest {}, Repeat::Safe).await?;
+        let answer: wire::ListFiltersResponse = self
+            .ask(
+                Kind::ListFilters,
+                &wire::ListFiltersRequest {},
+                Repeat::Safe,
+            )
+            .await?;
         Ok(answer.filters.into_iter().map(filter_spec).collect())
     }
 
@@ -336,8 +433,13 @@ impl Admin {
     /// # Errors
     /// When there is no such filter.
     pub async fn remove_filter(&self, topic: &str, name: &str) -> Result<()> {
-        let request = wire::RemoveFilterRequest { topic: topic.to_owned(), name: name.to_owned() };
-        let _: wire::RemoveFilterResponse = self.ask(Kind::RemoveFilter, &request, Repeat::Never).await?;
+        let request = wire::RemoveFilterRequest {
+            topic: topic.to_owned(),
+            name: name.to_owned(),
+        };
+        let _: wire::RemoveFilterResponse = self
+            .ask(Kind::RemoveFilter, &request, Repeat::Never)
+            .await?;
         Ok(())
     }
 
@@ -347,7 +449,9 @@ impl Admin {
     /// When the broker cannot be reached.
     pub async fn ping(&self) -> Result<Duration> {
         let start = Instant::now();
-        let _: wire::PingResponse = self.ask(Kind::Ping, &wire::PingRequest {}, Repeat::Safe).await?;
+        let _: wire::PingResponse = self
+            .ask(Kind::Ping, &wire::PingRequest {}, Repeat::Safe)
+            .await?;
         Ok(start.elapsed())
     }
 
@@ -356,21 +460,42 @@ impl Admin {
     /// # Errors
     /// When the broker cannot be reached.
     pub async fn status(&self) -> Result<String> {
-        let answer: wire::StatusResponse = self.ask(Kind::Status, &wire::StatusRequest {}, Repeat::Safe).await?;
+        let answer: wire::StatusResponse = self
+            .ask(Kind::Status, &wire::StatusRequest {}, Repeat::Safe)
+            .await?;
         Ok(answer.json)
     }
 
-    async fn ask<Q: Message, R: Message + Default>(&self, kind: Kind, request: &Q, repeat: Repeat) -> Result<R> {
-        self.link.request(kind, request, Bytes::new(), repeat, Instant::now() + self.timeout).await
+    async fn ask<Q: Message, R: Message + Default>(
+        &self,
+        kind: Kind,
+        request: &Q,
+        repeat: Repeat,
+    ) -> Result<R> {
+        self.link
+            .request(
+                kind,
+                request,
+                Bytes::new(),
+                repeat,
+                Instant::now() + self.timeout,
+            )
+            .await
     }
 }
 
 fn setting(key: &str, value: Option<&String>) -> wire::Setting {
-    wire::Setting { key: key.to_owned(), value: value.cloned() }
+    wire::Setting {
+        key: key.to_owned(),
+        value: value.cloned(),
+    }
 }
 
 fn settings(settings: Vec<wire::Setting>) -> Vec<(String, String)> {
-    settings.into_iter().filter_map(|setting| Some((setting.key, setting.value?))).collect()
+    settings
+        .into_iter()
+        .filter_map(|setting| Some((setting.key, setting.value?)))
+        .collect()
 }
 
 fn topic(info: Option<wire::TopicInfo>) -> Result<TopicDescription> {

@@ -26,7 +26,12 @@ impl Backoff {
     }
 
     pub(crate) fn new(first: Duration, longest: Duration) -> Self {
-        Self { next: first, longest, jitter: RandomState::new(), count: 0 }
+        Self {
+            next: first,
+            longest,
+            jitter: RandomState::new(),
+            count: 0,
+        }
     }
 
     /// How long to wait now.
@@ -48,7 +53,10 @@ mod tests {
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_millis(800));
         for whole in [100u64, 200, 400, 800, 800, 800] {
             let wait = backoff.next_wait();
-            assert!(wait >= Duration::from_millis(whole / 2) && wait <= Duration::from_millis(whole), "{wait:?}");
+            assert!(
+                wait >= Duration::from_millis(whole / 2) && wait <= Duration::from_millis(whole),
+                "{wait:?}"
+            );
         }
     }
 }

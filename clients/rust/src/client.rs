@@ -63,7 +63,10 @@ impl ClientBuilder {
     /// # Errors
     /// When the context cannot be used.
     pub fn lazy(self) -> Result<Client> {
-        Ok(Client { link: Arc::new(Link::new(self.context, self.name)?), timeout: self.timeout })
+        Ok(Client {
+            link: Arc::new(Link::new(self.context, self.name)?),
+            timeout: self.timeout,
+        })
     }
 }
 
@@ -84,7 +87,11 @@ impl Client {
     /// Settings for the broker of a context.
     #[must_use]
     pub fn builder(context: Context) -> ClientBuilder {
-        ClientBuilder { context, name: CLIENT_NAME.to_owned(), timeout: Duration::from_secs(30) }
+        ClientBuilder {
+            context,
+            name: CLIENT_NAME.to_owned(),
+            timeout: Duration::from_secs(30),
+        }
     }
 
     /// Connect to the broker of a context.

@@ -10,7 +10,9 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use millstream_protocol::messages::{HelloRequest, HelloResponse};
-use millstream_protocol::{Decoder, Frame, Kind, Message, VERSION_MAX, VERSION_MIN, frame, messages};
+use millstream_protocol::{
+    Decoder, Frame, Kind, Message, VERSION_MAX, VERSION_MIN, frame, messages,
+};
 use quinn::{Connection, Endpoint, RecvStream, SendStream};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
@@ -55,7 +57,13 @@ pub(crate) enum Repeat {
 impl Link {
     pub(crate) fn new(context: Context, client: String) -> Result<Self> {
         let config = transport::client_config(&context)?;
-        Ok(Self { context, client, config, current: Mutex::default(), connecting: tokio::sync::Mutex::default() })
+        Ok(Self {
+            context,
+            client,
+            config,
+            current: Mutex::default(),
+            connecting: tokio::sync::Mutex::default(),
+        })
     }
 
     /// The live connection, made if there is none. Tries until `deadline`, backing off.
@@ -74,7 +82,8 @@ impl Link {
             let attempt = deadline.min(Instant::now() + ATTEMPT);
             let error = match timeout_at(attempt, self.connect(&mut endpoint)).await {
                 Ok(Ok(session)) => {
-                    *self.current.lock().unwrap_or_else(PoisonError::into_inner) = Some(session.clone());
+                    *self.current.lock().unwrap_or_else(PoisonError::into_inner) =
+                        Some(session.clone());
                     return Ok(session);
                 }
                 Ok(Err(error)) if !error.retriable() => return Err(error),
@@ -95,12 +104,19 @@ impl Link {
     /// The live connection, if there is one.
     pub(crate) fn live(&self) -> Option<Session> {
         let current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
-        current.as_ref().filter(|session| session.connection.close_reason().is_none()).cloned()
+        current
+            .as_ref()
+            .filter(|session| session.connection.close_reason().is_none())
+            .cloned()
     }
 
     /// Say goodbye and let go of the socket.
     pub(crate) async fn close(&self) {
-        let session = self.current.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let session = self
+            .current
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
         if let Some(session) = session {
             session.connection.close(0u32.into(), b"");
         }
@@ -123,7 +139,11 @@ impl Link {
         let mut backoff = Backoff::busy();
         loop {
             let session = self.session(deadline).await?;
-            let outcome = timeout_at(deadline, exchange(&session.connection, kind, request, payload.clone())).await;
+            let outcome = timeout_at(
+                deadline,
+                exchange(&session.connection, kind, request, payload.clone()),
+            )
+            .await;
             let error = match outcome {
                 Ok(Ok(answer)) => return Ok(answer.message::<R>()?),
                 Ok(Err(error)) => error,
@@ -133,7 +153,10 @@ impl Link {
             if repeat == Repeat::Never && (lost || error.unknown_outcome()) {
                 return Err(error.with_unknown_outcome());
             }
-            let again = Instant::now() + backoff.next_wait().max(error.retry_after().unwrap_or_default());
+            let again = Instant::now()
+                + backoff
+                    .next_wait()
+                    .max(error.retry_after().unwrap_or_default());
             if !error.retriable() || again >= deadline {
                 return Err(error);
             }
@@ -143,7 +166,11 @@ impl Link {
     }
 
     /// Open a stream that stays open, and write its first frame.
-    pub(crate) async fn open<Q: Message>(session: &Session, kind: Kind, first: &Q) -> Result<(SendStream, Incoming)> {
+    pub(crate) async fn open<Q: Message>(
+        session: &Session,
+        kind: Kind,
+        first: &Q,
+    ) -> Result<(SendStream, Incoming)> {
         let (mut send, recv) = session.connection.open_bi().await?;
         send.write_all(&frame::encode(kind, first)).await?;
         Ok((send, Incoming::new(recv)))
@@ -178,10 +205,16 @@ impl Link {
         let answer = exchange(&connection, Kind::Hello, &hello, Bytes::new()).await?;
         let hello: HelloResponse = answer.message()?;
         if !(VERSION_MIN..=VERSION_MAX).contains(&hello.version) {
-            return Err(Error::protocol(format!("the broker chose protocol version {}", hello.version)));
+            return Err(Error::protocol(format!(
+                "the broker chose protocol version {}",
+                hello.version
+            )));
         }
         tracing::debug!(server = %hello.server, principal = %hello.principal, "connected");
-        Ok(Session { connection, hello: Arc::new(hello) })
+        Ok(Session {
+            connection,
+            hello: Arc::new(hello),
+        })
     }
 
     fn unreachable(&self, last: Option<&Error>) -> Error {
@@ -193,26 +226,43 @@ impl Link {
     }
 }
 
-async fn exchange<Q: Message>(connection: &Connection, kind: Kind, request: &Q, payload: Bytes) -> Result<Frame> {
+async fn exchange<Q: Message>(
+    connection: &Connection,
+    kind: Kind,
+    request: &Q,
+    payload: Bytes,
+) -> Result<Frame> {
     let (mut send, recv) = connection.open_bi().await?;
     let mut head = BytesMut::new();
     frame::encode_head(&mut head, kind, request, payload.len());
     let mut parts = [head.freeze(), payload];
-    let parts = if parts[1].is_empty() { &mut parts[..1] } else { &mut parts[..] };
+    let parts = if parts[1].is_empty() {
+        &mut parts[..1]
+    } else {
+        &mut parts[..]
+    };
     // A broker that refuses early may stop reading; its answer says more than our failed write.
     let written = send.write_all_chunks(parts).await;
     let _ = send.finish();
     let mut incoming = Incoming::new(recv);
     match incoming.next().await {
         Ok(Some(answer)) if answer.kind == kind.number() => Ok(answer),
-        Ok(Some(answer)) if answer.known() == Some(Kind::Error) => Err(Error::refused(answer.message()?)),
+        Ok(Some(answer)) if answer.known() == Some(Kind::Error) => {
+            Err(Error::refused(answer.message()?))
+        }
         Ok(Some(answer)) => {
             let other = millstream_protocol::kinds::name_of(answer.kind);
-            Err(Error::protocol(format!("{} was answered with {other}", kind.name())))
+            Err(Error::protocol(format!(
+                "{} was answered with {other}",
+                kind.name()
+            )))
         }
         Ok(None) => match written {
             Err(error) => Err(error.into()),
-            Ok(()) => Err(Error::transport(format!("{} was not answered", kind.name()))),
+            Ok(()) => Err(Error::transport(format!(
+                "{} was not answered",
+                kind.name()
+            ))),
         },
         Err(error) => Err(error),
     }
@@ -228,7 +278,11 @@ pub(crate) struct Incoming {
 
 impl Incoming {
     pub(crate) fn new(recv: RecvStream) -> Self {
-        Self { recv, decoder: Decoder::new(frame::any_payload), ended: false }
+        Self {
+            recv,
+            decoder: Decoder::new(frame::any_payload),
+            ended: false,
+        }
     }
 
     /// A frame that has already arrived.

@@ -63,7 +63,10 @@ impl Context {
     /// brokers need a `ca_pem` or `ca_file` beside it.
     #[must_use]
     pub fn new(url: impl Into<String>) -> Self {
-        Self { url: url.into(), ..Self::default() }
+        Self {
+            url: url.into(),
+            ..Self::default()
+        }
     }
 
     /// Read a context file and the files that it names.
@@ -73,8 +76,13 @@ impl Context {
     pub fn load(path: impl AsRef<Path>) -> Result<Self, Error> {
         let path = path.as_ref();
         let text = read(path, "context file")?;
-        let mut context = Self::parse(&text)
-            .map_err(|error| Error::usage(format!("context file {}: {}", path.display(), error.message())))?;
+        let mut context = Self::parse(&text).map_err(|error| {
+            Error::usage(format!(
+                "context file {}: {}",
+                path.display(),
+                error.message()
+            ))
+        })?;
         let directory = path.parent().unwrap_or(Path::new("."));
         context.inline(directory)?;
         Ok(context)
@@ -85,7 +93,8 @@ impl Context {
     /// # Errors
     /// When the text is not TOML of this shape or the URL cannot be used.
     pub fn parse(text: &str) -> Result<Self, Error> {
-        let context: Self = toml::from_str(text).map_err(|error| Error::usage(error.to_string().trim_end()))?;
+        let context: Self =
+            toml::from_str(text).map_err(|error| Error::usage(error.to_string().trim_end()))?;
         context.address()?;
         Ok(context)
     }
@@ -106,7 +115,10 @@ impl Context {
             return Self::load(&path);
         }
         Err(Error::usage_hint(
-            format!("no context: neither --context nor {CONTEXT_VARIABLE} is set, and {} is not there", path.display()),
+            format!(
+                "no context: neither --context nor {CONTEXT_VARIABLE} is set, and {} is not there",
+                path.display()
+            ),
             "Start a broker with `millstream dev`, or name the context.toml in a broker's data directory.",
         ))
     }
@@ -139,8 +151,14 @@ impl Context {
         }
         let (host, port) = match rest.strip_prefix('[') {
             Some(inner) => {
-                let (host, tail) = inner.split_once(']').ok_or_else(|| bad("`[` without `]`"))?;
-                (host, tail.strip_prefix(':').or((!tail.is_empty()).then_some(tail)))
+                let (host, tail) = inner
+                    .split_once(']')
+                    .ok_or_else(|| bad("`[` without `]`"))?;
+                (
+                    host,
+                    tail.strip_prefix(':')
+                        .or((!tail.is_empty()).then_some(tail)),
+                )
             }
             None => match rest.rsplit_once(':') {
                 Some((host, port)) => (host, Some(port)),
@@ -152,24 +170,31 @@ impl Context {
         }
         let port = match port {
             None => DEFAULT_PORT,
-            Some(port) => port.parse().map_err(|_| bad("the port is not a number up to 65535"))?,
+            Some(port) => port
+                .parse()
+                .map_err(|_| bad("the port is not a number up to 65535"))?,
         };
         Ok((host.to_owned(), port))
     }
 
     fn inline(&mut self, directory: &Path) -> Result<(), Error> {
-        let fill = |text: &mut Option<String>, file: &mut Option<PathBuf>, what: &str| match file.take() {
-            Some(_) if text.is_some() => {
-                Err(Error::usage(format!("the context gives {what} both inline and as a file: keep one")))
-            }
-            Some(file) => {
-                *text = Some(read(&directory.join(file), what)?);
-                Ok(())
-            }
-            None => Ok(()),
-        };
+        let fill =
+            |text: &mut Option<String>, file: &mut Option<PathBuf>, what: &str| match file.take() {
+                Some(_) if text.is_some() => Err(Error::usage(format!(
+                    "the context gives {what} both inline and as a file: keep one"
+                ))),
+                Some(file) => {
+                    *text = Some(read(&directory.join(file), what)?);
+                    Ok(())
+                }
+                None => Ok(()),
+            };
         fill(&mut self.ca_pem, &mut self.ca_file, "the CA")?;
-        fill(&mut self.cert_pem, &mut self.cert_file, "the client certificate")?;
+        fill(
+            &mut self.cert_pem,
+            &mut self.cert_file,
+            "the client certificate",
+        )?;
         fill(&mut self.key_pem, &mut self.key_file, "the client key")
     }
 }
@@ -205,19 +230,43 @@ mod tests {
 
     #[test]
     fn urls() {
-        assert_eq!(address("millstream://127.0.0.1:9000"), Some(("127.0.0.1".into(), 9000)));
-        assert_eq!(address("millstream://broker.example/"), Some(("broker.example".into(), DEFAULT_PORT)));
+        assert_eq!(
+            address("millstream://127.0.0.1:9000"),
+            Some(("127.0.0.1".into(), 9000))
+        );
+        assert_eq!(
+            address("millstream://broker.example/"),
+            Some(("broker.example".into(), DEFAULT_PORT))
+        );
         assert_eq!(address("localhost:1"), Some(("localhost".into(), 1)));
-        assert_eq!(address("millstream://[::1]:9000"), Some(("::1".into(), 9000)));
-        assert_eq!(address("millstream://[::1]"), Some(("::1".into(), DEFAULT_PORT)));
-        for bad in ["http://x:1", "millstream://", "millstream://:9", "millstream://a:70000", "millstream://a:1/x", "[::1", ""] {
+        assert_eq!(
+            address("millstream://[::1]:9000"),
+            Some(("::1".into(), 9000))
+        );
+        assert_eq!(
+            address("millstream://[::1]"),
+            Some(("::1".into(), DEFAULT_PORT))
+        );
+        for bad in [
+            "http://x:1",
+            "millstream://",
+            "millstream://:9",
+            "millstream://a:70000",
+            "millstream://a:1/x",
+            "[::1",
+            "",
+        ] {
             assert_eq!(address(bad), None, "{bad}");
         }
     }
 
     #[test]
     fn a_context_reads_back_what_it_writes() {
-        let context = Context { ca_pem: Some("PEM\n".into()), token: Some("t".into()), ..Context::new("millstream://a:1") };
+        let context = Context {
+            ca_pem: Some("PEM\n".into()),
+            token: Some("t".into()),
+            ..Context::new("millstream://a:1")
+        };
         assert_eq!(Context::parse(&context.to_toml()).unwrap(), context);
     }
 
@@ -225,18 +274,25 @@ mod tests {
     fn an_unknown_key_is_an_error_and_a_token_is_never_shown() {
         let error = Context::parse("url = \"millstream://a:1\"\ntokn = \"x\"\n").unwrap_err();
         assert!(error.message().contains("tokn"), "{error}");
-        let context = Context { token: Some("secret".into()), ..Context::new("millstream://a:1") };
+        let context = Context {
+            token: Some("secret".into()),
+            ..Context::new("millstream://a:1")
+        };
         assert!(!format!("{context:?}").contains("secret"));
     }
 
     #[test]
     fn files_are_relative_to_the_context() {
-        let directory = std::env::temp_dir().join(format!("millstream-context-{}", std::process::id()));
+        let directory =
+            std::env::temp_dir().join(format!("millstream-context-{}", std::process::id()));
         std::fs::create_dir_all(&directory).unwrap();
         std::fs::write(directory.join("ca.pem"), "the CA").unwrap();
         let path = directory.join("context.toml");
         std::fs::write(&path, "url = \"millstream://a:1\"\nca_file = \"ca.pem\"\n").unwrap();
-        assert_eq!(Context::load(&path).unwrap().ca_pem.as_deref(), Some("the CA"));
+        assert_eq!(
+            Context::load(&path).unwrap().ca_pem.as_deref(),
+            Some("the CA")
+        );
         std::fs::remove_dir_all(&directory).unwrap();
     }
 }

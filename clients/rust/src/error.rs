@@ -125,15 +125,30 @@ impl Error {
     }
 
     pub(crate) fn protocol(message: impl Into<String>) -> Self {
-        Self::new(Kind::Protocol, message, "Check that client and broker are of versions that fit.", false)
+        Self::new(
+            Kind::Protocol,
+            message,
+            "Check that client and broker are of versions that fit.",
+            false,
+        )
     }
 
     pub(crate) fn transport(message: impl Into<String>) -> Self {
-        Self::new(Kind::Transport, message, "Check that the broker runs and that its address is right.", true)
+        Self::new(
+            Kind::Transport,
+            message,
+            "Check that the broker runs and that its address is right.",
+            true,
+        )
     }
 
     pub(crate) fn deadline(message: impl Into<String>) -> Self {
-        Self::new(Kind::Deadline, message, "Check that the broker is reachable, or allow more time.", true)
+        Self::new(
+            Kind::Deadline,
+            message,
+            "Check that the broker is reachable, or allow more time.",
+            true,
+        )
     }
 
     pub(crate) fn closed(what: &str) -> Self {
@@ -141,7 +156,12 @@ impl Error {
     }
 
     pub(crate) fn gap(message: impl Into<String>) -> Self {
-        Self::new(Kind::Gap, message, "Compare with `millstream log verify` on the broker.", false)
+        Self::new(
+            Kind::Gap,
+            message,
+            "Compare with `millstream log verify` on the broker.",
+            false,
+        )
     }
 
     pub(crate) fn batch(message: impl Into<String>) -> Self {
@@ -156,7 +176,8 @@ impl Error {
             hint: error.hint,
             retriable: error.retriable,
             unknown_outcome: error.unknown_outcome,
-            retry_after: (error.retry_after_ms > 0).then(|| Duration::from_millis(error.retry_after_ms.into())),
+            retry_after: (error.retry_after_ms > 0)
+                .then(|| Duration::from_millis(error.retry_after_ms.into())),
         }))
     }
 
@@ -280,7 +301,10 @@ impl From<FrameError> for Error {
 }
 
 fn stopped(code: quinn::VarInt) -> Error {
-    match u32::try_from(code.into_inner()).ok().and_then(Code::from_number) {
+    match u32::try_from(code.into_inner())
+        .ok()
+        .and_then(Code::from_number)
+    {
         Some(code) => Error::refused(code.error("the broker stopped this stream")),
         None => Error::transport("the broker stopped this stream"),
     }
@@ -295,15 +319,25 @@ mod tests {
         let mut wire = Code::Busy.error("shard 1 is busy");
         wire.retry_after_ms = 20;
         let error = Error::refused(wire);
-        assert_eq!((error.kind(), error.code()), (Kind::Refused, Some(Code::Busy)));
+        assert_eq!(
+            (error.kind(), error.code()),
+            (Kind::Refused, Some(Code::Busy))
+        );
         assert!(error.retriable() && !error.unknown_outcome());
         assert_eq!(error.retry_after(), Some(Duration::from_millis(20)));
-        assert_eq!(error.to_string(), format!("shard 1 is busy [BUSY]. {}", Code::Busy.hint()));
+        assert_eq!(
+            error.to_string(),
+            format!("shard 1 is busy [BUSY]. {}", Code::Busy.hint())
+        );
     }
 
     #[test]
     fn a_code_of_a_newer_broker_is_still_an_error() {
-        let error = Error::refused(messages::Error { code: 9999, message: "new".into(), ..Default::default() });
+        let error = Error::refused(messages::Error {
+            code: 9999,
+            message: "new".into(),
+            ..Default::default()
+        });
         assert_eq!((error.code(), error.name().as_str()), (None, "code 9999"));
     }
 }

@@ -36,11 +36,13 @@ mod record;
 mod transport;
 
 pub use admin::{
-    Admin, FilterSpec, GroupDescription, GroupMember, GroupOffset, OffsetSpec, PartitionInfo, TopicDescription,
+    Admin, FilterSpec, GroupDescription, GroupMember, GroupOffset, OffsetSpec, PartitionInfo,
+    TopicDescription,
 };
 pub use client::{BrokerInfo, Client, ClientBuilder};
 pub use consumer::{
-    CommitFailure, Consumer, ConsumerBuilder, ConsumerEvent, FetchedBatch, OpenedBatch, StartAt, TopicPartition,
+    CommitFailure, Consumer, ConsumerBuilder, ConsumerEvent, FetchedBatch, OpenedBatch, StartAt,
+    TopicPartition,
 };
 pub use context::{CONTEXT_FILE, CONTEXT_VARIABLE, Context, DEFAULT_PORT, DEV_DIRECTORY};
 pub use error::{Error, Kind as ErrorKind, Result};

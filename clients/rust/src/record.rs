@@ -14,7 +14,10 @@ pub struct Header {
 impl Header {
     /// A header with a value.
     pub fn new(name: impl Into<String>, value: impl Into<Bytes>) -> Self {
-        Self { name: name.into(), value: Some(value.into()) }
+        Self {
+            name: name.into(),
+            value: Some(value.into()),
+        }
     }
 }
 
@@ -34,7 +37,10 @@ pub struct Record {
 impl Record {
     /// A record of a value alone.
     pub fn new(value: impl Into<Bytes>) -> Self {
-        Self { value: Some(value.into()), ..Self::default() }
+        Self {
+            value: Some(value.into()),
+            ..Self::default()
+        }
     }
 
     /// The same record with a key: records of one key go to one partition, in order.
@@ -81,7 +87,10 @@ impl<'a> RecordRef<'a> {
     /// A record of a value alone.
     #[must_use]
     pub fn new(value: &'a [u8]) -> Self {
-        Self { value: Some(value), ..Self::default() }
+        Self {
+            value: Some(value),
+            ..Self::default()
+        }
     }
 }
 

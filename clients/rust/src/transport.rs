@@ -53,8 +53,11 @@ pub(crate) fn client_config(context: &Context) -> Result<ClientConfig> {
         )
     })?;
     for certificate in CertificateDer::pem_slice_iter(pem.as_bytes()) {
-        let certificate = certificate.map_err(|error| Error::usage(format!("the CA is not PEM: {error}")))?;
-        roots.add(certificate).map_err(|error| Error::usage(format!("the CA cannot be used: {error}")))?;
+        let certificate =
+            certificate.map_err(|error| Error::usage(format!("the CA is not PEM: {error}")))?;
+        roots
+            .add(certificate)
+            .map_err(|error| Error::usage(format!("the CA cannot be used: {error}")))?;
     }
     if roots.is_empty() {
         return Err(Error::usage("the CA holds no certificate"));
@@ -68,17 +71,24 @@ pub(crate) fn client_config(context: &Context) -> Result<ClientConfig> {
         (Some(chain), Some(key)) => {
             let chain: Vec<_> = CertificateDer::pem_slice_iter(chain.as_bytes())
                 .collect::<Result<_, _>>()
-                .map_err(|error| Error::usage(format!("the client certificate is not PEM: {error}")))?;
+                .map_err(|error| {
+                    Error::usage(format!("the client certificate is not PEM: {error}"))
+                })?;
             let key = PrivateKeyDer::from_pem_slice(key.as_bytes())
                 .map_err(|error| Error::usage(format!("the client key is not PEM: {error}")))?;
-            builder
-                .with_client_auth_cert(chain, key)
-                .map_err(|error| Error::usage(format!("the client certificate cannot be used: {error}")))?
+            builder.with_client_auth_cert(chain, key).map_err(|error| {
+                Error::usage(format!("the client certificate cannot be used: {error}"))
+            })?
         }
-        _ => return Err(Error::usage("a client certificate needs its key, and a key its certificate")),
+        _ => {
+            return Err(Error::usage(
+                "a client certificate needs its key, and a key its certificate",
+            ));
+        }
     };
     tls.alpn_protocols = vec![millstream_protocol::ALPN.to_vec()];
-    let quic = QuicClientConfig::try_from(tls).map_err(|error| Error::usage(format!("TLS for QUIC: {error}")))?;
+    let quic = QuicClientConfig::try_from(tls)
+        .map_err(|error| Error::usage(format!("TLS for QUIC: {error}")))?;
     let mut config = ClientConfig::new(Arc::new(quic));
     config.transport_config(Arc::new(transport()));
     Ok(config)
@@ -87,8 +97,12 @@ pub(crate) fn client_config(context: &Context) -> Result<ClientConfig> {
 /// A socket and endpoint that reach `remote`.
 pub(crate) fn endpoint(remote: SocketAddr) -> Result<Endpoint> {
     let failed = |what: &str, error: std::io::Error| Error::transport(format!("{what}: {error}"));
-    let socket = Socket::new(Domain::for_address(remote), Type::DGRAM, Some(Protocol::UDP))
-        .map_err(|error| failed("no UDP socket", error))?;
+    let socket = Socket::new(
+        Domain::for_address(remote),
+        Type::DGRAM,
+        Some(Protocol::UDP),
+    )
+    .map_err(|error| failed("no UDP socket", error))?;
     // The kernel may grant less; that is slower, not wrong (`millstream doctor` tells).
     let _ = socket.set_recv_buffer_size(SOCKET_BUFFER_BYTES);
     let _ = socket.set_send_buffer_size(SOCKET_BUFFER_BYTES);
@@ -96,7 +110,9 @@ pub(crate) fn endpoint(remote: SocketAddr) -> Result<Endpoint> {
         SocketAddr::V4(_) => (std::net::Ipv4Addr::UNSPECIFIED, 0).into(),
         SocketAddr::V6(_) => (std::net::Ipv6Addr::UNSPECIFIED, 0).into(),
     };
-    socket.bind(&local.into()).map_err(|error| failed("no local UDP port", error))?;
+    socket
+        .bind(&local.into())
+        .map_err(|error| failed("no local UDP port", error))?;
     let mut config = EndpointConfig::default();
     config
         .max_udp_payload_size(UDP_PAYLOAD_BYTES_MAX)

@@ -29,5 +29,9 @@ pub(crate) async fn client(global: &Global) -> Outcome<Client> {
 /// A connected client of its own for a context.
 pub(crate) async fn client_of(context: Context, global: &Global) -> Outcome<Client> {
     let name = concat!("millstream-cli/", env!("CARGO_PKG_VERSION"));
-    Ok(Client::builder(context).name(name).timeout(global.timeout).connect().await?)
+    Ok(Client::builder(context)
+        .name(name)
+        .timeout(global.timeout)
+        .connect()
+        .await?)
 }

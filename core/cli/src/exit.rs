@@ -50,7 +50,9 @@ pub(crate) fn code(outcome: Outcome, output: Output) -> ExitCode {
         Err(Failure::Told) => return ExitCode::from(1),
         Err(Failure::Failed(error)) if is_broken_pipe(&error) => return ExitCode::SUCCESS,
         Err(Failure::Failed(error)) => {
-            let name = error.downcast_ref::<millstream_client::Error>().map(millstream_client::Error::name);
+            let name = error
+                .downcast_ref::<millstream_client::Error>()
+                .map(millstream_client::Error::name);
             (1, name.unwrap_or_else(|| "FAILED".into()), error)
         }
         Err(Failure::Usage(message)) => (2, "USAGE".into(), anyhow::Error::msg(message)),

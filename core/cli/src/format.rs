@@ -61,7 +61,12 @@ impl Format {
                     Some('K') => Part::KeyLength,
                     Some('V' | 'S') => Part::ValueLength,
                     Some('h') => Part::Headers,
-                    other => return Err(format!("`%{}` is not known in a format", other.unwrap_or(' '))),
+                    other => {
+                        return Err(format!(
+                            "`%{}` is not known in a format",
+                            other.unwrap_or(' ')
+                        ));
+                    }
                 },
                 '\\' => {
                     literal.push(match chars.next() {
@@ -72,9 +77,15 @@ impl Format {
                         Some('\\') => b'\\',
                         Some('x') => {
                             let digits: String = chars.by_ref().take(2).collect();
-                            u8::from_str_radix(&digits, 16).map_err(|_| format!("`\\x{digits}` is not a byte"))?
+                            u8::from_str_radix(&digits, 16)
+                                .map_err(|_| format!("`\\x{digits}` is not a byte"))?
                         }
-                        other => return Err(format!("`\\{}` is not known in a format", other.unwrap_or(' '))),
+                        other => {
+                            return Err(format!(
+                                "`\\{}` is not known in a format",
+                                other.unwrap_or(' ')
+                            ));
+                        }
                     });
                     continue;
                 }
@@ -96,11 +107,14 @@ impl Format {
 
     /// The value and a line end.
     pub(crate) fn plain() -> Self {
-        Self { parts: vec![Part::Value, Part::Literal(b"\n".to_vec())] }
+        Self {
+            parts: vec![Part::Value, Part::Literal(b"\n".to_vec())],
+        }
     }
 
     pub(crate) fn write(&self, record: &ConsumedRecord, out: &mut Vec<u8>) {
-        let number = |out: &mut Vec<u8>, number: i64| out.extend_from_slice(number.to_string().as_bytes());
+        let number =
+            |out: &mut Vec<u8>, number: i64| out.extend_from_slice(number.to_string().as_bytes());
         for part in &self.parts {
             match part {
                 Part::Literal(bytes) => out.extend_from_slice(bytes),
@@ -111,8 +125,13 @@ impl Format {
                 Part::AppendTime => number(out, record.append_time_ms),
                 Part::Key => out.extend_from_slice(record.key.as_deref().unwrap_or_default()),
                 Part::Value => out.extend_from_slice(record.value.as_deref().unwrap_or_default()),
-                Part::KeyLength => number(out, record.key.as_ref().map_or(-1, |key| key.len() as i64)),
-                Part::ValueLength => number(out, record.value.as_ref().map_or(-1, |value| value.len() as i64)),
+                Part::KeyLength => {
+                    number(out, record.key.as_ref().map_or(-1, |key| key.len() as i64));
+                }
+                Part::ValueLength => number(
+                    out,
+                    record.value.as_ref().map_or(-1, |value| value.len() as i64),
+                ),
                 Part::Headers => {
                     for (at, header) in record.headers.iter().enumerate() {
                         if at > 0 {
@@ -149,7 +168,10 @@ impl Serialize for Line<'_> {
         map.serialize_entry("timestamp", &record.timestamp_ms)?;
         bytes_entry(&mut map, "key", "key_base64", record.key.as_deref())?;
         bytes_entry(&mut map, "value", "value_base64", record.value.as_deref())?;
-        map.serialize_entry("headers", &record.headers.iter().map(HeaderLine).collect::<Vec<_>>())?;
+        map.serialize_entry(
+            "headers",
+            &record.headers.iter().map(HeaderLine).collect::<Vec<_>>(),
+        )?;
         map.end()
     }
 }
@@ -195,7 +217,13 @@ mod tests {
             append_time_ms: 1_701,
             key: Some("k".into()),
             value: Some("v\u{e9}".into()),
-            headers: vec![Header::new("a", "1"), Header { name: "b".into(), value: None }],
+            headers: vec![
+                Header::new("a", "1"),
+                Header {
+                    name: "b".into(),
+                    value: None,
+                },
+            ],
         }
     }
 
@@ -207,11 +235,22 @@ mod tests {
 
     #[test]
     fn formats() {
-        assert_eq!(formatted("%t/%p@%o %T %A %k=%v [%h]\\n", &record()), "t/2@41 1700 1701 k=v\u{e9} [a=1,b]\n");
+        assert_eq!(
+            formatted("%t/%p@%o %T %A %k=%v [%h]\\n", &record()),
+            "t/2@41 1700 1701 k=v\u{e9} [a=1,b]\n"
+        );
         assert_eq!(formatted("%%\\t\\x41%K%V\\\\", &record()), "%\tA13\\");
-        let null = ConsumedRecord { key: None, value: None, ..record() };
+        let null = ConsumedRecord {
+            key: None,
+            value: None,
+            ..record()
+        };
         assert_eq!(formatted("(%k)(%v)%K%V", &null), "()()-1-1");
-        assert!(Format::parse("%z").is_err() && Format::parse("\\q").is_err() && Format::parse("%").is_err());
+        assert!(
+            Format::parse("%z").is_err()
+                && Format::parse("\\q").is_err()
+                && Format::parse("%").is_err()
+        );
     }
 
     #[test]
@@ -225,9 +264,17 @@ mod tests {
              \"headers\":[{\"key\":\"a\",\"value\":\"1\"},{\"key\":\"b\",\"value\":null}]}\n"
         );
         let mut out = Vec::new();
-        let odd = ConsumedRecord { key: None, value: Some(vec![0xff, 0x00].into()), headers: vec![], ..record() };
+        let odd = ConsumedRecord {
+            key: None,
+            value: Some(vec![0xff, 0x00].into()),
+            headers: vec![],
+            ..record()
+        };
         write_json(&odd, &mut out);
         let text = String::from_utf8(out).unwrap();
-        assert!(text.contains("\"key\":null,\"value\":null,\"value_base64\":\"/wA=\",\"headers\":[]"), "{text}");
+        assert!(
+            text.contains("\"key\":null,\"value\":null,\"value_base64\":\"/wA=\",\"headers\":[]"),
+            "{text}"
+        );
     }
 }

@@ -18,7 +18,11 @@ pub(crate) struct Lines<'a> {
 
 impl<'a> Lines<'a> {
     pub(crate) fn new(block: &'a [u8]) -> Self {
-        Self { block, ends: memchr::memchr_iter(b'\n', block), at: 0 }
+        Self {
+            block,
+            ends: memchr::memchr_iter(b'\n', block),
+            at: 0,
+        }
     }
 
     /// Bytes up to and with the last line given.
@@ -55,11 +59,21 @@ pub(crate) fn from_json(line: &[u8]) -> Result<Record, String> {
         None => Vec::new(),
         Some(JsonHeaders::List(headers)) => headers
             .into_iter()
-            .map(|header| Ok(Header { name: header.name, value: bytes(header.value, header.value_base64)? }))
+            .map(|header| {
+                Ok(Header {
+                    name: header.name,
+                    value: bytes(header.value, header.value_base64)?,
+                })
+            })
             .collect::<Result<_, String>>()?,
         Some(JsonHeaders::Map(headers)) => headers
             .into_iter()
-            .map(|(name, value)| Ok(Header { name, value: bytes(Some(value), None)? }))
+            .map(|(name, value)| {
+                Ok(Header {
+                    name,
+                    value: bytes(Some(value), None)?,
+                })
+            })
             .collect::<Result<_, String>>()?,
     };
     Ok(Record {
@@ -108,9 +122,10 @@ struct JsonHeader {
 fn bytes(value: Option<Value>, base64: Option<String>) -> Result<Option<Bytes>, String> {
     match (value, base64) {
         (None | Some(Value::Null), None) => Ok(None),
-        (None | Some(Value::Null), Some(base64)) => {
-            BASE64.decode(&base64).map(|bytes| Some(bytes.into())).map_err(|error| format!("base64: {error}"))
-        }
+        (None | Some(Value::Null), Some(base64)) => BASE64
+            .decode(&base64)
+            .map(|bytes| Some(bytes.into()))
+            .map_err(|error| format!("base64: {error}")),
         (Some(_), Some(_)) => Err("both text and base64 are given: keep one".into()),
         (Some(Value::String(text)), None) => Ok(Some(text.into())),
         (Some(other), None) => Ok(Some(other.to_string().into())),
@@ -137,12 +152,25 @@ mod tests {
 
     #[test]
     fn json_lines_read_what_sub_writes() {
-        let line = br#"{"topic":"t","partition":2,"offset":41,"timestamp":1700,"key":"k","value":null,
+        let line =
+            br#"{"topic":"t","partition":2,"offset":41,"timestamp":1700,"key":"k","value":null,
             "value_base64":"/wA=","headers":[{"key":"a","value":"1"},{"key":"b","value":null}]}"#;
         let record = from_json(line).unwrap();
         assert_eq!(record.value.as_deref(), Some(&[0xff, 0][..]));
-        assert_eq!((record.partition, record.timestamp_ms), (Some(2), Some(1_700)));
-        assert_eq!(record.headers, [Header::new("a", "1"), Header { name: "b".into(), value: None }]);
+        assert_eq!(
+            (record.partition, record.timestamp_ms),
+            (Some(2), Some(1_700))
+        );
+        assert_eq!(
+            record.headers,
+            [
+                Header::new("a", "1"),
+                Header {
+                    name: "b".into(),
+                    value: None
+                }
+            ]
+        );
         let record = from_json(br#"{"value":{"a":1},"headers":{"x":"y"}}"#).unwrap();
         assert_eq!(record.value.as_deref(), Some(&br#"{"a":1}"#[..]));
         assert_eq!(record.headers, [Header::new("x", "y")]);

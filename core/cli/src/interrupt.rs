@@ -32,7 +32,7 @@ impl Interrupt {
     /// Wait until the user asks to stop. Safe to cancel.
     pub(crate) async fn wait(&mut self) {
         if self.0.wait_for(|asked| *asked).await.is_err() {
-            std::future::pending().await
+            std::future::pending::<()>().await;
         }
     }
 }

@@ -26,13 +26,20 @@ pub(crate) fn start(global: &Global, quiet: &str) {
         _ => "trace".to_owned(),
     };
     let filter = match std::env::var(FILTER_VARIABLE) {
-        Ok(filter) if !filter.is_empty() => EnvFilter::try_new(&filter).unwrap_or_else(|_| EnvFilter::new(&level)),
+        Ok(filter) if !filter.is_empty() => {
+            EnvFilter::try_new(&filter).unwrap_or_else(|_| EnvFilter::new(&level))
+        }
         _ => EnvFilter::new(&level),
     };
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
     // A second start in one process (tests) keeps the first.
     let _ = match global.log_format {
-        LogFormat::Text => builder.with_ansi(std::io::stderr().is_terminal()).with_target(false).try_init(),
+        LogFormat::Text => builder
+            .with_ansi(std::io::stderr().is_terminal())
+            .with_target(false)
+            .try_init(),
         LogFormat::Json => builder.json().flatten_event(true).try_init(),
     };
 }

@@ -39,16 +39,36 @@ struct Arguments {
 #[derive(Clone, Debug, clap::Args)]
 struct Global {
     /// How results are printed.
-    #[arg(short = 'o', long = "output", global = true, value_enum, default_value_t, value_name = "FORMAT")]
+    #[arg(
+        short = 'o',
+        long = "output",
+        global = true,
+        value_enum,
+        default_value_t,
+        value_name = "FORMAT"
+    )]
     output: Output,
     /// Context file of the broker to talk to. Default: ./.millstream/context.toml.
-    #[arg(long, global = true, env = "MILLSTREAM_CONTEXT", value_name = "FILE", hide_env_values = true)]
+    #[arg(
+        long,
+        global = true,
+        env = "MILLSTREAM_CONTEXT",
+        value_name = "FILE",
+        hide_env_values = true
+    )]
     context: Option<std::path::PathBuf>,
     /// Give up on a broker that does not answer after so long, for example 500ms, 10s, 2m.
     #[arg(long, global = true, default_value = "30s", value_parser = values::duration, value_name = "TIME")]
     timeout: std::time::Duration,
     /// Form of the log on stderr.
-    #[arg(long, global = true, env = "MILLSTREAM_LOG_FORMAT", value_enum, default_value_t, value_name = "FORMAT")]
+    #[arg(
+        long,
+        global = true,
+        env = "MILLSTREAM_LOG_FORMAT",
+        value_enum,
+        default_value_t,
+        value_name = "FORMAT"
+    )]
     log_format: logging::LogFormat,
     /// Log more: -v debug, -vv trace. MILLSTREAM_LOG takes a filter, for example `quinn=debug`.
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
@@ -71,7 +91,10 @@ Exit codes:
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    exit::code(commands::run(arguments.command, &arguments.global), arguments.global.output)
+    exit::code(
+        commands::run(arguments.command, &arguments.global),
+        arguments.global.output,
+    )
 }
 
 #[cfg(test)]

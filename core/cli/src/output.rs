@@ -55,7 +55,9 @@ pub(crate) struct Table {
 
 impl Table {
     pub(crate) fn new<const N: usize>(heads: [&str; N]) -> Self {
-        Self { rows: vec![heads.iter().map(|&head| head.to_owned()).collect()] }
+        Self {
+            rows: vec![heads.iter().map(|&head| head.to_owned()).collect()],
+        }
     }
 
     pub(crate) fn row<const N: usize>(&mut self, cells: [String; N]) {
@@ -70,13 +72,25 @@ impl Table {
 impl std::fmt::Display for Table {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let columns = self.rows[0].len();
-        let width = |column: usize| self.rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+        let width = |column: usize| {
+            self.rows
+                .iter()
+                .map(|row| row[column].chars().count())
+                .max()
+                .unwrap_or(0)
+        };
         let is_number = |cell: &String| {
-            cell == "-" || (!cell.is_empty() && cell.chars().all(|c| c.is_ascii_digit() || matches!(c, '.' | ',')))
+            cell == "-"
+                || (!cell.is_empty()
+                    && cell
+                        .chars()
+                        .all(|c| c.is_ascii_digit() || matches!(c, '.' | ',')))
         };
         let widths: Vec<_> = (0..columns).map(width).collect();
         let right: Vec<_> = (0..columns)
-            .map(|column| self.rows.len() > 1 && self.rows[1..].iter().all(|row| is_number(&row[column])))
+            .map(|column| {
+                self.rows.len() > 1 && self.rows[1..].iter().all(|row| is_number(&row[column]))
+            })
             .collect();
         for row in &self.rows {
             let mut text = String::new();
@@ -119,7 +133,11 @@ pub(crate) fn bytes(number: u64) -> String {
         value /= 1024.0;
         unit += 1;
     }
-    if unit == 0 { format!("{number} B") } else { format!("{value:.1} {}", UNITS[unit]) }
+    if unit == 0 {
+        format!("{number} B")
+    } else {
+        format!("{value:.1} {}", UNITS[unit])
+    }
 }
 
 /// Bytes as lower-case hexadecimal.
@@ -133,7 +151,14 @@ pub(crate) fn uuid(bytes: &[u8]) -> String {
     if bytes.len() != 16 {
         return digits;
     }
-    [&digits[..8], &digits[8..12], &digits[12..16], &digits[16..20], &digits[20..]].join("-")
+    [
+        &digits[..8],
+        &digits[8..12],
+        &digits[12..16],
+        &digits[16..20],
+        &digits[20..],
+    ]
+    .join("-")
 }
 
 #[cfg(test)]
@@ -145,7 +170,10 @@ mod tests {
         let mut table = Table::new(["NAME", "PARTITIONS"]);
         table.row(["a".into(), "1".into()]);
         table.row(["longer".into(), "12".into()]);
-        assert_eq!(table.to_string(), "NAME    PARTITIONS\na                1\nlonger          12\n");
+        assert_eq!(
+            table.to_string(),
+            "NAME    PARTITIONS\na                1\nlonger          12\n"
+        );
     }
 
     #[test]

@@ -16,7 +16,11 @@ pub(crate) struct Progress {
 
 impl Progress {
     pub(crate) fn new(wanted: bool) -> Self {
-        Self { shown: false, enabled: wanted && io::stderr().is_terminal(), next: Instant::now() + EVERY }
+        Self {
+            shown: false,
+            enabled: wanted && io::stderr().is_terminal(),
+            next: Instant::now() + EVERY,
+        }
     }
 
     /// Show this, if it is time to. The words are made only then.

@@ -9,8 +9,12 @@ use millstream_broker::{Config, ConfigError};
 use crate::exit::{Failure, Outcome};
 
 /// Variables of the command line itself: no settings of a broker.
-const OWN_VARIABLES: [&str; 4] =
-    ["MILLSTREAM_CONFIG", "MILLSTREAM_CONTEXT", "MILLSTREAM_LOG", "MILLSTREAM_LOG_FORMAT"];
+const OWN_VARIABLES: [&str; 4] = [
+    "MILLSTREAM_CONFIG",
+    "MILLSTREAM_CONTEXT",
+    "MILLSTREAM_LOG",
+    "MILLSTREAM_LOG_FORMAT",
+];
 
 /// Flags that are settings of a broker.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -58,7 +62,8 @@ impl std::fmt::Display for Origin {
 impl BrokerFlags {
     /// The settings in effect, not yet checked against each other.
     pub(crate) fn load(&self) -> Outcome<Config> {
-        let environment = std::env::vars().filter(|(name, _)| !OWN_VARIABLES.contains(&name.as_str()));
+        let environment =
+            std::env::vars().filter(|(name, _)| !OWN_VARIABLES.contains(&name.as_str()));
         let mut config = Config::load(self.config.as_deref(), environment).map_err(wrong)?;
         if let Some(data) = &self.data {
             config.data.clone_from(data);
@@ -103,8 +108,13 @@ impl BrokerFlags {
         Ok(all
             .into_iter()
             .map(|(name, value)| {
-                let variable = format!("MILLSTREAM_{}", name.replace('.', "__").to_ascii_uppercase());
-                let flag = flags.iter().find(|(setting, _, set)| *setting == name && *set);
+                let variable = format!(
+                    "MILLSTREAM_{}",
+                    name.replace('.', "__").to_ascii_uppercase()
+                );
+                let flag = flags
+                    .iter()
+                    .find(|(setting, _, set)| *setting == name && *set);
                 let origin = match flag {
                     Some((_, flag, _)) => Origin::Flag(flag),
                     None if variables.contains(&variable) => Origin::Environment(variable),
@@ -118,6 +128,7 @@ impl BrokerFlags {
 }
 
 /// A wrong setting is wrong usage.
+#[expect(clippy::needless_pass_by_value, reason = "a function for map_err")]
 pub(crate) fn wrong(error: ConfigError) -> Failure {
     Failure::Usage(error.to_string())
 }
@@ -126,7 +137,11 @@ fn flatten(before: &str, value: &toml::Value, out: &mut Vec<(String, String)>) {
     match value {
         toml::Value::Table(table) => {
             for (key, value) in table {
-                let name = if before.is_empty() { key.clone() } else { format!("{before}.{key}") };
+                let name = if before.is_empty() {
+                    key.clone()
+                } else {
+                    format!("{before}.{key}")
+                };
                 flatten(&name, value, out);
             }
         }

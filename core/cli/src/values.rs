@@ -6,8 +6,12 @@ use millstream_client::StartAt;
 
 /// `500ms`, `10s`, `2m`, `1h`; a bare number is seconds.
 pub(crate) fn duration(text: &str) -> Result<Duration, String> {
-    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
-    let number: f64 = text[..digits].parse().map_err(|_| format!("`{text}` is not a time: write 500ms, 10s or 2m"))?;
+    let digits = text
+        .find(|c: char| !c.is_ascii_digit() && c != '.')
+        .unwrap_or(text.len());
+    let number: f64 = text[..digits]
+        .parse()
+        .map_err(|_| format!("`{text}` is not a time: write 500ms, 10s or 2m"))?;
     let seconds = match &text[digits..] {
         "us" => number / 1e6,
         "ms" => number / 1e3,
@@ -15,15 +19,23 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
         "m" => number * 60.0,
         "h" => number * 3_600.0,
         "d" => number * 86_400.0,
-        unit => return Err(format!("`{unit}` is not a unit of time: use us, ms, s, m, h or d")),
+        unit => {
+            return Err(format!(
+                "`{unit}` is not a unit of time: use us, ms, s, m, h or d"
+            ));
+        }
     };
     Duration::try_from_secs_f64(seconds).map_err(|_| format!("`{text}` is too long a time"))
 }
 
 /// `4096`, `64k`, `64KiB`, `1m`, `2g`: powers of 1024.
 pub(crate) fn size(text: &str) -> Result<usize, String> {
-    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let number: usize = text[..digits].parse().map_err(|_| format!("`{text}` is not a size: write 4096, 64k or 1m"))?;
+    let digits = text
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(text.len());
+    let number: usize = text[..digits]
+        .parse()
+        .map_err(|_| format!("`{text}` is not a size: write 4096, 64k or 1m"))?;
     let shift = match text[digits..].to_ascii_lowercase().as_str() {
         "" | "b" => 0,
         "k" | "kb" | "kib" => 10,
@@ -31,7 +43,9 @@ pub(crate) fn size(text: &str) -> Result<usize, String> {
         "g" | "gb" | "gib" => 30,
         unit => return Err(format!("`{unit}` is not a unit of size: use k, m or g")),
     };
-    number.checked_mul(1 << shift).ok_or_else(|| format!("`{text}` is too large"))
+    number
+        .checked_mul(1 << shift)
+        .ok_or_else(|| format!("`{text}` is too large"))
 }
 
 /// `key=value`.
@@ -55,7 +69,11 @@ pub(crate) fn start_at(text: &str) -> Result<StartAt, String> {
             && let Some(rest) = rest.strip_prefix(['=', ':', ' '])
         {
             let number = rest.bytes().all(|byte| byte.is_ascii_digit());
-            return start_at(&if number { format!("{mark}{rest}") } else { rest.to_owned() });
+            return start_at(&if number {
+                format!("{mark}{rest}")
+            } else {
+                rest.to_owned()
+            });
         }
     }
     if let Ok(offset) = text.parse() {
@@ -67,7 +85,9 @@ pub(crate) fn start_at(text: &str) -> Result<StartAt, String> {
     if let Some(ago) = text.strip_prefix('-') {
         let ago = duration(ago)?;
         let now = jiff::Timestamp::now().as_millisecond();
-        return Ok(StartAt::Timestamp(now - i64::try_from(ago.as_millis()).unwrap_or(i64::MAX)));
+        return Ok(StartAt::Timestamp(
+            now - i64::try_from(ago.as_millis()).unwrap_or(i64::MAX),
+        ));
     }
     match text.parse::<jiff::Timestamp>() {
         Ok(time) => Ok(StartAt::Timestamp(time.as_millisecond())),
@@ -79,7 +99,8 @@ pub(crate) fn start_at(text: &str) -> Result<StartAt, String> {
 
 /// Milliseconds since the Unix epoch, as RFC 3339 in UTC.
 pub(crate) fn time(ms: i64) -> String {
-    jiff::Timestamp::from_millisecond(ms).map_or_else(|_| ms.to_string(), |time| format!("{time:.3}"))
+    jiff::Timestamp::from_millisecond(ms)
+        .map_or_else(|_| ms.to_string(), |time| format!("{time:.3}"))
 }
 
 #[cfg(test)]
@@ -102,9 +123,18 @@ mod tests {
         assert_eq!(start_at("start"), Ok(StartAt::Start));
         assert_eq!(start_at("17"), Ok(StartAt::Offset(17)));
         assert_eq!(start_at("offset=17"), Ok(StartAt::Offset(17)));
-        assert_eq!(start_at("timestamp=1700000000000"), Ok(StartAt::Timestamp(1_700_000_000_000)));
-        assert_eq!(start_at("@1700000000000"), Ok(StartAt::Timestamp(1_700_000_000_000)));
-        assert_eq!(start_at("2023-11-14T22:13:20Z"), Ok(StartAt::Timestamp(1_700_000_000_000)));
+        assert_eq!(
+            start_at("timestamp=1700000000000"),
+            Ok(StartAt::Timestamp(1_700_000_000_000))
+        );
+        assert_eq!(
+            start_at("@1700000000000"),
+            Ok(StartAt::Timestamp(1_700_000_000_000))
+        );
+        assert_eq!(
+            start_at("2023-11-14T22:13:20Z"),
+            Ok(StartAt::Timestamp(1_700_000_000_000))
+        );
         assert!(matches!(start_at("-10m"), Ok(StartAt::Timestamp(_))));
         assert!(start_at("soon").is_err());
         assert_eq!(time(1_700_000_000_000), "2023-11-14T22:13:20.000Z");

@@ -14,7 +14,11 @@ fn millstream(directory: &Path, arguments: &[&str], environment: &[(&str, &str)]
     for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("MILLSTREAM_")) {
         command.env_remove(name);
     }
-    let Output { status, stdout, stderr } = command
+    let Output {
+        status,
+        stdout,
+        stderr,
+    } = command
         .args(arguments)
         .envs(environment.iter().copied())
         .current_dir(directory)
@@ -49,7 +53,10 @@ fn wrong_usage_is_2_and_says_what_to_do() {
     ] {
         let run = millstream(path, arguments, &[]);
         assert_eq!(run.code, Some(2), "{arguments:?}: {}", run.stderr);
-        assert!(!run.stderr.is_empty() && run.stdout.is_empty(), "{arguments:?}");
+        assert!(
+            !run.stderr.is_empty() && run.stdout.is_empty(),
+            "{arguments:?}"
+        );
     }
     let run = millstream(path, &["topic", "list"], &[]);
     assert_eq!(run.code, Some(2));
@@ -65,12 +72,24 @@ fn a_broker_that_is_not_there_is_1() {
     let context = directory.path().join("c.toml");
     let ca = directory.path().join("ca.pem");
     // Port 9 discards; nothing answers there with QUIC.
-    std::fs::write(&context, "url = \"millstream://127.0.0.1:9\"\nca_file = \"ca.pem\"\n").expect("written");
+    std::fs::write(
+        &context,
+        "url = \"millstream://127.0.0.1:9\"\nca_file = \"ca.pem\"\n",
+    )
+    .expect("written");
     std::fs::write(&ca, CA).expect("written");
     let variable = [("MILLSTREAM_CONTEXT", context.to_str().expect("a path"))];
-    let run = millstream(directory.path(), &["topic", "list", "--timeout", "300ms"], &variable);
+    let run = millstream(
+        directory.path(),
+        &["topic", "list", "--timeout", "300ms"],
+        &variable,
+    );
     assert_eq!(run.code, Some(1), "{}", run.stderr);
-    assert!(run.stderr.contains("millstream://127.0.0.1:9"), "{}", run.stderr);
+    assert!(
+        run.stderr.contains("millstream://127.0.0.1:9"),
+        "{}",
+        run.stderr
+    );
     std::fs::write(&context, "url = \"millstream://127.0.0.1:9\"\nurll = 1\n").expect("written");
     let run = millstream(directory.path(), &["topic", "list"], &variable);
     assert_eq!(run.code, Some(2));
@@ -81,9 +100,26 @@ fn a_broker_that_is_not_there_is_1() {
 fn settings_come_from_flags_over_environment_over_file_over_defaults() {
     let directory = empty();
     let file = directory.path().join("m.toml");
-    std::fs::write(&file, "listen = \"127.0.0.1:1\"\nshards = 2\n[log]\nspares_ready = 3\n").expect("written");
-    let arguments = ["config", "show", "--config", "m.toml", "--listen", "127.0.0.1:3", "-o", "json"];
-    let variables = [("MILLSTREAM_SHARDS", "4"), ("MILLSTREAM_LISTEN", "127.0.0.1:2"), ("MILLSTREAM_LOG_FORMAT", "json")];
+    std::fs::write(
+        &file,
+        "listen = \"127.0.0.1:1\"\nshards = 2\n[log]\nspares_ready = 3\n",
+    )
+    .expect("written");
+    let arguments = [
+        "config",
+        "show",
+        "--config",
+        "m.toml",
+        "--listen",
+        "127.0.0.1:3",
+        "-o",
+        "json",
+    ];
+    let variables = [
+        ("MILLSTREAM_SHARDS", "4"),
+        ("MILLSTREAM_LISTEN", "127.0.0.1:2"),
+        ("MILLSTREAM_LOG_FORMAT", "json"),
+    ];
     let run = millstream(directory.path(), &arguments, &variables);
     assert_eq!(run.code, Some(0), "{}", run.stderr);
     let shown: serde_json::Value = serde_json::from_str(&run.stdout).expect("JSON");
@@ -98,52 +134,104 @@ fn settings_come_from_flags_over_environment_over_file_over_defaults() {
 fn an_unknown_or_unsafe_setting_is_refused() {
     let directory = empty();
     std::fs::write(directory.path().join("m.toml"), "[log]\nsegment_size = 1\n").expect("written");
-    let run = millstream(directory.path(), &["config", "check", "--config", "m.toml"], &[]);
+    let run = millstream(
+        directory.path(),
+        &["config", "check", "--config", "m.toml"],
+        &[],
+    );
     assert_eq!(run.code, Some(2));
     assert!(run.stderr.contains("segment_size"), "{}", run.stderr);
-    let run = millstream(directory.path(), &["config", "check"], &[("MILLSTREAM_NONSENSE", "1")]);
+    let run = millstream(
+        directory.path(),
+        &["config", "check"],
+        &[("MILLSTREAM_NONSENSE", "1")],
+    );
     assert_eq!(run.code, Some(2));
-    let run = millstream(directory.path(), &["serve", "--data", "d", "--listen", "0.0.0.0:0"], &[]);
+    let run = millstream(
+        directory.path(),
+        &["serve", "--data", "d", "--listen", "0.0.0.0:0"],
+        &[],
+    );
     assert_eq!(run.code, Some(2));
     assert!(run.stderr.contains("certificate"), "{}", run.stderr);
-    assert!(!directory.path().join("d").exists(), "nothing is made before the settings are good");
-    assert_eq!(millstream(directory.path(), &["config", "check"], &[]).code, Some(0));
+    assert!(
+        !directory.path().join("d").exists(),
+        "nothing is made before the settings are good"
+    );
+    assert_eq!(
+        millstream(directory.path(), &["config", "check"], &[]).code,
+        Some(0)
+    );
 }
 
 #[test]
 fn every_command_has_help_and_every_shell_its_completions() {
     let directory = empty();
-    for command in ["dev", "serve", "topic", "pub", "sub", "group", "plugin", "demo", "log", "bench", "doctor", "config"] {
+    for command in [
+        "dev", "serve", "topic", "pub", "sub", "group", "plugin", "demo", "log", "bench", "doctor",
+        "config",
+    ] {
         let run = millstream(directory.path(), &[command, "--help"], &[]);
         assert_eq!(run.code, Some(0), "{command}");
     }
     let help = millstream(directory.path(), &["--help"], &[]).stdout;
-    assert!(help.contains("Exit codes:") && help.contains("Examples:"), "{help}");
+    assert!(
+        help.contains("Exit codes:") && help.contains("Examples:"),
+        "{help}"
+    );
     for shell in ["bash", "zsh", "fish"] {
         let run = millstream(directory.path(), &["completions", shell], &[]);
-        assert!(run.code == Some(0) && run.stdout.contains("millstream"), "{shell}");
+        assert!(
+            run.code == Some(0) && run.stdout.contains("millstream"),
+            "{shell}"
+        );
     }
 }
 
 #[test]
 fn the_doctor_looks_at_the_machine_without_a_broker() {
     let directory = empty();
-    let run = millstream(directory.path(), &["doctor", "--offline", "-o", "json"], &[]);
+    let run = millstream(
+        directory.path(),
+        &["doctor", "--offline", "-o", "json"],
+        &[],
+    );
     let report: serde_json::Value = serde_json::from_str(&run.stdout).expect("JSON");
-    let checks: Vec<_> = report["checks"].as_array().expect("checks").iter().map(|check| check["check"].clone()).collect();
-    for name in ["io_uring", "fdatasync", "UDP receive buffer", "free disk space"] {
+    let checks: Vec<_> = report["checks"]
+        .as_array()
+        .expect("checks")
+        .iter()
+        .map(|check| check["check"].clone())
+        .collect();
+    for name in [
+        "io_uring",
+        "fdatasync",
+        "UDP receive buffer",
+        "free disk space",
+    ] {
         assert!(checks.contains(&name.into()), "{checks:?}");
     }
-    assert_eq!(std::fs::read_dir(directory.path()).expect("listed").count(), 0, "it leaves nothing behind");
+    assert_eq!(
+        std::fs::read_dir(directory.path()).expect("listed").count(),
+        0,
+        "it leaves nothing behind"
+    );
 }
 
 #[test]
 fn bundled_components_are_listed_without_a_broker() {
     let directory = empty();
-    let run = millstream(directory.path(), &["plugin", "list", "--bundled", "-o", "json"], &[]);
+    let run = millstream(
+        directory.path(),
+        &["plugin", "list", "--bundled", "-o", "json"],
+        &[],
+    );
     let listed: serde_json::Value = serde_json::from_str(&run.stdout).expect("JSON");
     assert_eq!(listed[0]["name"], "json-filter");
-    assert!(listed[0]["bytes"].as_u64().expect("a number") < 1 << 20, "bundled components stay below 1 MiB");
+    assert!(
+        listed[0]["bytes"].as_u64().expect("a number") < 1 << 20,
+        "bundled components stay below 1 MiB"
+    );
 }
 
 /// A self-signed certificate that nothing uses: `openssl req -x509 -newkey ec -pkeyopt

@@ -72,7 +72,10 @@ impl FetchedBatch {
     /// # Errors
     /// When the records do not decompress.
     pub fn open(&self) -> Result<OpenedBatch> {
-        let raw = self.batch.inflated(&mut Codec::new()).map_err(|error| self.unreadable(&error))?;
+        let raw = self
+            .batch
+            .inflated(&mut Codec::new())
+            .map_err(|error| self.unreadable(&error))?;
         Ok(OpenedBatch {
             name: self.name.clone(),
             header: *self.batch.header(),
@@ -96,7 +99,10 @@ impl FetchedBatch {
     }
 
     fn unreadable(&self, error: &millstream_batch::BatchError) -> Error {
-        Error::batch(format!("{} at offset {}: {error}", self.name, self.first_offset))
+        Error::batch(format!(
+            "{} at offset {}: {error}",
+            self.name, self.first_offset
+        ))
     }
 }
 
@@ -113,11 +119,13 @@ pub struct OpenedBatch {
 impl OpenedBatch {
     /// Walk the records at or behind the position, borrowed.
     pub fn iter(&self) -> impl Iterator<Item = Result<Record<'_>>> {
-        self.header.records(&self.raw).filter_map(|record| match record {
-            Ok(record) if (record.offset as u64) < self.skip_below => None,
-            Ok(record) => Some(Ok(record)),
-            Err(error) => Some(Err(Error::batch(format!("{}: {error}", self.name)))),
-        })
+        self.header
+            .records(&self.raw)
+            .filter_map(|record| match record {
+                Ok(record) if (record.offset as u64) < self.skip_below => None,
+                Ok(record) => Some(Ok(record)),
+                Err(error) => Some(Err(Error::batch(format!("{}: {error}", self.name)))),
+            })
     }
 
     /// A record of this batch, to keep.

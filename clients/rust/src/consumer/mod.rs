@@ -12,8 +12,13 @@
 //! absent: shared queues.
 
 mod assignment;
+mod commands;
 mod driver;
 mod fetched;
+mod frames;
+mod plan;
+#[cfg(test)]
+mod tests;
 mod verify;
 
 use std::collections::VecDeque;
@@ -21,46 +26,18 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
 
 use futures_core::Stream;
-use millstream_protocol::messages as wire;
 use tokio::sync::{mpsc, oneshot};
 
 pub use assignment::TopicPartition;
 pub use fetched::{FetchedBatch, OpenedBatch};
+pub use plan::{ConsumerBuilder, StartAt};
 
-use crate::connection::Link;
 use crate::error::{Error, Result};
 use crate::record::ConsumedRecord;
 use assignment::Assignment;
-use driver::{Arrival, Arrived, Change, Command, Driver, Plan};
-
-/// Where to begin.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum StartAt {
-    /// The oldest record that is kept.
-    #[default]
-    Start,
-    /// Only what comes from now on.
-    End,
-    Offset(u64),
-    /// The first record at or after this time, in milliseconds since the Unix epoch.
-    Timestamp(i64),
-}
-
-impl StartAt {
-    pub(crate) fn to_wire(self) -> wire::StartAt {
-        use wire::start_at::At;
-        let at = match self {
-            Self::Start => At::Start(true),
-            Self::End => At::End(true),
-            Self::Offset(offset) => At::Offset(offset),
-            Self::Timestamp(ms) => At::TimestampMs(ms),
-        };
-        wire::StartAt { at: Some(at) }
-    }
-}
+use driver::{Arrival, Arrived, Change, Command};
 
 /// An offset that was not committed.
 #[derive(Clone, Debug)]
@@ -80,172 +57,16 @@ pub enum ConsumerEvent {
     /// These are gone already, and nothing of them can be committed.
     Lost(Vec<TopicPartition>),
     /// Nothing more below `offset` for now; `ended`: at all, see [`ConsumerBuilder::stop_at_end`].
-    CaughtUp { partition: TopicPartition, offset: u64, ended: bool },
+    CaughtUp {
+        partition: TopicPartition,
+        offset: u64,
+        ended: bool,
+    },
     /// This partition has stopped; the others go on. Seek to take it up again.
-    Failed { partition: TopicPartition, error: Error },
-}
-
-/// Settings of a consumer.
-#[derive(Clone, Debug)]
-pub struct ConsumerBuilder {
-    link: Arc<Link>,
-    plan: Plan,
-}
-
-impl ConsumerBuilder {
-    pub(crate) fn new(link: Arc<Link>) -> Self {
-        let plan = Plan {
-            group: String::new(),
-            topics: Vec::new(),
-            partitions: Vec::new(),
-            from: StartAt::Start,
-            client: concat!("millstream-rust/", env!("CARGO_PKG_VERSION")).to_owned(),
-            session_timeout: Duration::from_secs(30),
-            credit_bytes: 16 << 20,
-            filters: Vec::new(),
-            stop_at_end: false,
-            auto_commit: Some(Duration::from_secs(5)),
-            verify: false,
-            reconnect_timeout: Duration::from_secs(300),
-        };
-        Self { link, plan }
-    }
-
-    /// Share the topics with the other members of this group; offsets are kept by the broker.
-    #[must_use]
-    pub fn group(mut self, group: impl Into<String>) -> Self {
-        self.plan.group = group.into();
-        self
-    }
-
-    /// Read this topic: with a group the partitions that the group gives, else all.
-    #[must_use]
-    pub fn topic(mut self, topic: impl Into<String>) -> Self {
-        self.plan.topics.push(topic.into());
-        self
-    }
-
-    /// Read this partition, without a group.
-    #[must_use]
-    pub fn partition(mut self, topic: impl Into<Arc<str>>, partition: u32) -> Self {
-        self.plan.partitions.push((TopicPartition::new(topic, partition), None));
-        self
-    }
-
-    /// Read this partition from here, without a group.
-    #[must_use]
-    pub fn partition_from(mut self, topic: impl Into<Arc<str>>, partition: u32, from: StartAt) -> Self {
-        self.plan.partitions.push((TopicPartition::new(topic, partition), Some(from)));
-        self
-    }
-
-    /// Where to begin where nothing else says: a group without a committed offset, or no group.
-    /// Default: the start.
-    #[must_use]
-    pub fn from(mut self, from: StartAt) -> Self {
-        self.plan.from = from;
-        self
-    }
-
-    /// How this member names itself in the group's description.
-    #[must_use]
-    pub fn name(mut self, name: impl Into<String>) -> Self {
-        self.plan.client = name.into();
-        self
-    }
-
-    /// After how long without a connection the group gives this member's partitions to others. How long
-    /// a record is worked on does not matter. Default 30 s.
-    #[must_use]
-    pub fn session_timeout(mut self, timeout: Duration) -> Self {
-        self.plan.session_timeout = timeout;
-        self
-    }
-
-    /// Bytes that the broker may send ahead: the bound of the queue in memory. Default 16 MiB.
-    #[must_use]
-    pub fn credit_bytes(mut self, bytes: u64) -> Self {
-        self.plan.credit_bytes = bytes.max(1);
-        self
-    }
-
-    /// Run a deployed filter for this subscription, after the topic's own.
-    #[must_use]
-    pub fn filter(mut self, name: impl Into<String>, parameters: Vec<(String, String)>) -> Self {
-        self.plan.filters.push((name.into(), parameters));
-        self
-    }
-
-    /// End each partition where it ends now, and the consumer with the last of them.
-    #[must_use]
-    pub fn stop_at_end(mut self) -> Self {
-        self.plan.stop_at_end = true;
-        self
-    }
-
-    /// With a group: commit what was processed so often. `None` leaves it to
-    /// [`commit`](Consumer::commit). Default 5 s.
-    #[must_use]
-    pub fn auto_commit(mut self, interval: Option<Duration>) -> Self {
-        self.plan.auto_commit = interval;
-        self
-    }
-
-    /// Check that offsets and each producer's sequences have no holes; one is an error of kind
-    /// [`Gap`](crate::ErrorKind::Gap). Not for topics with filters at produce.
-    #[must_use]
-    pub fn verify(mut self, verify: bool) -> Self {
-        self.plan.verify = verify;
-        self
-    }
-
-    /// How long to try to get a lost subscription back. Default 5 minutes.
-    #[must_use]
-    pub fn reconnect_timeout(mut self, timeout: Duration) -> Self {
-        self.plan.reconnect_timeout = timeout;
-        self
-    }
-
-    /// Subscribe.
-    ///
-    /// # Errors
-    /// When the settings do not fit together, or the broker cannot be reached or refuses.
-    pub async fn build(self) -> Result<Consumer> {
-        let Self { link, plan } = self;
-        if plan.topics.is_empty() && plan.partitions.is_empty() {
-            return Err(Error::usage("a consumer needs a topic or a partition"));
-        }
-        if !plan.group.is_empty() && !plan.partitions.is_empty() {
-            return Err(Error::usage("with a group the broker assigns partitions: name topics only"));
-        }
-        let (change_out, changes) = mpsc::unbounded_channel();
-        let (arrival_out, arrivals) = mpsc::unbounded_channel();
-        let (commands, command_in) = mpsc::unbounded_channel();
-        let (started, start) = oneshot::channel();
-        let queued = Arc::new(AtomicUsize::new(0));
-        let auto_commit = plan.auto_commit.is_some() && !plan.group.is_empty();
-        let driver = Driver::new(link, plan, Arc::clone(&queued), change_out, arrival_out, command_in);
-        let driver = tokio::spawn(driver.run(started));
-        start.await.unwrap_or_else(|_| Err(Error::closed("consumer")))?;
-        Ok(Consumer {
-            commands,
-            changes,
-            arrivals,
-            queued,
-            driver: Some(driver),
-            assigned: Vec::new(),
-            ending: false,
-            last_words: None,
-            auto_commit,
-            given: None,
-            releasing: Vec::new(),
-            held_back: VecDeque::new(),
-            records: VecDeque::new(),
-            records_of: None,
-            freed: 0,
-            over: false,
-        })
-    }
+    Failed {
+        partition: TopicPartition,
+        error: Error,
+    },
 }
 
 /// Reads records. One task at a time.
@@ -275,9 +96,36 @@ pub struct Consumer {
 }
 
 impl Consumer {
+    /// A consumer over the queues to its task.
+    fn over(
+        commands: mpsc::UnboundedSender<Command>,
+        changes: mpsc::UnboundedReceiver<Change>,
+        arrivals: mpsc::UnboundedReceiver<Arrival>,
+        queued: Arc<AtomicUsize>,
+        auto_commit: bool,
+    ) -> Self {
+        Self {
+            commands,
+            changes,
+            arrivals,
+            queued,
+            driver: None,
+            assigned: Vec::new(),
+            ending: false,
+            last_words: None,
+            auto_commit,
+            given: None,
+            releasing: Vec::new(),
+            held_back: VecDeque::new(),
+            records: VecDeque::new(),
+            records_of: None,
+            freed: 0,
+            over: false,
+        }
+    }
+
     /// The next record; `None` when the consumer has ended. An error that does not end it (a failed
     /// partition, a hole) is followed by more. Safe to cancel.
-    #[expect(clippy::should_implement_trait, reason = "the async counterpart of the iterator's")]
     pub async fn next(&mut self) -> Option<Result<ConsumedRecord>> {
         std::future::poll_fn(|cx| self.poll_record(cx)).await
     }
@@ -288,7 +136,9 @@ impl Consumer {
         loop {
             match self.next_event().await? {
                 Ok(ConsumerEvent::Batch(batch)) => return Some(Ok(batch)),
-                Ok(ConsumerEvent::Failed { partition, error }) => return Some(Err(error.context(&partition.to_string()))),
+                Ok(ConsumerEvent::Failed { partition, error }) => {
+                    return Some(Err(error.context(&partition.to_string())));
+                }
                 Ok(_) => {}
                 Err(error) => return Some(Err(error)),
             }
@@ -303,7 +153,10 @@ impl Consumer {
     /// Partitions that are ours now.
     #[must_use]
     pub fn assignment(&self) -> Vec<TopicPartition> {
-        self.assigned.iter().map(|assignment| assignment.name.clone()).collect()
+        self.assigned
+            .iter()
+            .map(|assignment| assignment.name.clone())
+            .collect()
     }
 
     /// Where this consumer is in a partition: the next offset it would be given, if it holds it.
@@ -323,11 +176,27 @@ impl Consumer {
     /// When a partition's offset was not committed: the first of them.
     pub async fn commit(&mut self) -> Result<()> {
         self.come_back();
-        let due = self.assigned.iter().filter(|assignment| assignment.processed() > assignment.committed());
-        let offsets = due.map(|assignment| (Arc::clone(assignment), assignment.processed(), String::new()));
-        match self.send_commit(offsets.collect()).await?.into_iter().next() {
+        let due = self
+            .assigned
+            .iter()
+            .filter(|assignment| assignment.processed() > assignment.committed());
+        let offsets = due.map(|assignment| {
+            (
+                Arc::clone(assignment),
+                assignment.processed(),
+                String::new(),
+            )
+        });
+        match self
+            .send_commit(offsets.collect())
+            .await?
+            .into_iter()
+            .next()
+        {
             None => Ok(()),
-            Some(failure) => Err(failure.error.context(&format!("{} was not committed", failure.partition))),
+            Some(failure) => Err(failure
+                .error
+                .context(&format!("{} was not committed", failure.partition))),
         }
     }
 
@@ -336,10 +205,17 @@ impl Consumer {
     ///
     /// # Errors
     /// When a partition is not ours, or the connection was lost meanwhile.
-    pub async fn commit_offsets(&mut self, offsets: &[(TopicPartition, u64, &str)]) -> Result<Vec<CommitFailure>> {
+    pub async fn commit_offsets(
+        &mut self,
+        offsets: &[(TopicPartition, u64, &str)],
+    ) -> Result<Vec<CommitFailure>> {
         let mut named = Vec::with_capacity(offsets.len());
         for (partition, offset, metadata) in offsets {
-            named.push((Arc::clone(self.ours(partition)?), *offset, (*metadata).to_owned()));
+            named.push((
+                Arc::clone(self.ours(partition)?),
+                *offset,
+                (*metadata).to_owned(),
+            ));
         }
         self.send_commit(named).await
     }
@@ -355,12 +231,23 @@ impl Consumer {
         if self.given.as_ref().is_some_and(|(given, _)| is_of(given)) {
             self.given = None;
         }
-        if self.records_of.as_ref().is_some_and(|(given, _, _)| is_of(given)) {
+        if self
+            .records_of
+            .as_ref()
+            .is_some_and(|(given, _, _)| is_of(given))
+        {
             self.records.clear();
         }
         let (reply, answer) = oneshot::channel();
-        self.send(Command::Seek { assignment, to, generation, reply })?;
-        answer.await.unwrap_or_else(|_| Err(Error::closed("consumer")))
+        self.send(Command::Seek {
+            assignment,
+            to,
+            generation,
+            reply,
+        })?;
+        answer
+            .await
+            .unwrap_or_else(|_| Err(Error::closed("consumer")))
     }
 
     /// Give nothing of these partitions until they are resumed. They stay ours.
@@ -393,19 +280,33 @@ impl Consumer {
         loop {
             self.come_back();
             if let Some((assignment, generation, end)) = &self.records_of {
-                if assignment.is_live() && assignment.generation() == *generation && !assignment.is_paused() {
+                if assignment.is_live()
+                    && assignment.generation() == *generation
+                    && !assignment.is_paused()
+                {
                     if let Some(record) = self.records.pop_front() {
-                        let next = if self.records.is_empty() { *end } else { record.offset + 1 };
+                        let next = if self.records.is_empty() {
+                            *end
+                        } else {
+                            record.offset + 1
+                        };
                         self.given = Some((Arc::clone(assignment), next));
                         return Poll::Ready(Some(Ok(record)));
                     }
                     // Without records of its own (all filtered away) a batch still moves on.
                     assignment.set_processed((*end).max(assignment.processed()));
-                } else if assignment.is_live() && assignment.generation() == *generation && !self.records.is_empty() {
+                } else if assignment.is_live()
+                    && assignment.generation() == *generation
+                    && !self.records.is_empty()
+                {
                     // Paused inside a batch: what is left is read again from there after resuming.
                     let (assignment, generation) = (Arc::clone(assignment), *generation);
                     let rest = std::mem::take(&mut self.records);
-                    self.held_back.push_front(Arrival { assignment, generation, what: Arrived::Records(rest) });
+                    self.held_back.push_front(Arrival {
+                        assignment,
+                        generation,
+                        what: Arrived::Records(rest),
+                    });
                 }
                 self.records.clear();
                 self.records_of = None;
@@ -421,7 +322,11 @@ impl Consumer {
             }) else {
                 continue;
             };
-            let Arrival { assignment, generation, what } = arrival;
+            let Arrival {
+                assignment,
+                generation,
+                what,
+            } = arrival;
             match what {
                 Arrived::Records(records) => {
                     let end = records.back().map_or(0, |record| record.offset + 1);
@@ -448,14 +353,18 @@ impl Consumer {
             None => None,
             Some(Err(error)) => Some(Err(error)),
             Some(Ok(Next::Event(event))) => Some(Ok(event)),
-            Some(Ok(Next::Arrival(Arrival { assignment, what, .. }))) => match what {
+            Some(Ok(Next::Arrival(Arrival {
+                assignment, what, ..
+            }))) => match what {
                 Arrived::Batch(batch) => {
                     self.given = Some((assignment, batch.last_offset + 1));
                     Some(Ok(ConsumerEvent::Batch(*batch)))
                 }
-                Arrived::CaughtUp { offset, ended } => {
-                    Some(Ok(ConsumerEvent::CaughtUp { partition: assignment.name.clone(), offset, ended }))
-                }
+                Arrived::CaughtUp { offset, ended } => Some(Ok(ConsumerEvent::CaughtUp {
+                    partition: assignment.name.clone(),
+                    offset,
+                    ended,
+                })),
                 Arrived::Fault(error) => Some(Err(error)),
                 // Only left over by reading record by record.
                 Arrived::Records(_) => return self.poll_event(cx),
@@ -477,12 +386,18 @@ impl Consumer {
                 Poll::Ready(None) => self.ending = true,
                 Poll::Pending => {}
             }
-            let resumed = self.held_back.iter().position(|arrival| !arrival.assignment.is_paused());
+            let resumed = self
+                .held_back
+                .iter()
+                .position(|arrival| !arrival.assignment.is_paused());
             let arrival = match resumed.and_then(|at| self.held_back.remove(at)) {
                 Some(arrival) => arrival,
                 None => match self.arrivals.poll_recv(cx) {
                     Poll::Ready(Some(arrival)) => arrival,
-                    Poll::Ready(None) | Poll::Pending if self.ending => {
+                    // Pending alone says nothing: the runtime makes busy tasks yield.
+                    Poll::Ready(None) | Poll::Pending
+                        if self.ending && self.arrivals.is_empty() =>
+                    {
                         self.over = true;
                         return Poll::Ready(self.last_words.take().map(Err));
                     }
@@ -513,20 +428,37 @@ impl Consumer {
     }
 
     fn change(&mut self, change: Change) -> Option<Result<ConsumerEvent>> {
-        let names = |assignments: &[Arc<Assignment>]| assignments.iter().map(|a| a.name.clone()).collect();
+        let names =
+            |assignments: &[Arc<Assignment>]| assignments.iter().map(|a| a.name.clone()).collect();
         match change {
             Change::Assigned(fresh) => {
-                let named = fresh.iter().map(|(assignment, offset)| (assignment.name.clone(), *offset)).collect();
-                self.assigned.extend(fresh.into_iter().map(|(assignment, _)| assignment));
+                let named = fresh
+                    .iter()
+                    .map(|(assignment, offset)| (assignment.name.clone(), *offset))
+                    .collect();
+                self.assigned
+                    .extend(fresh.into_iter().map(|(assignment, _)| assignment));
                 Some(Ok(ConsumerEvent::Assigned(named)))
             }
             Change::Revoking(taken) => {
                 // The user was given its last record and came back: that is done.
                 if self.auto_commit {
-                    let due = taken.iter().filter(|assignment| assignment.processed() > assignment.committed());
-                    let offsets: Vec<_> =
-                        due.map(|assignment| (Arc::clone(assignment), assignment.processed(), String::new())).collect();
-                    let _ = self.commands.send(Command::Commit { offsets, reply: None });
+                    let due = taken
+                        .iter()
+                        .filter(|assignment| assignment.processed() > assignment.committed());
+                    let offsets: Vec<_> = due
+                        .map(|assignment| {
+                            (
+                                Arc::clone(assignment),
+                                assignment.processed(),
+                                String::new(),
+                            )
+                        })
+                        .collect();
+                    let _ = self.commands.send(Command::Commit {
+                        offsets,
+                        reply: None,
+                    });
                 }
                 let event = ConsumerEvent::Revoking(names(&taken));
                 self.releasing.extend(taken);
@@ -536,9 +468,10 @@ impl Consumer {
                 self.forget(&gone);
                 Some(Ok(ConsumerEvent::Lost(names(&gone))))
             }
-            Change::Failed { assignment, error } => {
-                Some(Ok(ConsumerEvent::Failed { partition: assignment.name.clone(), error }))
-            }
+            Change::Failed { assignment, error } => Some(Ok(ConsumerEvent::Failed {
+                partition: assignment.name.clone(),
+                error,
+            })),
             Change::Ended(error) => {
                 self.ending = true;
                 self.last_words = error;
@@ -560,9 +493,14 @@ impl Consumer {
     }
 
     fn forget(&mut self, gone: &[Arc<Assignment>]) {
-        let is_gone = |assignment: &Arc<Assignment>| gone.iter().any(|gone| Arc::ptr_eq(gone, assignment));
+        let is_gone =
+            |assignment: &Arc<Assignment>| gone.iter().any(|gone| Arc::ptr_eq(gone, assignment));
         self.assigned.retain(|assignment| !is_gone(assignment));
-        if self.given.as_ref().is_some_and(|(assignment, _)| is_gone(assignment)) {
+        if self
+            .given
+            .as_ref()
+            .is_some_and(|(assignment, _)| is_gone(assignment))
+        {
             self.given = None;
         }
     }
@@ -572,16 +510,21 @@ impl Consumer {
         self.freed += bytes as u64;
         // The driver gives credit in larger steps; this only saves wake-ups.
         if self.freed >= 64 << 10 || self.queued.load(Ordering::Acquire) == 0 {
-            let _ = self.commands.send(Command::Freed(std::mem::take(&mut self.freed)));
+            let _ = self
+                .commands
+                .send(Command::Freed(std::mem::take(&mut self.freed)));
         }
     }
 
     fn find(&self, partition: &TopicPartition) -> Option<&Arc<Assignment>> {
-        self.assigned.iter().find(|assignment| assignment.name == *partition)
+        self.assigned
+            .iter()
+            .find(|assignment| assignment.name == *partition)
     }
 
     fn ours(&self, partition: &TopicPartition) -> Result<&Arc<Assignment>> {
-        self.find(partition).ok_or_else(|| Error::usage(format!("{partition} is not assigned to this consumer")))
+        self.find(partition)
+            .ok_or_else(|| Error::usage(format!("{partition} is not assigned to this consumer")))
     }
 
     fn set_paused(&mut self, partitions: &[TopicPartition], paused: bool) -> Result<()> {
@@ -592,20 +535,33 @@ impl Consumer {
         for assignment in &assignments {
             assignment.set_paused(paused);
         }
-        self.send(Command::Pause { assignments, paused })
+        self.send(Command::Pause {
+            assignments,
+            paused,
+        })
     }
 
-    async fn send_commit(&mut self, offsets: Vec<(Arc<Assignment>, u64, String)>) -> Result<Vec<CommitFailure>> {
+    async fn send_commit(
+        &mut self,
+        offsets: Vec<(Arc<Assignment>, u64, String)>,
+    ) -> Result<Vec<CommitFailure>> {
         if offsets.is_empty() {
             return Ok(Vec::new());
         }
         let (reply, answer) = oneshot::channel();
-        self.send(Command::Commit { offsets, reply: Some(reply) })?;
-        answer.await.unwrap_or_else(|_| Err(Error::closed("consumer")))
+        self.send(Command::Commit {
+            offsets,
+            reply: Some(reply),
+        })?;
+        answer
+            .await
+            .unwrap_or_else(|_| Err(Error::closed("consumer")))
     }
 
     fn send(&self, command: Command) -> Result<()> {
-        self.commands.send(command).map_err(|_| Error::closed("consumer"))
+        self.commands
+            .send(command)
+            .map_err(|_| Error::closed("consumer"))
     }
 }
 

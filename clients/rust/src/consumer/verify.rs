@@ -32,11 +32,21 @@ impl Continuity {
 
     /// Take note of the next batch. Gives what is wrong with it, if something is.
     pub(super) fn check(&mut self, batch: Place) -> Result<(), String> {
-        let Place { first_offset, last_offset, pid, epoch, sequence } = batch;
+        let Place {
+            first_offset,
+            last_offset,
+            pid,
+            epoch,
+            sequence,
+        } = batch;
         let expected = self.next_offset.replace(last_offset + 1);
         // Numbered by slot: a batch that a subscription's filter thinned out keeps its span.
         let next_sequence = sequence + (last_offset - first_offset) + 1;
-        let before = if pid == 0 { None } else { self.producers.insert(pid, (epoch, next_sequence)) };
+        let before = if pid == 0 {
+            None
+        } else {
+            self.producers.insert(pid, (epoch, next_sequence))
+        };
         if let Some(expected) = expected.filter(|&expected| expected != first_offset) {
             let (what, from, to) = if expected < first_offset {
                 ("are missing", expected, first_offset - 1)
@@ -46,12 +56,12 @@ impl Continuity {
             return Err(format!("offsets {from} to {to} {what}"));
         }
         match before {
-            Some((old, _)) if epoch < old => {
-                Err(format!("offset {first_offset}: producer {pid} wrote with epoch {epoch} after epoch {old}"))
-            }
-            Some((old, _)) if epoch > old && sequence != 0 => {
-                Err(format!("offset {first_offset}: producer {pid} began epoch {epoch} with sequence {sequence}, not 0"))
-            }
+            Some((old, _)) if epoch < old => Err(format!(
+                "offset {first_offset}: producer {pid} wrote with epoch {epoch} after epoch {old}"
+            )),
+            Some((old, _)) if epoch > old && sequence != 0 => Err(format!(
+                "offset {first_offset}: producer {pid} began epoch {epoch} with sequence {sequence}, not 0"
+            )),
             Some((old, next)) if epoch == old && sequence != next => Err(format!(
                 "offset {first_offset}: producer {pid} went on with sequence {sequence} where {next} comes next"
             )),
@@ -65,7 +75,13 @@ mod tests {
     use super::*;
 
     fn place(first_offset: u64, records: u64, pid: u64, sequence: u64) -> Place {
-        Place { first_offset, last_offset: first_offset + records - 1, pid, epoch: 0, sequence }
+        Place {
+            first_offset,
+            last_offset: first_offset + records - 1,
+            pid,
+            epoch: 0,
+            sequence,
+        }
     }
 
     #[test]
@@ -75,18 +91,47 @@ mod tests {
         partition.check(place(110, 5, 8, 0)).unwrap();
         partition.check(place(115, 5, 0, 0)).unwrap();
         partition.check(place(120, 1, 7, 50)).unwrap();
-        partition.check(Place { epoch: 1, ..place(121, 1, 7, 0) }).unwrap();
+        partition
+            .check(Place {
+                epoch: 1,
+                ..place(121, 1, 7, 0)
+            })
+            .unwrap();
     }
 
     #[test]
     fn holes_and_repetitions_are_told() {
         let mut partition = Continuity::default();
         partition.check(place(0, 10, 7, 0)).unwrap();
-        assert_eq!(partition.check(place(12, 1, 0, 0)).unwrap_err(), "offsets 10 to 11 are missing");
-        assert_eq!(partition.check(place(12, 1, 0, 0)).unwrap_err(), "offsets 12 to 12 came twice");
-        assert!(partition.check(place(13, 1, 7, 11)).unwrap_err().contains("sequence 11 where 10 comes next"));
-        assert!(partition.check(Place { epoch: 2, ..place(14, 1, 7, 3) }).unwrap_err().contains("not 0"));
-        assert!(partition.check(place(15, 1, 7, 12)).unwrap_err().contains("after epoch 2"));
+        assert_eq!(
+            partition.check(place(12, 1, 0, 0)).unwrap_err(),
+            "offsets 10 to 11 are missing"
+        );
+        assert_eq!(
+            partition.check(place(12, 1, 0, 0)).unwrap_err(),
+            "offsets 12 to 12 came twice"
+        );
+        assert!(
+            partition
+                .check(place(13, 1, 7, 11))
+                .unwrap_err()
+                .contains("sequence 11 where 10 comes next")
+        );
+        assert!(
+            partition
+                .check(Place {
+                    epoch: 2,
+                    ..place(14, 1, 7, 3)
+                })
+                .unwrap_err()
+                .contains("not 0")
+        );
+        assert!(
+            partition
+                .check(place(15, 1, 7, 12))
+                .unwrap_err()
+                .contains("after epoch 2")
+        );
         partition.forget();
         partition.check(place(3, 1, 7, 5)).unwrap();
     }

@@ -36,7 +36,11 @@ struct State {
 
 impl Completion {
     pub(crate) fn new(topic: Arc<str>, partition: u32) -> Self {
-        Self { topic, partition, state: Mutex::default() }
+        Self {
+            topic,
+            partition,
+            state: Mutex::default(),
+        }
     }
 
     pub(crate) fn complete(&self, outcome: Result<Stored>) {
@@ -71,18 +75,25 @@ impl Delivery {
     /// The outcome, if it is known already.
     #[must_use]
     pub fn outcome(&self) -> Option<Result<RecordMetadata, Error>> {
-        let state = self.completion.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let state = self
+            .completion
+            .state
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         state.outcome.as_ref().map(|outcome| self.of(outcome))
     }
 
     fn of(&self, outcome: &Result<Stored>) -> Result<RecordMetadata> {
-        outcome.as_ref().map_err(Error::clone).map(|stored| RecordMetadata {
-            topic: Arc::clone(&self.completion.topic),
-            partition: self.completion.partition,
-            offset: stored.base_offset.map(|base| base + u64::from(self.index)),
-            append_time_ms: stored.append_time_ms,
-            duplicate: stored.duplicate,
-        })
+        outcome
+            .as_ref()
+            .map_err(Error::clone)
+            .map(|stored| RecordMetadata {
+                topic: Arc::clone(&self.completion.topic),
+                partition: self.completion.partition,
+                offset: stored.base_offset.map(|base| base + u64::from(self.index)),
+                append_time_ms: stored.append_time_ms,
+                duplicate: stored.duplicate,
+            })
     }
 }
 
@@ -90,12 +101,20 @@ impl Future for Delivery {
     type Output = Result<RecordMetadata>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let mut state = self.completion.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self
+            .completion
+            .state
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         if let Some(outcome) = &state.outcome {
             return Poll::Ready(self.of(outcome));
         }
         // One task that awaits many records of a batch needs one entry.
-        if !state.wakers.last().is_some_and(|waker| waker.will_wake(cx.waker())) {
+        if !state
+            .wakers
+            .last()
+            .is_some_and(|waker| waker.will_wake(cx.waker()))
+        {
             state.wakers.push(cx.waker().clone());
         }
         Poll::Pending
@@ -114,11 +133,18 @@ mod tests {
         assert!(third.outcome().is_none());
         let waiting = tokio::spawn(first);
         tokio::task::yield_now().await;
-        completion.complete(Ok(Stored { base_offset: Some(40), append_time_ms: 7, duplicate: false }));
+        completion.complete(Ok(Stored {
+            base_offset: Some(40),
+            append_time_ms: 7,
+            duplicate: false,
+        }));
         // The first outcome counts.
         completion.complete(Err(Error::closed("producer")));
         assert_eq!(waiting.await.unwrap().unwrap().offset, Some(40));
         let metadata = third.await.unwrap();
-        assert_eq!((metadata.offset, metadata.partition, &*metadata.topic), (Some(42), 3, "t"));
+        assert_eq!(
+            (metadata.offset, metadata.partition, &*metadata.topic),
+            (Some(42), 3, "t")
+        );
     }
 }

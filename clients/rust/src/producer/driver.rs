@@ -70,7 +70,9 @@ impl Shared {
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, Gathering> {
-        self.gathering.lock().unwrap_or_else(PoisonError::into_inner)
+        self.gathering
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -87,9 +89,19 @@ pub(super) async fn identify(link: &Link, idempotent: bool, deadline: Instant) -
     }
     let request = InitProducerRequest { pid: 0 };
     // An id whose answer was lost is never used: asking again is harmless.
-    let answer: InitProducerResponse =
-        link.request(Kind::InitProducer, &request, Bytes::new(), Repeat::Safe, deadline.into()).await?;
-    Ok(Identity { pid: answer.pid, epoch: answer.epoch })
+    let answer: InitProducerResponse = link
+        .request(
+            Kind::InitProducer,
+            &request,
+            Bytes::new(),
+            Repeat::Safe,
+            deadline.into(),
+        )
+        .await?;
+    Ok(Identity {
+        pid: answer.pid,
+        epoch: answer.epoch,
+    })
 }
 
 #[derive(Debug)]
@@ -140,7 +152,16 @@ impl Driver {
         linger: Duration,
     ) -> Self {
         let lanes = Lanes::new(identity.pid != 0);
-        Self { shared, link, lanes, identity, in_flight_max, linger, taken: Vec::new(), done: Vec::new() }
+        Self {
+            shared,
+            link,
+            lanes,
+            identity,
+            in_flight_max,
+            linger,
+            taken: Vec::new(),
+            done: Vec::new(),
+        }
     }
 
     /// Until the producer is closed or cannot go on.
@@ -150,7 +171,8 @@ impl Driver {
             let end = match self.reopen().await {
                 Ok(Some((send, incoming, in_flight_max))) => {
                     backoff = Backoff::connecting();
-                    self.pump(send, incoming, in_flight_max.min(self.in_flight_max)).await
+                    self.pump(send, incoming, in_flight_max.min(self.in_flight_max))
+                        .await
                 }
                 Ok(None) => End::Closed,
                 Err(error) if error.retriable() => End::Lost(error),
@@ -162,7 +184,9 @@ impl Driver {
                 End::Renew => {}
                 End::Lost(error) => {
                     tracing::debug!(%error, unanswered = self.lanes.waiting(), "producer stream lost; opening it again");
-                    let wait = backoff.next_wait().max(error.retry_after().unwrap_or_default());
+                    let wait = backoff
+                        .next_wait()
+                        .max(error.retry_after().unwrap_or_default());
                     self.pause(wait).await;
                 }
                 End::Fatal(error) => {
@@ -188,8 +212,11 @@ impl Driver {
             }
             let session = link.session(deadline.into()).await?;
             let opened = tokio::time::timeout_at(deadline.into(), open(&session, identity)).await;
-            let (send, incoming, in_flight_max) =
-                opened.unwrap_or_else(|_| Err(Error::transport("the producer stream was not opened in time")))?;
+            let (send, incoming, in_flight_max) = opened.unwrap_or_else(|_| {
+                Err(Error::transport(
+                    "the producer stream was not opened in time",
+                ))
+            })?;
             Ok::<_, Error>((identity, send, incoming, in_flight_max))
         };
         let mut opening = std::pin::pin!(opening);
@@ -216,7 +243,8 @@ impl Driver {
     async fn pause(&mut self, wait: Duration) {
         let until = Instant::now() + wait;
         while Instant::now() < until && !self.idle_tick() {
-            tokio::time::sleep(EXPIRY_TICK.min(until.saturating_duration_since(Instant::now()))).await;
+            tokio::time::sleep(EXPIRY_TICK.min(until.saturating_duration_since(Instant::now())))
+                .await;
         }
     }
 
@@ -237,7 +265,12 @@ impl Driver {
     }
 
     /// Send and receive on one stream until it ends.
-    async fn pump(&mut self, mut send: SendStream, mut incoming: Incoming, in_flight_max: usize) -> End {
+    async fn pump(
+        &mut self,
+        mut send: SendStream,
+        mut incoming: Incoming,
+        in_flight_max: usize,
+    ) -> End {
         let mut outgoing: Vec<Bytes> = Vec::new();
         let mut written = 0;
         let mut stopped = false;
@@ -252,8 +285,14 @@ impl Driver {
         loop {
             let now = Instant::now();
             if now >= next_expiry {
-                if self.lanes.next_deadline().is_some_and(|deadline| deadline <= now) {
-                    return End::Lost(Error::deadline("the broker did not answer before the delivery deadline"));
+                if self
+                    .lanes
+                    .next_deadline()
+                    .is_some_and(|deadline| deadline <= now)
+                {
+                    return End::Lost(Error::deadline(
+                        "the broker did not answer before the delivery deadline",
+                    ));
                 }
                 self.expire(now);
                 self.report();
@@ -269,7 +308,8 @@ impl Driver {
                 written = 0;
                 self.load(&mut outgoing, now, in_flight_max);
             }
-            let idle = self.lanes.in_flight() == 0 && self.lanes.waiting() == 0 && outgoing.is_empty();
+            let idle =
+                self.lanes.in_flight() == 0 && self.lanes.waiting() == 0 && outgoing.is_empty();
             if closing && idle {
                 let _ = send.finish();
                 // The broker closes its side when it has seen ours.
@@ -277,7 +317,10 @@ impl Driver {
                 return End::Closed;
             }
             let busy = self.lanes.in_flight() > 0 || self.lanes.waiting() > 0;
-            let alarm = [due, self.lanes.next_wake(), busy.then_some(next_expiry)].into_iter().flatten().min();
+            let alarm = [due, self.lanes.next_wake(), busy.then_some(next_expiry)]
+                .into_iter()
+                .flatten()
+                .min();
             let alarm = alarm.unwrap_or(now + Duration::from_secs(3600)).max(now);
             if timer.deadline().into_std() != alarm {
                 timer.as_mut().reset(alarm.into());
@@ -339,11 +382,29 @@ impl Driver {
             return;
         }
         let gathering = self.shared.lock();
-        for Gathered { lane, content, ticket, deadline } in self.taken.drain(..) {
+        for Gathered {
+            lane,
+            content,
+            ticket,
+            deadline,
+        } in self.taken.drain(..)
+        {
             let target = gathering.target(lane);
             let records = ticket.records;
-            let item = Item { lane, body: Body::Unbuilt(Some(content)), ticket, target };
-            self.lanes.push(lane, Parcel { item, records, deadline });
+            let item = Item {
+                lane,
+                body: Body::Unbuilt(Some(content)),
+                ticket,
+                target,
+            };
+            self.lanes.push(
+                lane,
+                Parcel {
+                    item,
+                    records,
+                    deadline,
+                },
+            );
         }
     }
 
@@ -352,7 +413,9 @@ impl Driver {
         let mut heads = BytesMut::new();
         let mut bytes = 0;
         while self.lanes.in_flight() < in_flight_max && bytes < OUTGOING_BYTES_MAX {
-            let Some((sending, parcel)) = self.lanes.next(now) else { break };
+            let Some((sending, parcel)) = self.lanes.next(now) else {
+                break;
+            };
             let (body, recycled) = parcel.item.body.bytes();
             let head = Produce {
                 tag: sending.tag,
@@ -391,7 +454,8 @@ impl Driver {
             Some(Kind::Produced) => {
                 let produced: Produced = frame.message()?;
                 let parcel = self.lanes.acked(produced.tag, now).map_err(out_of_order)?;
-                let sparse = produced.kept.is_some() || (produced.duplicate && parcel.item.target.filtered);
+                let sparse =
+                    produced.kept.is_some() || (produced.duplicate && parcel.item.target.filtered);
                 let stored = Stored {
                     base_offset: produced.base_offset.filter(|_| !sparse),
                     append_time_ms: produced.append_time_ms,
@@ -401,7 +465,9 @@ impl Driver {
                 let records = u64::from(parcel.records);
                 counters.acknowledged.fetch_add(records, Ordering::Relaxed);
                 counters.batches.fetch_add(1, Ordering::Relaxed);
-                counters.bytes.fetch_add(parcel.item.body.len() as u64, Ordering::Relaxed);
+                counters
+                    .bytes
+                    .fetch_add(parcel.item.body.len() as u64, Ordering::Relaxed);
                 if produced.duplicate {
                     counters.duplicates.fetch_add(records, Ordering::Relaxed);
                 }
@@ -411,18 +477,35 @@ impl Driver {
             Some(Kind::Error) => {
                 let (tag, error) = refusal(frame)?;
                 if tag == 0 {
-                    return Ok(Some(if error.retriable() { End::Lost(error) } else { End::Fatal(error) }));
+                    return Ok(Some(if error.retriable() {
+                        End::Lost(error)
+                    } else {
+                        End::Fatal(error)
+                    }));
                 }
                 if error.code() == Some(Code::ProducerFenced) && self.identity.pid != 0 {
                     return Ok(Some(End::Fatal(error)));
                 }
-                match self.lanes.refused(tag, verdict(&error), now).map_err(out_of_order)? {
-                    Refused::Kept => tracing::debug!(%error, tag, "batch refused; it will be sent again"),
+                match self
+                    .lanes
+                    .refused(tag, verdict(&error), now)
+                    .map_err(out_of_order)?
+                {
+                    Refused::Kept => {
+                        tracing::debug!(%error, tag, "batch refused; it will be sent again");
+                    }
                     Refused::Failed { parcel, unknown } => {
-                        if matches!(error.code(), Some(Code::UnknownTopic | Code::UnknownPartition)) {
+                        if matches!(
+                            error.code(),
+                            Some(Code::UnknownTopic | Code::UnknownPartition)
+                        ) {
                             self.shared.lock().forget(parcel.item.lane);
                         }
-                        let error = if unknown { error.with_unknown_outcome() } else { error };
+                        let error = if unknown {
+                            error.with_unknown_outcome()
+                        } else {
+                            error
+                        };
                         self.done.push((parcel.item.ticket, Err(error)));
                     }
                 }
@@ -430,14 +513,22 @@ impl Driver {
             }
             // A newer broker may say more than we understand.
             None => Ok(None),
-            Some(kind) => Err(Error::protocol(format!("{} on a producer stream", kind.name()))),
+            Some(kind) => Err(Error::protocol(format!(
+                "{} on a producer stream",
+                kind.name()
+            ))),
         }
     }
 
     fn expire(&mut self, now: Instant) {
         for (parcel, unknown) in self.lanes.expire(now) {
-            let error = Error::deadline("the record was not acknowledged before its delivery deadline");
-            let error = if unknown { error.with_unknown_outcome() } else { error };
+            let error =
+                Error::deadline("the record was not acknowledged before its delivery deadline");
+            let error = if unknown {
+                error.with_unknown_outcome()
+            } else {
+                error
+            };
             self.done.push((parcel.item.ticket, Err(error)));
         }
     }
@@ -453,7 +544,11 @@ impl Driver {
         }
         self.queue_taken();
         for (parcel, unknown) in self.lanes.clear() {
-            let error = if unknown { error.with_unknown_outcome() } else { error.clone() };
+            let error = if unknown {
+                error.with_unknown_outcome()
+            } else {
+                error.clone()
+            };
             self.done.push((parcel.item.ticket, Err(error)));
         }
         self.report();
@@ -475,11 +570,18 @@ impl Driver {
         for (ticket, outcome) in self.done.drain(..) {
             if let Err(error) = &outcome {
                 let counters = &self.shared.counters;
-                counters.failed.fetch_add(u64::from(ticket.records), Ordering::Relaxed);
+                counters
+                    .failed
+                    .fetch_add(u64::from(ticket.records), Ordering::Relaxed);
                 if error.unknown_outcome() {
-                    counters.unknown.fetch_add(u64::from(ticket.records), Ordering::Relaxed);
+                    counters
+                        .unknown
+                        .fetch_add(u64::from(ticket.records), Ordering::Relaxed);
                 }
-                let mut first = counters.first_error.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut first = counters
+                    .first_error
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner);
                 first.get_or_insert_with(|| error.clone());
             }
             ticket.completion.complete(outcome);
@@ -495,7 +597,7 @@ impl Driver {
 
 impl Body {
     /// The batch's bytes, built if they are not yet, and the builder that is free then.
-    fn bytes(&mut self) -> (Bytes, Option<millstream_batch::BatchBuilder>) {
+    fn bytes(&mut self) -> (Bytes, Option<Box<millstream_batch::BatchBuilder>>) {
         match self {
             Self::Built(bytes) => (bytes.clone(), None),
             Self::Unbuilt(content) => {
@@ -527,22 +629,34 @@ fn verdict(error: &Error) -> Verdict {
         Some(Code::SequenceGap) => Verdict::Gap,
         Some(Code::ProducerExpired | Code::UnknownProducer) => Verdict::Expired,
         _ if error.unknown_outcome() => Verdict::Unknown,
-        _ if error.retriable() => Verdict::Later { after: error.retry_after() },
+        _ if error.retriable() => Verdict::Later {
+            after: error.retry_after(),
+        },
         _ => Verdict::Never,
     }
 }
 
 async fn open(session: &Session, identity: Identity) -> Result<(SendStream, Incoming, usize)> {
-    let first = ProducerOpen { pid: identity.pid, epoch: identity.epoch, ack: Ack::Durable.into() };
+    let first = ProducerOpen {
+        pid: identity.pid,
+        epoch: identity.epoch,
+        ack: Ack::Durable.into(),
+    };
     let (send, mut incoming) = Link::open(session, Kind::ProducerOpen, &first).await?;
     match incoming.next().await? {
         Some(frame) if frame.known() == Some(Kind::ProducerOpened) => {
             let opened: ProducerOpened = frame.message()?;
-            let in_flight_max = if opened.in_flight_max == 0 { usize::MAX } else { opened.in_flight_max as usize };
+            let in_flight_max = if opened.in_flight_max == 0 {
+                usize::MAX
+            } else {
+                opened.in_flight_max as usize
+            };
             Ok((send, incoming, in_flight_max))
         }
         Some(frame) if frame.known() == Some(Kind::Error) => Err(refusal(&frame)?.1),
-        Some(_) => Err(Error::protocol("a producer stream was opened with something else than PRODUCER_OPENED")),
+        Some(_) => Err(Error::protocol(
+            "a producer stream was opened with something else than PRODUCER_OPENED",
+        )),
         None => Err(Error::transport("the broker closed the producer stream")),
     }
 }

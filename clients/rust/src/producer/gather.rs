@@ -34,6 +34,8 @@ pub(super) struct Shape {
     pub(super) buffer_bytes: usize,
     pub(super) linger: Duration,
     pub(super) delivery_timeout: Duration,
+    /// Where the turns of records without a key begin.
+    pub(super) first_partition: u32,
 }
 
 /// A batch on its way to the driver.
@@ -48,7 +50,7 @@ pub(super) struct Gathered {
 #[derive(Debug)]
 pub(super) enum Content {
     /// To be built (checksum, compression) outside the lock.
-    Records(BatchBuilder),
+    Records(Box<BatchBuilder>),
     /// Given whole by the caller.
     Whole(Batch),
 }
@@ -66,7 +68,7 @@ pub(super) struct Ticket {
 #[derive(Debug)]
 struct Open {
     id: u64,
-    builder: BatchBuilder,
+    builder: Box<BatchBuilder>,
     completion: Arc<Completion>,
     charged: usize,
     opened: Instant,
@@ -115,7 +117,11 @@ pub(super) struct Gathering {
     /// Lanes with an open batch, oldest first. Entries of batches that are sealed already are skipped.
     opened: VecDeque<(LaneId, u64)>,
     sealed: Vec<Gathered>,
-    spare: Vec<BatchBuilder>,
+    #[expect(
+        clippy::vec_box,
+        reason = "a builder is large and moves boxed between here and the driver"
+    )]
+    spare: Vec<Box<BatchBuilder>>,
     outstanding: BTreeSet<u64>,
     next_id: u64,
     used: usize,
@@ -167,7 +173,13 @@ impl Gathering {
     }
 
     /// Learn of a topic, or that it has more partitions or another id than was known.
-    pub(super) fn learn(&mut self, name: &str, id: &Bytes, partitions: u32, filtered: bool) -> TopicIndex {
+    pub(super) fn learn(
+        &mut self,
+        name: &str,
+        id: &Bytes,
+        partitions: u32,
+        filtered: bool,
+    ) -> TopicIndex {
         if let Some(index) = self.topic(name)
             && self.topics[index].id == *id
         {
@@ -178,8 +190,14 @@ impl Gathering {
         // A topic created anew under an old name has its own lanes: sequences do not carry over.
         let index = self.topics.len();
         let name: Arc<str> = name.into();
-        let start = Sticky::new(id.last().copied().unwrap_or_default().into());
-        self.topics.push(Topic { id: id.clone(), name: Arc::clone(&name), filtered, lanes: Vec::new(), sticky: start });
+        let start = Sticky::new(self.shape.first_partition);
+        self.topics.push(Topic {
+            id: id.clone(),
+            name: Arc::clone(&name),
+            filtered,
+            lanes: Vec::new(),
+            sticky: start,
+        });
         self.by_name.insert(name, index);
         self.add_lanes(index, partitions);
         index
@@ -196,9 +214,15 @@ impl Gathering {
     }
 
     pub(super) fn target(&self, lane: LaneId) -> Target {
-        let Lane { topic, partition, .. } = self.lanes[lane];
+        let Lane {
+            topic, partition, ..
+        } = self.lanes[lane];
         let topic = &self.topics[topic];
-        Target { topic_id: topic.id.clone(), partition, filtered: topic.filtered }
+        Target {
+            topic_id: topic.id.clone(),
+            partition,
+            filtered: topic.filtered,
+        }
     }
 
     /// Put a record into its batch.
@@ -213,7 +237,11 @@ impl Gathering {
         let size = RECORD_OVERHEAD_BYTES
             + record.key.map_or(0, <[u8]>::len)
             + record.value.map_or(0, <[u8]>::len)
-            + record.headers.iter().map(|h| h.name.len() + h.value.as_ref().map_or(0, |v| v.len())).sum::<usize>();
+            + record
+                .headers
+                .iter()
+                .map(|h| h.name.len() + h.value.as_ref().map_or(0, |v| v.len()))
+                .sum::<usize>();
         if !self.has_room(size) {
             return Ok(Taken::Full);
         }
@@ -221,8 +249,14 @@ impl Gathering {
         loop {
             let lane = self.lane_of(topic, record)?;
             let open = self.open(lane, now);
-            let headers = record.headers.iter().map(|header| (header.name.as_str(), header.value.as_deref()));
-            match open.builder.append(record.key, record.value, headers, timestamp) {
+            let headers = record
+                .headers
+                .iter()
+                .map(|header| (header.name.as_str(), header.value.as_deref()));
+            match open
+                .builder
+                .append(record.key, record.value, headers, timestamp)
+            {
                 Ok(index) => {
                     open.charged += size;
                     let full = open.builder.records() >= self.shape.batch_records;
@@ -234,7 +268,9 @@ impl Gathering {
                 }
                 // A record of another time than the batch may also ask for a batch of its own. Without
                 // a key, the next round is with the next partition.
-                Err(AppendError::Full | AppendError::TimestampRange { .. }) if !open.builder.is_empty() => {
+                Err(AppendError::Full | AppendError::TimestampRange { .. })
+                    if !open.builder.is_empty() =>
+                {
                     self.seal(lane);
                 }
                 Err(error) => {
@@ -258,7 +294,10 @@ impl Gathering {
         self.check_open()?;
         let entry = &self.topics[topic];
         let Some(&lane) = entry.lanes.get(partition as usize) else {
-            return Err(Error::usage(format!("topic `{}` has no partition {partition}", entry.name)));
+            return Err(Error::usage(format!(
+                "topic `{}` has no partition {partition}",
+                entry.name
+            )));
         };
         let charged = batch.bytes().len();
         if !self.has_room(charged) {
@@ -266,13 +305,26 @@ impl Gathering {
         }
         // Records that came before in this partition go out before.
         self.seal(lane);
-        let completion = Arc::new(Completion::new(Arc::clone(&self.topics[topic].name), partition));
+        let completion = Arc::new(Completion::new(
+            Arc::clone(&self.topics[topic].name),
+            partition,
+        ));
         let id = self.next_id();
         self.used += charged;
         let records = batch.header().records;
-        let ticket = Ticket { id, completion: Arc::clone(&completion), charged, records };
+        let ticket = Ticket {
+            id,
+            completion: Arc::clone(&completion),
+            charged,
+            records,
+        };
         let deadline = now + self.shape.delivery_timeout;
-        self.sealed.push(Gathered { lane, content: Content::Whole(batch.clone()), ticket, deadline });
+        self.sealed.push(Gathered {
+            lane,
+            content: Content::Whole(batch.clone()),
+            ticket,
+            deadline,
+        });
         Ok(Some(completion))
     }
 
@@ -322,7 +374,8 @@ impl Gathering {
 
     /// Whether the driver is to be woken now; says so once.
     pub(super) fn wakes(&mut self) -> bool {
-        let wake = self.wake_on_seal && !self.sealed.is_empty() || self.wake_on_open && !self.opened.is_empty();
+        let wake = self.wake_on_seal && !self.sealed.is_empty()
+            || self.wake_on_open && !self.opened.is_empty();
         if wake {
             self.wake_on_open = false;
             self.wake_on_seal = false;
@@ -331,7 +384,7 @@ impl Gathering {
     }
 
     /// A builder back from the driver.
-    pub(super) fn recycle(&mut self, builder: BatchBuilder) {
+    pub(super) fn recycle(&mut self, builder: Box<BatchBuilder>) {
         if self.spare.len() < SPARE_BUILDERS_MAX && builder.is_empty() {
             self.spare.push(builder);
         }
@@ -380,14 +433,22 @@ impl Gathering {
             (None, None) => entry.sticky.current(partitions),
         };
         entry.lanes.get(partition as usize).copied().ok_or_else(|| {
-            Error::usage(format!("topic `{}` has partitions 0 to {}, not {partition}", entry.name, partitions - 1))
+            Error::usage(format!(
+                "topic `{}` has partitions 0 to {}, not {partition}",
+                entry.name,
+                partitions - 1
+            ))
         })
     }
 
     fn add_lanes(&mut self, topic: TopicIndex, partitions: u32) {
         for partition in self.topics[topic].lanes.len() as u32..partitions {
             self.topics[topic].lanes.push(self.lanes.len());
-            self.lanes.push(Lane { topic, partition, open: None });
+            self.lanes.push(Lane {
+                topic,
+                partition,
+                open: None,
+            });
         }
     }
 
@@ -400,25 +461,56 @@ impl Gathering {
 
     fn open(&mut self, lane: LaneId, now: Instant) -> &mut Open {
         if self.lanes[lane].open.is_none() {
-            let builder = self
-                .spare
-                .pop()
-                .unwrap_or_else(|| BatchBuilder::new(self.shape.encoding, self.shape.batch_bytes));
-            let Lane { topic, partition, .. } = self.lanes[lane];
-            let completion = Arc::new(Completion::new(Arc::clone(&self.topics[topic].name), partition));
+            let builder = self.spare.pop().unwrap_or_else(|| {
+                Box::new(BatchBuilder::new(
+                    self.shape.encoding,
+                    self.shape.batch_bytes,
+                ))
+            });
+            let Lane {
+                topic, partition, ..
+            } = self.lanes[lane];
+            let completion = Arc::new(Completion::new(
+                Arc::clone(&self.topics[topic].name),
+                partition,
+            ));
             let id = self.next_id();
             self.opened.push_back((lane, id));
-            self.lanes[lane].open = Some(Open { id, builder, completion, charged: 0, opened: now });
+            self.lanes[lane].open = Some(Open {
+                id,
+                builder,
+                completion,
+                charged: 0,
+                opened: now,
+            });
         }
         self.lanes[lane].open.as_mut().expect("it was just opened")
     }
 
     fn seal(&mut self, lane: LaneId) {
-        let Some(open) = self.lanes[lane].open.take() else { return };
-        let Open { id, builder, completion, charged, opened } = open;
-        let ticket = Ticket { id, completion, charged, records: builder.records() };
+        let Some(open) = self.lanes[lane].open.take() else {
+            return;
+        };
+        let Open {
+            id,
+            builder,
+            completion,
+            charged,
+            opened,
+        } = open;
+        let ticket = Ticket {
+            id,
+            completion,
+            charged,
+            records: builder.records(),
+        };
         let deadline = opened + self.shape.delivery_timeout;
-        self.sealed.push(Gathered { lane, content: Content::Records(builder), ticket, deadline });
+        self.sealed.push(Gathered {
+            lane,
+            content: Content::Records(builder),
+            ticket,
+            deadline,
+        });
         self.topics[self.lanes[lane].topic].sticky.advance();
         if self.opened.front() == Some(&(lane, id)) {
             self.opened.pop_front();
@@ -446,6 +538,7 @@ mod tests {
             buffer_bytes: 10_000,
             linger: Duration::from_millis(5),
             delivery_timeout: Duration::from_secs(60),
+            first_partition: 0,
         }
     }
 
@@ -458,7 +551,9 @@ mod tests {
     fn sealed(gathering: &mut Gathering) -> Vec<(LaneId, u32)> {
         let mut out = Vec::new();
         gathering.take_sealed(&mut out);
-        out.iter().map(|gathered| (gathered.lane, gathered.ticket.records)).collect()
+        out.iter()
+            .map(|gathered| (gathered.lane, gathered.ticket.records))
+            .collect()
     }
 
     #[test]
@@ -467,7 +562,10 @@ mod tests {
         let t = Instant::now();
         for _ in 0..25 {
             let record = RecordRef::new(&[7; 100]);
-            assert!(matches!(gathering.append(topic, &record, 0, t), Ok(Taken::At { .. })));
+            assert!(matches!(
+                gathering.append(topic, &record, 0, t),
+                Ok(Taken::At { .. })
+            ));
         }
         // 61 bytes of header and 108 a record: 8 in 1,000 bytes.
         assert_eq!(sealed(&mut gathering), [(0, 8), (1, 8), (2, 8)]);
@@ -476,13 +574,22 @@ mod tests {
 
     #[test]
     fn a_batch_closes_at_its_number_of_records() {
-        let (mut gathering, topic) = gathering(Shape { batch_records: 2, ..shape() });
-        let record = RecordRef { partition: Some(1), ..RecordRef::new(b"x") };
+        let (mut gathering, topic) = gathering(Shape {
+            batch_records: 2,
+            ..shape()
+        });
+        let record = RecordRef {
+            partition: Some(1),
+            ..RecordRef::new(b"x")
+        };
         let t = Instant::now();
         let at = |index| Taken::At { lane: 1, index };
         assert_eq!(gathering.append(topic, &record, 0, t).unwrap(), at(0));
         assert_eq!(gathering.append(topic, &record, 0, t).unwrap(), at(1));
-        assert!(gathering.newest(1).is_some(), "the second record's batch is sealed already");
+        assert!(
+            gathering.newest(1).is_some(),
+            "the second record's batch is sealed already"
+        );
         assert_eq!(gathering.append(topic, &record, 0, t).unwrap(), at(0));
         assert_eq!(sealed(&mut gathering), [(1, 2)]);
     }
@@ -493,7 +600,10 @@ mod tests {
         let t = Instant::now();
         let ms = Duration::from_millis;
         for (partition, after) in [(2, 0), (0, 3)] {
-            let record = RecordRef { partition: Some(partition), ..RecordRef::new(b"x") };
+            let record = RecordRef {
+                partition: Some(partition),
+                ..RecordRef::new(b"x")
+            };
             gathering.append(topic, &record, 0, t + ms(after)).unwrap();
         }
         assert_eq!(gathering.next_due(), Some(t + ms(5)));
@@ -508,11 +618,20 @@ mod tests {
 
     #[test]
     fn memory_is_bounded_and_comes_back() {
-        let (mut gathering, topic) = gathering(Shape { buffer_bytes: 300, ..shape() });
+        let (mut gathering, topic) = gathering(Shape {
+            buffer_bytes: 300,
+            ..shape()
+        });
         let record = RecordRef::new(&[0; 100]);
         let t = Instant::now();
-        assert!(matches!(gathering.append(topic, &record, 0, t), Ok(Taken::At { .. })));
-        assert!(matches!(gathering.append(topic, &record, 0, t), Ok(Taken::At { .. })));
+        assert!(matches!(
+            gathering.append(topic, &record, 0, t),
+            Ok(Taken::At { .. })
+        ));
+        assert!(matches!(
+            gathering.append(topic, &record, 0, t),
+            Ok(Taken::At { .. })
+        ));
         assert_eq!(gathering.append(topic, &record, 0, t).unwrap(), Taken::Full);
         gathering.seal_due(t, true);
         let mut out = Vec::new();
@@ -529,20 +648,37 @@ mod tests {
     fn a_record_over_the_batch_size_is_refused_alone() {
         let (mut gathering, topic) = gathering(shape());
         let t = Instant::now();
-        let error = gathering.append(topic, &RecordRef::new(&[0; 2_000]), 0, t).unwrap_err();
+        let error = gathering
+            .append(topic, &RecordRef::new(&[0; 2_000]), 0, t)
+            .unwrap_err();
         assert!(error.message().contains("over the 1000 allowed"), "{error}");
         assert!(gathering.is_settled(gathering.newest_id()));
-        let bad = RecordRef { partition: Some(3), ..RecordRef::new(b"x") };
-        assert!(gathering.append(topic, &bad, 0, t).unwrap_err().message().contains("partitions 0 to 2"));
+        let bad = RecordRef {
+            partition: Some(3),
+            ..RecordRef::new(b"x")
+        };
+        assert!(
+            gathering
+                .append(topic, &bad, 0, t)
+                .unwrap_err()
+                .message()
+                .contains("partitions 0 to 2")
+        );
     }
 
     #[test]
     fn a_topic_created_anew_has_its_own_lanes() {
         let (mut gathering, topic) = gathering(shape());
-        assert_eq!(gathering.learn("t", &Bytes::from_static(&[0; 16]), 5, false), topic);
+        assert_eq!(
+            gathering.learn("t", &Bytes::from_static(&[0; 16]), 5, false),
+            topic
+        );
         assert_eq!(gathering.partitions(topic), 5);
         let again = gathering.learn("t", &Bytes::from_static(&[1; 16]), 2, true);
         assert_ne!(again, topic);
-        assert_eq!((gathering.topic("t"), gathering.partitions(again)), (Some(again), 2));
+        assert_eq!(
+            (gathering.topic("t"), gathering.partitions(again)),
+            (Some(again), 2)
+        );
     }
 }

@@ -167,7 +167,11 @@ impl<T> Lanes<T> {
                     lane.fresh.pop_front().map(|parcel| {
                         let sequence = lane.next_sequence;
                         lane.next_sequence += u64::from(parcel.records);
-                        Numbered { parcel, sequence, uncertain: false }
+                        Numbered {
+                            parcel,
+                            sequence,
+                            uncertain: false,
+                        }
                     })
                 })
             };
@@ -177,10 +181,21 @@ impl<T> Lanes<T> {
             let tag = self.next_tag;
             self.next_tag += 1;
             let sequence = numbered.sequence;
-            self.flying.push_back(Flight { tag, lane: id, numbered });
+            self.flying.push_back(Flight {
+                tag,
+                lane: id,
+                numbered,
+            });
             self.offer(id);
             let flight = self.flying.back_mut()?;
-            return Some((Sending { tag, lane: id, sequence }, &mut flight.numbered.parcel));
+            return Some((
+                Sending {
+                    tag,
+                    lane: id,
+                    sequence,
+                },
+                &mut flight.numbered.parcel,
+            ));
         }
         None
     }
@@ -194,8 +209,17 @@ impl<T> Lanes<T> {
     }
 
     /// The broker did not take the batch.
-    pub(crate) fn refused(&mut self, tag: u64, verdict: Verdict, now: Instant) -> Result<Refused<T>, OutOfOrder> {
-        let Flight { lane: id, mut numbered, .. } = self.land(tag)?;
+    pub(crate) fn refused(
+        &mut self,
+        tag: u64,
+        verdict: Verdict,
+        now: Instant,
+    ) -> Result<Refused<T>, OutOfOrder> {
+        let Flight {
+            lane: id,
+            mut numbered,
+            ..
+        } = self.land(tag)?;
         let idempotent = self.idempotent;
         let lane = &mut self.lanes[id];
         let mut renew = false;
@@ -235,11 +259,16 @@ impl<T> Lanes<T> {
         }
         self.renewing |= renew;
         let refused = match outcome {
-            Some(unknown) => Refused::Failed { parcel: numbered.parcel, unknown },
+            Some(unknown) => Refused::Failed {
+                parcel: numbered.parcel,
+                unknown,
+            },
             None => {
                 // Answers come in the order of sending, so this keeps the order, but for those that
                 // were left behind while renewing.
-                let at = lane.again.partition_point(|other| other.sequence < numbered.sequence);
+                let at = lane
+                    .again
+                    .partition_point(|other| other.sequence < numbered.sequence);
                 lane.again.insert(at, numbered);
                 self.waiting += 1;
                 Refused::Kept
@@ -256,8 +285,12 @@ impl<T> Lanes<T> {
             let lane = &mut self.lanes[flight.lane];
             lane.flying -= 1;
             // Behind one that was refused, nothing was stored.
-            flight.numbered.uncertain |= lane.renumber_from.is_none_or(|from| flight.numbered.sequence < from);
-            let at = lane.again.partition_point(|other| other.sequence < flight.numbered.sequence);
+            flight.numbered.uncertain |= lane
+                .renumber_from
+                .is_none_or(|from| flight.numbered.sequence < from);
+            let at = lane
+                .again
+                .partition_point(|other| other.sequence < flight.numbered.sequence);
             lane.again.insert(at, flight.numbered);
             self.waiting += 1;
         }
@@ -272,12 +305,19 @@ impl<T> Lanes<T> {
         let mut expired = Vec::new();
         let idempotent = self.idempotent;
         for lane in &mut self.lanes {
-            while lane.fresh.front().is_some_and(|parcel| parcel.deadline <= now) {
+            while lane
+                .fresh
+                .front()
+                .is_some_and(|parcel| parcel.deadline <= now)
+            {
                 expired.extend(lane.fresh.pop_front().map(|parcel| (parcel, false)));
             }
             // While a lane drains, numbers behind a refusal are in motion.
             while lane.flying == 0
-                && let Some(at) = lane.again.iter().position(|numbered| numbered.parcel.deadline <= now)
+                && let Some(at) = lane
+                    .again
+                    .iter()
+                    .position(|numbered| numbered.parcel.deadline <= now)
                 && let Some(gone) = lane.again.remove(at)
             {
                 if idempotent && gone.uncertain {
@@ -296,12 +336,18 @@ impl<T> Lanes<T> {
     pub(crate) fn renewal_due(&self) -> bool {
         self.renewing
             && self.flying.is_empty()
-            && self.lanes.iter().all(|lane| lane.again.iter().all(|numbered| !numbered.uncertain))
+            && self
+                .lanes
+                .iter()
+                .all(|lane| lane.again.iter().all(|numbered| !numbered.uncertain))
     }
 
     /// There is a new identity: every lane counts from 0.
     pub(crate) fn renewed(&mut self, now: Instant) {
-        assert!(self.flying.is_empty(), "an identity is renewed between streams");
+        assert!(
+            self.flying.is_empty(),
+            "an identity is renewed between streams"
+        );
         self.renewing = false;
         for id in 0..self.lanes.len() {
             let lane = &mut self.lanes[id];
@@ -313,10 +359,18 @@ impl<T> Lanes<T> {
 
     /// Give up everything, with whether each may have been stored.
     pub(crate) fn clear(&mut self) -> Vec<(Parcel<T>, bool)> {
-        let mut all: Vec<_> = self.flying.drain(..).map(|flight| (flight.numbered.parcel, true)).collect();
+        let mut all: Vec<_> = self
+            .flying
+            .drain(..)
+            .map(|flight| (flight.numbered.parcel, true))
+            .collect();
         for lane in &mut self.lanes {
             lane.flying = 0;
-            all.extend(lane.again.drain(..).map(|numbered| (numbered.parcel, numbered.uncertain)));
+            all.extend(
+                lane.again
+                    .drain(..)
+                    .map(|numbered| (numbered.parcel, numbered.uncertain)),
+            );
             all.extend(lane.fresh.drain(..).map(|parcel| (parcel, false)));
         }
         self.waiting = 0;
@@ -335,20 +389,31 @@ impl<T> Lanes<T> {
 
     /// Deadline of the batch that is answered next.
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
-        self.flying.front().map(|flight| flight.numbered.parcel.deadline)
+        self.flying
+            .front()
+            .map(|flight| flight.numbered.parcel.deadline)
     }
 
     /// When a held lane may go on.
     pub(crate) fn next_wake(&self) -> Option<Instant> {
-        self.held.iter().filter_map(|&id| self.lanes[id].held_until).min()
+        self.held
+            .iter()
+            .filter_map(|&id| self.lanes[id].held_until)
+            .min()
     }
 
     fn land(&mut self, tag: u64) -> Result<Flight<T>, OutOfOrder> {
         let expected = self.flying.front().map(|flight| flight.tag);
         if expected != Some(tag) {
-            return Err(OutOfOrder { answered: tag, expected });
+            return Err(OutOfOrder {
+                answered: tag,
+                expected,
+            });
         }
-        let flight = self.flying.pop_front().expect("the front was just looked at");
+        let flight = self
+            .flying
+            .pop_front()
+            .expect("the front was just looked at");
         self.lanes[flight.lane].flying -= 1;
         Ok(flight)
     }
@@ -416,7 +481,11 @@ impl<T> Lane<T> {
     /// Number those in `again` that stand at or behind `from` without holes from there.
     fn renumber(&mut self, from: u64) {
         let mut next = from;
-        for numbered in self.again.iter_mut().filter(|numbered| numbered.sequence >= from) {
+        for numbered in self
+            .again
+            .iter_mut()
+            .filter(|numbered| numbered.sequence >= from)
+        {
             numbered.sequence = next;
             numbered.uncertain = false;
             next += u64::from(numbered.parcel.records);

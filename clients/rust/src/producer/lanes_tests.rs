@@ -10,11 +10,17 @@ fn at(origin: Instant, ms: u64) -> Instant {
 }
 
 fn parcel(item: u32, records: u32, deadline: Instant) -> Parcel<u32> {
-    Parcel { item, records, deadline }
+    Parcel {
+        item,
+        records,
+        deadline,
+    }
 }
 
 fn send(lanes: &mut Lanes<u32>, now: Instant) -> Option<(u64, u64, u32)> {
-    lanes.next(now).map(|(sending, parcel)| (sending.tag, sending.sequence, parcel.item))
+    lanes
+        .next(now)
+        .map(|(sending, parcel)| (sending.tag, sending.sequence, parcel.item))
 }
 
 fn filled(origin: Instant, items: &[(usize, u32)]) -> Lanes<u32> {
@@ -34,7 +40,13 @@ fn batches_are_numbered_by_records_in_each_lane() {
     assert_eq!(send(&mut lanes, t), Some((3, 10, 2)));
     assert_eq!(send(&mut lanes, t), None);
     assert_eq!(lanes.acked(1, t).unwrap().item, 1);
-    assert_eq!(lanes.acked(3, t).unwrap_err(), OutOfOrder { answered: 3, expected: Some(2) });
+    assert_eq!(
+        lanes.acked(3, t).unwrap_err(),
+        OutOfOrder {
+            answered: 3,
+            expected: Some(2)
+        }
+    );
 }
 
 #[test]
@@ -44,7 +56,11 @@ fn a_lost_connection_repeats_in_order_with_the_same_sequences() {
     assert_eq!(send(&mut lanes, t), Some((1, 0, 1)));
     assert_eq!(send(&mut lanes, t), Some((2, 10, 2)));
     lanes.disconnected(t);
-    assert_eq!(send(&mut lanes, t), Some((1, 0, 1)), "tags count anew on every stream");
+    assert_eq!(
+        send(&mut lanes, t),
+        Some((1, 0, 1)),
+        "tags count anew on every stream"
+    );
     assert_eq!(send(&mut lanes, t), Some((2, 10, 2)));
     assert_eq!(send(&mut lanes, t), Some((3, 20, 3)));
 }
@@ -57,9 +73,19 @@ fn later_holds_the_lane_and_those_behind_follow_in_order() {
     assert_eq!(tags, [(1, 0, 1), (2, 0, 9), (3, 10, 2), (4, 20, 3)]);
     assert!(matches!(lanes.refused(1, LATER, t), Ok(Refused::Kept)));
     lanes.acked(2, t).unwrap();
-    assert!(matches!(lanes.refused(3, Verdict::Gap, t), Ok(Refused::Kept)));
-    assert_eq!(send(&mut lanes, at(t, 1)), None, "one of the lane is still in flight");
-    assert!(matches!(lanes.refused(4, Verdict::Gap, t), Ok(Refused::Kept)));
+    assert!(matches!(
+        lanes.refused(3, Verdict::Gap, t),
+        Ok(Refused::Kept)
+    ));
+    assert_eq!(
+        send(&mut lanes, at(t, 1)),
+        None,
+        "one of the lane is still in flight"
+    );
+    assert!(matches!(
+        lanes.refused(4, Verdict::Gap, t),
+        Ok(Refused::Kept)
+    ));
     assert_eq!(send(&mut lanes, t), None, "the lane waits");
     let wake = lanes.next_wake().unwrap();
     assert_eq!(send(&mut lanes, wake), Some((5, 0, 1)));
@@ -77,7 +103,10 @@ fn a_batch_refused_for_good_gives_its_sequence_to_the_next() {
         Refused::Failed { parcel, unknown } => assert_eq!((parcel.item, unknown), (1, false)),
         Refused::Kept => panic!("it is refused for good"),
     }
-    assert!(matches!(lanes.refused(2, Verdict::Gap, t), Ok(Refused::Kept)));
+    assert!(matches!(
+        lanes.refused(2, Verdict::Gap, t),
+        Ok(Refused::Kept)
+    ));
     assert_eq!(send(&mut lanes, t), Some((3, 0, 2)));
     assert_eq!(send(&mut lanes, t), Some((4, 10, 3)));
     assert!(!lanes.renewal_due());
@@ -90,8 +119,15 @@ fn a_repeated_batch_refused_for_good_has_an_unknown_outcome_and_renews_the_ident
     send(&mut lanes, t);
     lanes.disconnected(t);
     assert_eq!(send(&mut lanes, t), Some((1, 0, 1)));
-    assert!(matches!(lanes.refused(1, Verdict::Never, t), Ok(Refused::Failed { unknown: true, .. })));
-    assert_eq!(send(&mut lanes, t), None, "its number may be taken, so nothing follows under this identity");
+    assert!(matches!(
+        lanes.refused(1, Verdict::Never, t),
+        Ok(Refused::Failed { unknown: true, .. })
+    ));
+    assert_eq!(
+        send(&mut lanes, t),
+        None,
+        "its number may be taken, so nothing follows under this identity"
+    );
     assert!(lanes.renewal_due());
     lanes.renewed(t);
     assert_eq!(send(&mut lanes, t), Some((2, 0, 2)));
@@ -107,8 +143,17 @@ fn renewal_waits_for_what_is_uncertain_in_other_lanes() {
     // Lane 0 gives up on its batch.
     lanes.lanes[0].again[0].parcel.deadline = t;
     let expired = lanes.expire(t);
-    assert_eq!(expired.iter().map(|(p, unknown)| (p.item, *unknown)).collect::<Vec<_>>(), [(1, true)]);
-    assert!(!lanes.renewal_due(), "lane 1 may have been stored under the old identity");
+    assert_eq!(
+        expired
+            .iter()
+            .map(|(p, unknown)| (p.item, *unknown))
+            .collect::<Vec<_>>(),
+        [(1, true)]
+    );
+    assert!(
+        !lanes.renewal_due(),
+        "lane 1 may have been stored under the old identity"
+    );
     assert_eq!(send(&mut lanes, t), Some((1, 0, 2)));
     assert_eq!(send(&mut lanes, t), Some((2, 10, 3)));
     assert_eq!(send(&mut lanes, t), None);
@@ -124,8 +169,14 @@ fn an_expired_producer_starts_over_with_what_was_not_stored() {
     let t = Instant::now();
     let mut lanes = filled(t, &[(0, 1), (0, 2)]);
     while send(&mut lanes, t).is_some() {}
-    assert!(matches!(lanes.refused(1, Verdict::Expired, t), Ok(Refused::Kept)));
-    assert!(matches!(lanes.refused(2, Verdict::Expired, t), Ok(Refused::Kept)));
+    assert!(matches!(
+        lanes.refused(1, Verdict::Expired, t),
+        Ok(Refused::Kept)
+    ));
+    assert!(matches!(
+        lanes.refused(2, Verdict::Expired, t),
+        Ok(Refused::Kept)
+    ));
     assert!(lanes.renewal_due());
     lanes.renewed(t);
     assert_eq!(send(&mut lanes, t), Some((3, 0, 1)));
@@ -140,7 +191,13 @@ fn what_was_never_sent_expires_without_doubt() {
     lanes.push(0, parcel(2, 1, at(t, 50)));
     assert!(lanes.expire(at(t, 4)).is_empty());
     let expired = lanes.expire(at(t, 5));
-    assert_eq!(expired.iter().map(|(p, unknown)| (p.item, *unknown)).collect::<Vec<_>>(), [(1, false)]);
+    assert_eq!(
+        expired
+            .iter()
+            .map(|(p, unknown)| (p.item, *unknown))
+            .collect::<Vec<_>>(),
+        [(1, false)]
+    );
     assert_eq!(send(&mut lanes, at(t, 5)), Some((1, 0, 2)));
     assert_eq!(lanes.waiting(), 0);
 }
@@ -161,7 +218,10 @@ impl Model {
             self.stored.push(item);
             Ok(())
         } else if sequence < expected {
-            assert!(sequence + u64::from(records) <= expected, "a repetition must not be longer than what it repeats");
+            assert!(
+                sequence + u64::from(records) <= expected,
+                "a repetition must not be longer than what it repeats"
+            );
             Ok(())
         } else {
             Err(Verdict::Gap)
@@ -196,7 +256,10 @@ fn whatever_happens_what_is_acknowledged_is_stored_once_and_in_order() {
                 6..=7 => {
                     let (lane, records) = (random(2) as usize, 1 + random(5) as u32);
                     let life = if random(8) == 0 { 30 } else { 1_000_000 };
-                    lanes.push(lane, parcel(next_item, records, now + Duration::from_millis(life)));
+                    lanes.push(
+                        lane,
+                        parcel(next_item, records, now + Duration::from_millis(life)),
+                    );
                     where_is.insert(next_item, lane);
                     next_item += 1;
                 }
@@ -213,7 +276,12 @@ fn whatever_happens_what_is_acknowledged_is_stored_once_and_in_order() {
                 }
                 0..=2 => {
                     if let Some((sending, parcel)) = lanes.next(now) {
-                        wire.push_back((sending.tag, sending.lane, sending.sequence, (parcel.item, parcel.records)));
+                        wire.push_back((
+                            sending.tag,
+                            sending.lane,
+                            sending.sequence,
+                            (parcel.item, parcel.records),
+                        ));
                     }
                 }
                 _ => {
@@ -231,31 +299,54 @@ fn whatever_happens_what_is_acknowledged_is_stored_once_and_in_order() {
                         match verdict {
                             None => acked.push((lane, lanes.acked(tag, now).unwrap().item)),
                             Some(verdict) => match lanes.refused(tag, verdict, now).unwrap() {
-                                Refused::Failed { parcel, unknown: false } => failed.push(parcel.item),
+                                Refused::Failed {
+                                    parcel,
+                                    unknown: false,
+                                } => failed.push(parcel.item),
                                 Refused::Failed { .. } | Refused::Kept => {}
                             },
                         }
                     }
                 }
             }
-            failed.extend(lanes.expire(now).iter().filter(|(_, unknown)| !unknown).map(|(p, _)| p.item));
+            failed.extend(
+                lanes
+                    .expire(now)
+                    .iter()
+                    .filter(|(_, unknown)| !unknown)
+                    .map(|(p, _)| p.item),
+            );
             if lanes.renewal_due() {
                 wire.clear();
                 pid += 1;
                 lanes.renewed(now);
             }
         }
-        for lane in 0..2 {
-            let stored = &brokers[lane].stored;
-            let mine: Vec<u32> = acked.iter().filter(|(l, _)| *l == lane).map(|(_, item)| *item).collect();
+        for (lane, broker) in brokers.iter().enumerate() {
+            let stored = &broker.stored;
+            let mine: Vec<u32> = acked
+                .iter()
+                .filter(|(l, _)| *l == lane)
+                .map(|(_, item)| *item)
+                .collect();
             for item in &mine {
                 let times = stored.iter().filter(|other| *other == item).count();
-                assert_eq!(times, 1, "seed {seed}: {item} is acknowledged and stored {times} times");
+                assert_eq!(
+                    times, 1,
+                    "seed {seed}: {item} is acknowledged and stored {times} times"
+                );
             }
-            let order: Vec<_> = stored.iter().filter(|item| mine.contains(item)).copied().collect();
+            let order: Vec<_> = stored
+                .iter()
+                .filter(|item| mine.contains(item))
+                .copied()
+                .collect();
             assert!(order.is_sorted(), "seed {seed}: {order:?}");
             for item in &failed {
-                assert!(where_is[item] != lane || !stored.contains(item), "seed {seed}: {item} failed and is stored");
+                assert!(
+                    where_is[item] != lane || !stored.contains(item),
+                    "seed {seed}: {item} failed and is stored"
+                );
             }
         }
     }

@@ -10,6 +10,7 @@
 //! lost answer or connection is stored once. One deadline bounds every record, from the moment it was
 //! taken; there are no retry counts. Deliberately absent: transactions.
 
+mod builder;
 mod delivery;
 mod driver;
 mod gather;
@@ -21,151 +22,19 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use millstream_batch::limits::BATCH_BYTES_MAX;
-use millstream_batch::{Batch, Encoding};
+use millstream_batch::Batch;
 use millstream_protocol::Kind;
 use millstream_protocol::messages::{DescribeTopicRequest, DescribeTopicResponse};
 
+pub use builder::{Compression, ProducerBuilder};
 pub use delivery::Delivery;
 pub use partitioner::partition_of_key;
 
 use crate::connection::{Link, Repeat};
 use crate::error::{Error, Result};
 use crate::record::{Record, RecordMetadata, RecordRef};
-use driver::{Driver, Shared, identify};
-use gather::{Gathering, Shape, Taken, TopicIndex};
-
-/// How batches are compressed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Compression {
-    #[default]
-    None,
-    Lz4,
-    Zstd,
-}
-
-/// Settings of a producer. Every setting has a default that suits most.
-#[derive(Clone, Debug)]
-pub struct ProducerBuilder {
-    pub(crate) link: Arc<Link>,
-    linger: Duration,
-    batch_bytes: usize,
-    batch_records: u32,
-    buffer_bytes: usize,
-    in_flight: usize,
-    compression: Compression,
-    delivery_timeout: Duration,
-    idempotent: bool,
-}
-
-impl ProducerBuilder {
-    pub(crate) fn new(link: Arc<Link>) -> Self {
-        Self {
-            link,
-            linger: Duration::from_millis(2),
-            batch_bytes: 128 << 10,
-            batch_records: u32::MAX,
-            buffer_bytes: 64 << 20,
-            in_flight: 32,
-            compression: Compression::None,
-            delivery_timeout: Duration::from_secs(120),
-            idempotent: true,
-        }
-    }
-
-    /// How long a batch waits for more records while others are under way; with nothing under way it
-    /// goes at once. Default 2 ms.
-    #[must_use]
-    pub fn linger(mut self, linger: Duration) -> Self {
-        self.linger = linger;
-        self
-    }
-
-    /// Size at which a batch is full, before compression, in bytes; also the largest record. Default
-    /// 128 KiB, at most 8 MiB.
-    #[must_use]
-    pub fn batch_bytes(mut self, bytes: usize) -> Self {
-        self.batch_bytes = bytes;
-        self
-    }
-
-    /// Number of records at which a batch is full. Default: no bound but the size.
-    #[must_use]
-    pub fn batch_records(mut self, records: u32) -> Self {
-        self.batch_records = records.max(1);
-        self
-    }
-
-    /// Memory for records that are not acknowledged yet, in bytes. When it is used up, enqueueing
-    /// waits. Default 64 MiB.
-    #[must_use]
-    pub fn buffer_bytes(mut self, bytes: usize) -> Self {
-        self.buffer_bytes = bytes;
-        self
-    }
-
-    /// Batches sent and not yet answered. Default 32; the broker may allow less.
-    #[must_use]
-    pub fn in_flight(mut self, batches: usize) -> Self {
-        self.in_flight = batches.max(1);
-        self
-    }
-
-    /// Default: none.
-    #[must_use]
-    pub fn compression(mut self, compression: Compression) -> Self {
-        self.compression = compression;
-        self
-    }
-
-    /// From when a record was taken until it is acknowledged or fails; retries included. Default 2
-    /// minutes.
-    #[must_use]
-    pub fn delivery_timeout(mut self, timeout: Duration) -> Self {
-        self.delivery_timeout = timeout;
-        self
-    }
-
-    /// Without idempotence, what is sent again after a lost answer may be stored twice, and order may
-    /// change around a refusal. Default `true`.
-    #[must_use]
-    pub fn idempotent(mut self, idempotent: bool) -> Self {
-        self.idempotent = idempotent;
-        self
-    }
-
-    /// Connect if needed, and get an identity.
-    ///
-    /// # Errors
-    /// When the broker cannot be reached within the delivery timeout (at most 30 s), or refuses.
-    pub async fn build(self) -> Result<Producer> {
-        let deadline = Instant::now() + self.delivery_timeout.min(Duration::from_secs(30));
-        let identity = identify(&self.link, self.idempotent, deadline).await?;
-        let session = self.link.session(deadline.into()).await?;
-        let broker_max = match session.hello.batch_bytes_max as usize {
-            0 => BATCH_BYTES_MAX,
-            max => max,
-        };
-        let shape = Shape {
-            encoding: match self.compression {
-                Compression::None => Encoding::None,
-                Compression::Lz4 => Encoding::Lz4,
-                Compression::Zstd => Encoding::Zstd,
-            },
-            batch_bytes: self.batch_bytes.min(broker_max).min(BATCH_BYTES_MAX),
-            batch_records: self.batch_records,
-            buffer_bytes: self.buffer_bytes,
-            linger: self.linger,
-            delivery_timeout: self.delivery_timeout,
-        };
-        let shared = Arc::new(Shared::new(Gathering::new(shape)));
-        let driver = Driver::new(Arc::clone(&shared), Arc::clone(&self.link), identity, self.in_flight, self.linger);
-        let driver = tokio::spawn(driver.run());
-        let lookup_timeout = self.delivery_timeout;
-        let core = Core { shared, link: self.link, lookup_timeout, driver: tokio::sync::Mutex::new(Some(driver)) };
-        Ok(Producer { core: Arc::new(core) })
-    }
-}
+use driver::Shared;
+use gather::{Taken, TopicIndex};
 
 /// Sends records. Cheap to clone; usable from any thread. Dropping the last handle sends what was
 /// enqueued in the background; [`close`](Self::close) waits for it.
@@ -228,7 +97,10 @@ impl Producer {
             Some(index) => index,
             None => self.look_up(name).await?,
         };
-        Ok(Topic { core: Arc::clone(&self.core), index })
+        Ok(Topic {
+            core: Arc::clone(&self.core),
+            index,
+        })
     }
 
     /// Send one record and wait until it is acknowledged. Many calls at once share batches.
@@ -244,9 +116,11 @@ impl Producer {
     ///
     /// # Errors
     /// When the record cannot be taken.
-    #[expect(clippy::needless_pass_by_value, reason = "the common call gives its record away")]
     pub async fn enqueue(&self, topic: &str, record: Record) -> Result<Delivery> {
-        self.topic(topic).await?.enqueue(RecordRef::from(&record)).await
+        self.topic(topic)
+            .await?
+            .enqueue(RecordRef::from(&record))
+            .await
     }
 
     /// Wait until some memory is free.
@@ -277,7 +151,11 @@ impl Producer {
             unknown: counters.unknown.load(Ordering::Relaxed),
             batches: counters.batches.load(Ordering::Relaxed),
             bytes: counters.bytes.load(Ordering::Relaxed),
-            first_error: counters.first_error.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone(),
+            first_error: counters
+                .first_error
+                .lock()
+                .unwrap_or_else(std::sync::PoisonError::into_inner)
+                .clone(),
         }
     }
 
@@ -305,16 +183,34 @@ impl Producer {
     }
 
     async fn look_up(&self, name: &str) -> Result<TopicIndex> {
-        let request = DescribeTopicRequest { name: name.to_owned(), partitions: false };
+        let request = DescribeTopicRequest {
+            name: name.to_owned(),
+            partitions: false,
+        };
         let deadline = tokio::time::Instant::now() + self.core.lookup_timeout;
-        let answer: DescribeTopicResponse =
-            self.core.link.request(Kind::DescribeTopic, &request, Bytes::new(), Repeat::Safe, deadline).await?;
-        let topic = answer.topic.ok_or_else(|| Error::protocol("a topic was described without its description"))?;
+        let answer: DescribeTopicResponse = self
+            .core
+            .link
+            .request(
+                Kind::DescribeTopic,
+                &request,
+                Bytes::new(),
+                Repeat::Safe,
+                deadline,
+            )
+            .await?;
+        let topic = answer
+            .topic
+            .ok_or_else(|| Error::protocol("a topic was described without its description"))?;
         if topic.partitions == 0 {
             return Err(Error::protocol(format!("topic `{name}` has no partitions")));
         }
         let filtered = topic.filters.iter().any(|filter| filter.stage == "produce");
-        Ok(self.core.shared.lock().learn(name, &topic.id, topic.partitions, filtered))
+        Ok(self
+            .core
+            .shared
+            .lock()
+            .learn(name, &topic.id, topic.partitions, filtered))
     }
 }
 
@@ -359,9 +255,9 @@ impl Topic {
         let (taken, wake) = {
             let mut gathering = self.core.shared.lock();
             let taken = match gathering.append(self.index, &record, now_ms(), Instant::now())? {
-                Taken::At { lane, index } => {
-                    gathering.newest(lane).map(|completion| Delivery::new(completion, index))
-                }
+                Taken::At { lane, index } => gathering
+                    .newest(lane)
+                    .map(|completion| Delivery::new(completion, index)),
                 Taken::Full => None,
             };
             (taken, gathering.wakes())
@@ -378,7 +274,10 @@ impl Topic {
     pub fn try_enqueue_all(&self, records: &[RecordRef<'_>]) -> Enqueued {
         let (now, now_ms) = (Instant::now(), now_ms());
         let mut gathering = self.core.shared.lock();
-        let mut enqueued = Enqueued { taken: 0, refused: None };
+        let mut enqueued = Enqueued {
+            taken: 0,
+            refused: None,
+        };
         for record in records {
             match gathering.append(self.index, record, now_ms, now) {
                 Ok(Taken::At { .. }) => enqueued.taken += 1,
@@ -475,5 +374,7 @@ impl Core {
 }
 
 fn now_ms() -> i64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as i64)
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_millis() as i64)
 }

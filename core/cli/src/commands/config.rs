@@ -26,19 +26,27 @@ pub(crate) fn run(command: &Command, global: &Global) -> Outcome {
     match command {
         Command::Check(flags) => {
             flags.load_checked()?;
-            global.output.show("the settings are good", &json!({ "ok": true }))
+            global
+                .output
+                .show("the settings are good", &json!({ "ok": true }))
         }
         Command::Show(flags) => {
             let settings = flags.explained()?;
             let mut table = Table::new(["SETTING", "VALUE", "FROM"]);
             let mut object = Map::new();
             for (name, value, origin) in settings {
-                let shown = if is_secret(&name) { "(not shown)".to_owned() } else { value };
+                let shown = if is_secret(&name) {
+                    "(not shown)".to_owned()
+                } else {
+                    value
+                };
                 let json = json!({ "value": as_json(&shown), "from": origin.to_string() });
                 object.insert(name.clone(), json);
                 table.row([name, shown, origin.to_string()]);
             }
-            global.output.show(table.to_string(), &Value::Object(object))
+            global
+                .output
+                .show(table.to_string(), &Value::Object(object))
         }
     }
 }

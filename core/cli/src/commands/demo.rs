@@ -1,9 +1,9 @@
 //! `demo`: real input, through a bundled component, to a consumer. What is printed was durable first.
 //!
-//! Input is stdin when it is not a terminal, else what this machine's processes use, read from /proc
+//! Input is stdin when it is a pipe or a file, else what this machine's processes use, read from /proc
 //! once a second. The component is `json-filter`, deployed on the topic at produce.
 
-use std::io::IsTerminal;
+use std::os::unix::fs::FileTypeExt;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -36,7 +36,7 @@ pub(crate) struct Filter {
 
 /// Send real input through a bundled component and print what comes out
 ///
-/// Input is stdin when it is no terminal (one JSON object a line), else what this machine's processes
+/// Input is stdin when it is a pipe or a file (one JSON object a line), else what this machine's processes
 /// use. The bundled json-filter drops what does not satisfy the expression before it is stored.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
@@ -68,24 +68,44 @@ pub(crate) fn run(arguments: &Arguments, global: &Global) -> Outcome {
 
 /// The demo in a broker's own process; it ends with it.
 pub(crate) fn run_beside(filter: &Filter, global: &Global) -> Outcome {
-    let arguments = Arguments { filter: filter.clone(), topic: "demo".into(), count: None };
+    let arguments = Arguments {
+        filter: filter.clone(),
+        topic: "demo".into(),
+        count: None,
+    };
     block_on(demo(&arguments, global))
 }
 
 async fn demo(arguments: &Arguments, global: &Global) -> Outcome {
     let client = client(global).await?;
     prepare(&client, arguments).await?;
-    let mut consumer = client.consumer().topic(&arguments.topic).from(StartAt::End).build().await?;
+    let mut consumer = client
+        .consumer()
+        .topic(&arguments.topic)
+        .from(StartAt::End)
+        .build()
+        .await?;
     // Nothing is sent before the consumer stands at the end.
     while let Some(event) = consumer.next_event().await {
-        if matches!(event?, ConsumerEvent::Assigned(_) | ConsumerEvent::CaughtUp { .. }) {
+        if matches!(
+            event?,
+            ConsumerEvent::Assigned(_) | ConsumerEvent::CaughtUp { .. }
+        ) {
             break;
         }
     }
-    let producer = client.producer().linger(Duration::from_millis(20)).build().await?;
-    let from_stdin = !std::io::stdin().is_terminal();
+    let producer = client
+        .producer()
+        .linger(Duration::from_millis(20))
+        .build()
+        .await?;
+    let from_stdin = has_input();
     if !global.output.is_json() {
-        let input = if from_stdin { "lines from stdin" } else { "this machine's processes, once a second" };
+        let input = if from_stdin {
+            "lines from stdin"
+        } else {
+            "this machine's processes, once a second"
+        };
         note(&format!(
             "{input} → {COMPONENT} ({}) → topic {} → here; Ctrl-C ends it",
             arguments.filter.expr, arguments.topic
@@ -125,10 +145,19 @@ async fn demo(arguments: &Arguments, global: &Global) -> Outcome {
     Ok(())
 }
 
+/// Whether stdin is a pipe, a file or a socket: something that was given as input.
+fn has_input() -> bool {
+    std::fs::metadata("/dev/stdin").is_ok_and(|stdin| {
+        let kind = stdin.file_type();
+        kind.is_file() || kind.is_fifo() || kind.is_socket()
+    })
+}
+
 async fn prepare(client: &Client, arguments: &Arguments) -> Outcome {
     let admin = client.admin();
     admin.create_topic(&arguments.topic, 1, &[], true).await?;
-    let component = bundled(COMPONENT).ok_or_else(|| Failure::failed("json-filter is not bundled"))?;
+    let component =
+        bundled(COMPONENT).ok_or_else(|| Failure::failed("json-filter is not bundled"))?;
     let filter = FilterSpec {
         name: COMPONENT.into(),
         topic: arguments.topic.clone(),
@@ -140,7 +169,9 @@ async fn prepare(client: &Client, arguments: &Arguments) -> Outcome {
         ],
         ..FilterSpec::default()
     };
-    admin.deploy_filter(&filter, Bytes::from_static(component)).await?;
+    admin
+        .deploy_filter(&filter, Bytes::from_static(component))
+        .await?;
     Ok(())
 }
 
@@ -149,7 +180,7 @@ async fn feed(producer: &Producer, topic: &str, from_stdin: bool) -> Outcome {
         let mut lines = BufReader::new(tokio::io::stdin()).lines();
         while let Some(text) = lines.next_line().await? {
             // Its outcome is in the producer's report.
-            let _ = producer.enqueue(topic, Record::new(text)).await?;
+            drop(producer.enqueue(topic, Record::new(text)).await?);
         }
         producer.flush().await?;
         return Ok(());
@@ -158,7 +189,11 @@ async fn feed(producer: &Producer, topic: &str, from_stdin: bool) -> Outcome {
     loop {
         tick.tick().await;
         for (name, value) in processes()? {
-            let _ = producer.enqueue(topic, Record::new(value).key(name)).await?;
+            drop(
+                producer
+                    .enqueue(topic, Record::new(value).key(name))
+                    .await?,
+            );
         }
     }
 }
@@ -169,9 +204,17 @@ fn processes() -> Outcome<Vec<(String, String)>> {
     let mut all = Vec::new();
     for entry in std::fs::read_dir("/proc")? {
         let entry = entry?;
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
+        let Some(pid) = entry
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse::<u32>().ok())
+        else {
+            continue;
+        };
         // A process may end while it is looked at.
-        let Ok(stat) = std::fs::read_to_string(entry.path().join("stat")) else { continue };
+        let Ok(stat) = std::fs::read_to_string(entry.path().join("stat")) else {
+            continue;
+        };
         if let Some((name, value)) = process(pid, &stat, &time) {
             all.push((name, value));
         }
@@ -184,7 +227,11 @@ fn process(pid: u32, stat: &str, time: &str) -> Option<(String, String)> {
     let (before, after) = stat.rsplit_once(')')?;
     let (_, name) = before.split_once('(')?;
     let fields: Vec<&str> = after.split_ascii_whitespace().collect();
-    let number = |field: usize| fields.get(field - 3).and_then(|text| text.parse::<u64>().ok());
+    let number = |field: usize| {
+        fields
+            .get(field - 3)
+            .and_then(|text| text.parse::<u64>().ok())
+    };
     let value = json!({
         "time": time,
         "pid": pid,
@@ -207,6 +254,9 @@ mod tests {
         let (name, value) = process(7, stat, "now").unwrap();
         assert_eq!(name, "a) b");
         let value: serde_json::Value = serde_json::from_str(&value).unwrap();
-        assert_eq!((&value["cpu_ms"], &value["rss_kib"], &value["threads"]), (&json!(2000), &json!(10_000), &json!(3)));
+        assert_eq!(
+            (&value["cpu_ms"], &value["rss_kib"], &value["threads"]),
+            (&json!(2000), &json!(10_000), &json!(3))
+        );
     }
 }

@@ -44,8 +44,21 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(arguments: Arguments, global: &Global) -> Outcome {
-    let Arguments { data, listen, http, shards, demo, filter } = arguments;
-    let flags = BrokerFlags { data, listen, http, shards, ..BrokerFlags::default() };
+    let Arguments {
+        data,
+        listen,
+        http,
+        shards,
+        demo,
+        filter,
+    } = arguments;
+    let flags = BrokerFlags {
+        data,
+        listen,
+        http,
+        shards,
+        ..BrokerFlags::default()
+    };
     let mut config = flags.load()?;
     // Defaults give way to whoever has the port; what was asked for does not.
     if listen.is_none() && UdpSocket::bind(config.listen).is_err() {
@@ -71,12 +84,17 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Outcome {
             let _ = line(&welcome(broker));
         }
         if demo {
-            let global = Global { context: Some(context), ..global };
-            let worker = std::thread::Builder::new().name("demo".into()).spawn(move || {
-                if let Err(error) = demo::run_beside(&filter, &global) {
-                    note(&format!("the demo ended: {error:?}"));
-                }
-            });
+            let global = Global {
+                context: Some(context),
+                ..global
+            };
+            let worker = std::thread::Builder::new()
+                .name("demo".into())
+                .spawn(move || {
+                    if let Err(error) = demo::run_beside(&filter, &global) {
+                        note(&format!("the demo ended: {error:?}"));
+                    }
+                });
             if let Err(error) = worker {
                 note(&format!("no thread for the demo: {error}"));
             }
@@ -88,10 +106,17 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Outcome {
 fn welcome(broker: &millstream_broker::Broker) -> String {
     let context = broker.context();
     // The default place needs no --context in the directory where it was started.
-    let default = std::path::Path::new(millstream_client::DEV_DIRECTORY).join(millstream_client::CONTEXT_FILE);
+    let default = std::path::Path::new(millstream_client::DEV_DIRECTORY)
+        .join(millstream_client::CONTEXT_FILE);
     let same = context.canonicalize().ok() == default.canonicalize().ok();
-    let export = if same { String::new() } else { format!("  export MILLSTREAM_CONTEXT={}\n", context.display()) };
-    let http = broker.http_address().map_or_else(String::new, |address| format!("  http://{address}/metrics\n"));
+    let export = if same {
+        String::new()
+    } else {
+        format!("  export MILLSTREAM_CONTEXT={}\n", context.display())
+    };
+    let http = broker.http_address().map_or_else(String::new, |address| {
+        format!("  http://{address}/metrics\n")
+    });
     format!(
         "Millstream is ready on {}; its data is in {}.\n\nIn another terminal:\n{export}  \
          millstream topic create orders --partitions 4\n  \

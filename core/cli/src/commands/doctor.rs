@@ -46,22 +46,49 @@ pub(crate) struct Check {
 
 impl Check {
     pub(crate) fn good(name: &'static str, found: impl Into<String>) -> Self {
-        Self { name, state: State::Good, found: found.into(), hint: String::new() }
+        Self {
+            name,
+            state: State::Good,
+            found: found.into(),
+            hint: String::new(),
+        }
     }
 
-    pub(crate) fn warning(name: &'static str, found: impl Into<String>, hint: impl Into<String>) -> Self {
-        Self { name, state: State::Warning, found: found.into(), hint: hint.into() }
+    pub(crate) fn warning(
+        name: &'static str,
+        found: impl Into<String>,
+        hint: impl Into<String>,
+    ) -> Self {
+        Self {
+            name,
+            state: State::Warning,
+            found: found.into(),
+            hint: hint.into(),
+        }
     }
 
-    pub(crate) fn failure(name: &'static str, found: impl Into<String>, hint: impl Into<String>) -> Self {
-        Self { name, state: State::Failure, found: found.into(), hint: hint.into() }
+    pub(crate) fn failure(
+        name: &'static str,
+        found: impl Into<String>,
+        hint: impl Into<String>,
+    ) -> Self {
+        Self {
+            name,
+            state: State::Failure,
+            found: found.into(),
+            hint: hint.into(),
+        }
     }
 }
 
 pub(crate) fn run(arguments: &Arguments, global: &Global) -> Outcome {
     let directory = arguments.data.clone().unwrap_or_else(|| {
         let dev = PathBuf::from(millstream_client::DEV_DIRECTORY);
-        if dev.is_dir() { dev } else { PathBuf::from(".") }
+        if dev.is_dir() {
+            dev
+        } else {
+            PathBuf::from(".")
+        }
     });
     let mut checks = machine::checks(&directory);
     let mut status = Value::Null;
@@ -80,7 +107,11 @@ pub(crate) fn run(arguments: &Arguments, global: &Global) -> Outcome {
     } else {
         let mut table = Table::new(["CHECK", "STATE", "FOUND"]);
         for check in &checks {
-            table.row([check.name.into(), word(check.state).into(), check.found.clone()]);
+            table.row([
+                check.name.into(),
+                word(check.state).into(),
+                check.found.clone(),
+            ]);
         }
         let mut text = table.to_string();
         for check in checks.iter().filter(|check| !check.hint.is_empty()) {
@@ -105,7 +136,10 @@ fn word(state: State) -> &'static str {
 /// Whether a broker answers, and what it says of itself.
 fn broker(global: &Global) -> (Check, Value) {
     const NAME: &str = "broker";
-    let global = Global { timeout: global.timeout.min(std::time::Duration::from_secs(5)), ..global.clone() };
+    let global = Global {
+        timeout: global.timeout.min(std::time::Duration::from_secs(5)),
+        ..global.clone()
+    };
     let outcome = block_on(async {
         let client = client(&global).await?;
         let info = client.broker().await?;
@@ -124,16 +158,25 @@ fn broker(global: &Global) -> (Check, Value) {
                 trip.as_secs_f64() * 1e3
             );
             match status {
-                Ok(text) => (Check::good(NAME, found), serde_json::from_str(&text).unwrap_or(Value::String(text))),
+                Ok(text) => (
+                    Check::good(NAME, found),
+                    serde_json::from_str(&text).unwrap_or(Value::String(text)),
+                ),
                 // It serves; only looking inside is not allowed.
-                Err(error) => (Check::warning(NAME, found, format!("no status: {error}")), Value::Null),
+                Err(error) => (
+                    Check::warning(NAME, found, format!("no status: {error}")),
+                    Value::Null,
+                ),
             }
         }
         Err(Failure::Usage(message)) => (
             Check::warning(NAME, "no context", format!("{message} (or use --offline)")),
             Value::Null,
         ),
-        Err(Failure::Failed(error)) => (Check::failure(NAME, "does not answer", format!("{error:#}")), Value::Null),
+        Err(Failure::Failed(error)) => (
+            Check::failure(NAME, "does not answer", format!("{error:#}")),
+            Value::Null,
+        ),
         Err(Failure::Told) => (Check::failure(NAME, "does not answer", ""), Value::Null),
     }
 }

@@ -56,16 +56,33 @@ pub(crate) fn run(command: Command, global: &Global) -> Outcome {
                 for group in &groups {
                     table.row([group.clone()]);
                 }
-                let text = if table.is_empty() { "no groups".into() } else { table.to_string() };
+                let text = if table.is_empty() {
+                    "no groups".into()
+                } else {
+                    table.to_string()
+                };
                 output.show(text, &json!(groups))?;
             }
             Command::Describe { group } => {
                 let described = admin.describe_group(&group).await?;
                 output.show(describe(&described), &group_json(&described))?;
             }
-            Command::Reset { group, topic, partition, to, force, dry_run } => {
-                let offsets = admin.reset_group(&group, &topic, &partition, to, force, dry_run).await?;
-                let head = if dry_run { "would be set to (nothing was changed):" } else { "is set to:" };
+            Command::Reset {
+                group,
+                topic,
+                partition,
+                to,
+                force,
+                dry_run,
+            } => {
+                let offsets = admin
+                    .reset_group(&group, &topic, &partition, to, force, dry_run)
+                    .await?;
+                let head = if dry_run {
+                    "would be set to (nothing was changed):"
+                } else {
+                    "is set to:"
+                };
                 let text = format!("{group} {head}\n{}", offset_table(&offsets));
                 let json = json!({ "group": group, "dry_run": dry_run, "offsets": offsets.iter().map(offset_json).collect::<Value>() });
                 output.show(text, &json)?;
@@ -82,12 +99,26 @@ pub(crate) fn run(command: Command, global: &Global) -> Outcome {
 
 fn describe(group: &GroupDescription) -> String {
     let lag: u64 = group.offsets.iter().map(|offset| offset.lag).sum();
-    let mut text = format!("{}  {}  epoch {}  lag {}\n", group.group, group.state, group.epoch, grouped(lag));
+    let mut text = format!(
+        "{}  {}  epoch {}  lag {}\n",
+        group.group,
+        group.state,
+        group.epoch,
+        grouped(lag)
+    );
     if !group.members.is_empty() {
         let mut table = Table::new(["MEMBER", "CLIENT", "PARTITIONS"]);
         for member in &group.members {
-            let owned: Vec<_> = member.partitions.iter().map(|(topic, partition)| format!("{topic}/{partition}")).collect();
-            let owned = if owned.is_empty() { "-".into() } else { owned.join(" ") };
+            let owned: Vec<_> = member
+                .partitions
+                .iter()
+                .map(|(topic, partition)| format!("{topic}/{partition}"))
+                .collect();
+            let owned = if owned.is_empty() {
+                "-".into()
+            } else {
+                owned.join(" ")
+            };
             table.row([member.member.to_string(), member.client.clone(), owned]);
         }
         text.push_str(&format!("\n{table}"));
@@ -104,10 +135,16 @@ fn offset_table(offsets: &[GroupOffset]) -> String {
         table.row([
             offset.topic.clone(),
             offset.partition.to_string(),
-            offset.committed.map_or_else(|| "-".into(), |committed| committed.to_string()),
+            offset
+                .committed
+                .map_or_else(|| "-".into(), |committed| committed.to_string()),
             offset.end_offset.to_string(),
             offset.lag.to_string(),
-            if offset.member == 0 { "-".into() } else { offset.member.to_string() },
+            if offset.member == 0 {
+                "-".into()
+            } else {
+                offset.member.to_string()
+            },
         ]);
     }
     table.to_string()

@@ -60,7 +60,13 @@ Example:
 
 pub(crate) fn run(command: &Command, global: &Global) -> Outcome {
     match command {
-        Command::Inspect { directory, shard, files, from_lsn, limit } => {
+        Command::Inspect {
+            directory,
+            shard,
+            files,
+            from_lsn,
+            limit,
+        } => {
             let _held = hold(directory)?;
             let mut out = Printer {
                 out: BufWriter::new(io::stdout().lock()),
@@ -99,14 +105,20 @@ pub(crate) fn run(command: &Command, global: &Global) -> Outcome {
 
 /// Keep a broker from starting meanwhile, and refuse when one runs. Looking at a copy needs no lock.
 fn hold(directory: &Path) -> Outcome<Option<File>> {
-    let Ok(lock) = File::open(directory.join("lock")) else { return Ok(None) };
+    let Ok(lock) = File::open(directory.join("lock")) else {
+        return Ok(None);
+    };
     match lock.try_lock_shared() {
         Ok(()) => Ok(Some(lock)),
-        Err(TryLockError::WouldBlock) => {
-            Err(Failure::failed(format!("a broker runs on {}: stop it first, or look at a copy", directory.display())))
-        }
+        Err(TryLockError::WouldBlock) => Err(Failure::failed(format!(
+            "a broker runs on {}: stop it first, or look at a copy",
+            directory.display()
+        ))),
         Err(TryLockError::Error(error)) => {
-            note(&format!("{} cannot be locked ({error}); reading all the same", directory.display()));
+            note(&format!(
+                "{} cannot be locked ({error}); reading all the same",
+                directory.display()
+            ));
             Ok(None)
         }
     }
@@ -135,7 +147,10 @@ fn shards(directory: &Path, only: Option<u16>) -> Outcome<Vec<Shard>> {
         .map_err(|error| Failure::usage(format!("{}: {error}", directory.display())))?;
     for entry in entries {
         let entry = entry?;
-        let number = entry.file_name().to_str().and_then(|name| name.strip_prefix("shard-")?.parse::<u16>().ok());
+        let number = entry
+            .file_name()
+            .to_str()
+            .and_then(|name| name.strip_prefix("shard-")?.parse::<u16>().ok());
         if let Some(number) = number
             && only.is_none_or(|only| only == number)
         {
@@ -148,7 +163,10 @@ fn shards(directory: &Path, only: Option<u16>) -> Outcome<Vec<Shard>> {
     }
     let alone = listed(directory.to_owned())?;
     if alone.files.is_empty() || only.is_some() {
-        return Err(Failure::usage(format!("{} holds no such shard: name a data directory", directory.display())));
+        return Err(Failure::usage(format!(
+            "{} holds no such shard: name a data directory",
+            directory.display()
+        )));
     }
     Ok(vec![alone])
 }
@@ -159,7 +177,9 @@ impl Shard {
         let read = || -> io::Result<Bytes> {
             let file = File::open(&path)?;
             // Never more than the file has: a damaged length must not make us allocate it.
-            let len = len.min(usize::try_from(file.metadata()?.len().saturating_sub(at)).unwrap_or(usize::MAX));
+            let len = len.min(
+                usize::try_from(file.metadata()?.len().saturating_sub(at)).unwrap_or(usize::MAX),
+            );
             let mut buffer = vec![0; len];
             let mut filled = 0;
             while filled < len {
@@ -172,7 +192,11 @@ impl Shard {
             Ok(buffer.into())
         };
         read().map_err(|error| IoError {
-            kind: if error.kind() == io::ErrorKind::NotFound { IoErrorKind::NotFound } else { IoErrorKind::Failed },
+            kind: if error.kind() == io::ErrorKind::NotFound {
+                IoErrorKind::NotFound
+            } else {
+                IoErrorKind::Failed
+            },
             message: format!("{}: {error}", path.display()),
         })
     }
@@ -200,10 +224,18 @@ fn check(shard: &Shard) -> Outcome<(Verified, Vec<Damage>)> {
     for (number, length) in shard.wal_files() {
         walk(number, length, &mut read, &mut |item| {
             let Item::Group(group) = item else { return };
-            for entry in group.entries.iter().filter(|entry| !entry.header.is_control()) {
+            for entry in group
+                .entries
+                .iter()
+                .filter(|entry| !entry.header.is_control())
+            {
                 if let Some(Err(error)) = fact_of(entry) {
                     let file = FileId::Wal(number).file_name();
-                    facts.push(Damage { file, at: entry.at, what: error.to_string() });
+                    facts.push(Damage {
+                        file,
+                        at: entry.at,
+                        what: error.to_string(),
+                    });
                 }
             }
         })?;
@@ -212,7 +244,10 @@ fn check(shard: &Shard) -> Outcome<(Verified, Vec<Damage>)> {
 }
 
 fn fact_of(entry: &ScannedEntry) -> Option<Result<Fact, millstream_machine::fact::FactError>> {
-    entry.fact.as_ref().map(|fact| Fact::decode(entry.header.kind, fact))
+    entry
+        .fact
+        .as_ref()
+        .map(|fact| Fact::decode(entry.header.kind, fact))
 }
 
 fn verified_text(shard: &Shard, found: &Verified, facts: &[Damage]) -> String {
@@ -227,13 +262,21 @@ fn verified_text(shard: &Shard, found: &Verified, facts: &[Damage]) -> String {
         found.last,
     );
     if let Some((begin, parts)) = &found.snapshot {
-        text.push_str(&format!("\n  snapshot begun at lsn {begin}, in {parts} parts"));
+        text.push_str(&format!(
+            "\n  snapshot begun at lsn {begin}, in {parts} parts"
+        ));
     }
     for damage in &found.torn {
-        text.push_str(&format!("\n  torn end (never acknowledged): {} at byte {}: {}", damage.file, damage.at, damage.what));
+        text.push_str(&format!(
+            "\n  torn end (never acknowledged): {} at byte {}: {}",
+            damage.file, damage.at, damage.what
+        ));
     }
     for damage in found.damage.iter().chain(facts) {
-        text.push_str(&format!("\n  DAMAGED: {} at byte {}: {}", damage.file, damage.at, damage.what));
+        text.push_str(&format!(
+            "\n  DAMAGED: {} at byte {}: {}",
+            damage.file, damage.at, damage.what
+        ));
     }
     if found.damage.is_empty() && facts.is_empty() {
         text.push_str("\n  no damage");
@@ -244,7 +287,8 @@ fn verified_text(shard: &Shard, found: &Verified, facts: &[Damage]) -> String {
 }
 
 fn verified_json(shard: &Shard, found: &Verified, facts: &[Damage]) -> Value {
-    let list = |damage: &Damage| json!({ "file": damage.file, "at": damage.at, "what": damage.what });
+    let list =
+        |damage: &Damage| json!({ "file": damage.file, "at": damage.at, "what": damage.what });
     json!({
         "shard": shard.path,
         "files": found.files,
@@ -377,7 +421,11 @@ impl Printer<'_> {
         if self.failed.is_some() {
             return;
         }
-        let words = if self.json { json().to_string() } else { text() };
+        let words = if self.json {
+            json().to_string()
+        } else {
+            text()
+        };
         self.failed = writeln!(self.out, "{}", words.trim_end()).err();
     }
 }

@@ -58,7 +58,14 @@ pub(crate) enum Command {
 }
 
 pub(crate) fn run(command: Command, global: &Global) -> Outcome {
-    logging::start(global, if matches!(command, Command::Serve(_) | Command::Dev(_)) { "info" } else { "warn" });
+    logging::start(
+        global,
+        if matches!(command, Command::Serve(_) | Command::Dev(_)) {
+            "info"
+        } else {
+            "warn"
+        },
+    );
     match command {
         Command::Dev(arguments) => dev::run(arguments, global),
         Command::Serve(arguments) => serve::run(&arguments, global),

@@ -14,8 +14,14 @@ use crate::values::{pair, size};
 
 /// Components that this binary brings along.
 const BUNDLED: [(&str, &[u8]); 2] = [
-    ("json-filter", include_bytes!("../../../../plugins/dist/json-filter.wasm")),
-    ("key-filter", include_bytes!("../../../../plugins/dist/key-filter.wasm")),
+    (
+        "json-filter",
+        include_bytes!("../../../../plugins/dist/json-filter.wasm"),
+    ),
+    (
+        "key-filter",
+        include_bytes!("../../../../plugins/dist/key-filter.wasm"),
+    ),
 ];
 
 /// Deploy, list and remove components
@@ -69,7 +75,10 @@ Examples:
 
 /// A bundled component by name.
 pub(crate) fn bundled(name: &str) -> Option<&'static [u8]> {
-    BUNDLED.iter().find(|(bundled, _)| *bundled == name).map(|(_, bytes)| *bytes)
+    BUNDLED
+        .iter()
+        .find(|(bundled, _)| *bundled == name)
+        .map(|(_, bytes)| *bytes)
 }
 
 pub(crate) fn run(command: Command, global: &Global) -> Outcome {
@@ -80,13 +89,25 @@ pub(crate) fn run(command: Command, global: &Global) -> Outcome {
             for (name, bytes) in BUNDLED {
                 table.row([name.into(), bytes.len().to_string()]);
             }
-            let json = BUNDLED.iter().map(|(name, bytes)| json!({ "name": name, "bytes": bytes.len() })).collect();
+            let json = BUNDLED
+                .iter()
+                .map(|(name, bytes)| json!({ "name": name, "bytes": bytes.len() }))
+                .collect();
             return output.show(table.to_string(), &json);
         }
         let client = client(global).await?;
         let admin = client.admin();
         match command {
-            Command::Deploy { component, topic, name, stage, param, on_error, memory, batch_ms } => {
+            Command::Deploy {
+                component,
+                topic,
+                name,
+                stage,
+                param,
+                on_error,
+                memory,
+                batch_ms,
+            } => {
                 let (default_name, bytes) = component_of(&component)?;
                 let filter = FilterSpec {
                     name: name.unwrap_or(default_name),
@@ -110,10 +131,21 @@ pub(crate) fn run(command: Command, global: &Global) -> Outcome {
             }
             Command::List { .. } => {
                 let filters = admin.list_filters().await?;
-                let mut table = Table::new(["NAME", "TOPIC", "STAGE", "DIGEST", "ON-ERROR", "STATE", "PARAMETERS"]);
+                let mut table = Table::new([
+                    "NAME",
+                    "TOPIC",
+                    "STAGE",
+                    "DIGEST",
+                    "ON-ERROR",
+                    "STATE",
+                    "PARAMETERS",
+                ]);
                 for filter in &filters {
-                    let parameters: Vec<_> =
-                        filter.parameters.iter().map(|(key, value)| format!("{key}={value}")).collect();
+                    let parameters: Vec<_> = filter
+                        .parameters
+                        .iter()
+                        .map(|(key, value)| format!("{key}={value}"))
+                        .collect();
                     table.row([
                         filter.name.clone(),
                         filter.topic.clone(),
@@ -124,12 +156,19 @@ pub(crate) fn run(command: Command, global: &Global) -> Outcome {
                         parameters.join(" "),
                     ]);
                 }
-                let text = if table.is_empty() { "nothing is deployed".into() } else { table.to_string() };
+                let text = if table.is_empty() {
+                    "nothing is deployed".into()
+                } else {
+                    table.to_string()
+                };
                 output.show(text, &filters.iter().map(filter_json).collect::<Value>())?;
             }
             Command::Remove { name, topic } => {
                 admin.remove_filter(&topic, &name).await?;
-                output.show(format!("removed {name} from {topic}"), &json!({ "removed": name, "topic": topic }))?;
+                output.show(
+                    format!("removed {name} from {topic}"),
+                    &json!({ "removed": name, "topic": topic }),
+                )?;
             }
         }
         client.close().await;
@@ -161,8 +200,14 @@ fn component_of(component: &str) -> Outcome<(String, Bytes)> {
     }
     let bytes = std::fs::read(path).map_err(|error| {
         let names: Vec<_> = BUNDLED.iter().map(|(name, _)| *name).collect();
-        Failure::usage(format!("{}: {error}; bundled components are {}", path.display(), names.join(", ")))
+        Failure::usage(format!(
+            "{}: {error}; bundled components are {}",
+            path.display(),
+            names.join(", ")
+        ))
     })?;
-    let name = PathBuf::from(component).file_stem().map(|name| name.to_string_lossy().into_owned());
+    let name = PathBuf::from(component)
+        .file_stem()
+        .map(|name| name.to_string_lossy().into_owned());
     Ok((name.unwrap_or_else(|| component.to_owned()), bytes.into()))
 }

@@ -116,9 +116,15 @@ pub(crate) fn run(arguments: &Arguments, global: &Global) -> Outcome {
             .build()
             .await?;
         let topic = producer.topic(&arguments.topic).await?;
-        if let Some(partition) = arguments.partition.filter(|&partition| partition >= topic.partitions()) {
+        if let Some(partition) = arguments
+            .partition
+            .filter(|&partition| partition >= topic.partitions())
+        {
             let last = topic.partitions() - 1;
-            return Err(Failure::usage(format!("{} has partitions 0 to {last}, not {partition}", arguments.topic)));
+            return Err(Failure::usage(format!(
+                "{} has partitions 0 to {last}, not {partition}",
+                arguments.topic
+            )));
         }
         let start = Instant::now();
         let stop = Arc::new(AtomicBool::new(false));
@@ -154,14 +160,24 @@ pub(crate) fn run(arguments: &Arguments, global: &Global) -> Outcome {
                 }),
             }
         };
-        producer.flush().await.or_else(|error| if producer.report().failed > 0 { Ok(()) } else { Err(error) })?;
+        producer.flush().await.or_else(|error| {
+            if producer.report().failed > 0 {
+                Ok(())
+            } else {
+                Err(error)
+            }
+        })?;
         drop(progress);
         let elapsed = start.elapsed();
         let report = producer.report();
         let failed = report.failed + read.refused;
         let text = match failed {
             0 => format!("{} acknowledged", records(report.acknowledged)),
-            _ => format!("{} acknowledged, {} not", records(report.acknowledged), grouped(failed)),
+            _ => format!(
+                "{} acknowledged, {} not",
+                records(report.acknowledged),
+                grouped(failed)
+            ),
         };
         let json = json!({
             "topic": arguments.topic,
@@ -190,7 +206,11 @@ pub(crate) fn run(arguments: &Arguments, global: &Global) -> Outcome {
 }
 
 fn records(count: u64) -> String {
-    format!("{} record{}", grouped(count), if count == 1 { "" } else { "s" })
+    format!(
+        "{} record{}",
+        grouped(count),
+        if count == 1 { "" } else { "s" }
+    )
 }
 
 fn rate(count: u64, since: Instant) -> u64 {
@@ -210,11 +230,18 @@ struct Plan {
 impl Plan {
     fn of(arguments: &Arguments) -> Self {
         Self {
-            separator: arguments.key_separator.as_ref().map(|text| text.clone().into_bytes()),
+            separator: arguments
+                .key_separator
+                .as_ref()
+                .map(|text| text.clone().into_bytes()),
             key: arguments.key.as_ref().map(|key| key.clone().into_bytes()),
             partition: arguments.partition,
             json: arguments.json,
-            headers: arguments.header.iter().map(|(name, value)| Header::new(name.clone(), value.clone())).collect(),
+            headers: arguments
+                .header
+                .iter()
+                .map(|(name, value)| Header::new(name.clone(), value.clone()))
+                .collect(),
             skip_empty: arguments.skip_empty,
         }
     }
@@ -237,7 +264,9 @@ impl Reader {
         loop {
             if filled == block.len() {
                 if filled >= LINE_BYTES_MAX {
-                    read.error = Some(io::Error::other(format!("a line is over {LINE_BYTES_MAX} bytes")));
+                    read.error = Some(io::Error::other(format!(
+                        "a line is over {LINE_BYTES_MAX} bytes"
+                    )));
                     return read;
                 }
                 block.resize(filled * 2, 0);
@@ -262,7 +291,10 @@ impl Reader {
         }
         if filled > 0 {
             let rest = &block[..filled];
-            self.hand_over(&mut std::iter::once(rest.strip_suffix(b"\r").unwrap_or(rest)), &mut read);
+            self.hand_over(
+                &mut std::iter::once(rest.strip_suffix(b"\r").unwrap_or(rest)),
+                &mut read,
+            );
         }
         read
     }

@@ -78,9 +78,22 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Outcome {
     })
 }
 
-async fn subscribe(client: &Client, arguments: Arguments, global: &Global, mut interrupt: Interrupt) -> Outcome {
-    let from = arguments.from.unwrap_or(if arguments.group.is_some() { StartAt::Start } else { StartAt::End });
-    let mut builder = client.consumer().from(from).auto_commit(None).verify(arguments.verify);
+async fn subscribe(
+    client: &Client,
+    arguments: Arguments,
+    global: &Global,
+    mut interrupt: Interrupt,
+) -> Outcome {
+    let from = arguments.from.unwrap_or(if arguments.group.is_some() {
+        StartAt::Start
+    } else {
+        StartAt::End
+    });
+    let mut builder = client
+        .consumer()
+        .from(from)
+        .auto_commit(None)
+        .verify(arguments.verify);
     for &partition in &arguments.partition {
         builder = builder.partition(arguments.topic.as_str(), partition);
     }
@@ -185,7 +198,10 @@ impl Printer {
                         }
                     }
                     if self.grouped {
-                        self.done.insert(TopicPartition::new(batch.topic().clone(), batch.partition()), next);
+                        self.done.insert(
+                            TopicPartition::new(batch.topic().clone(), batch.partition()),
+                            next,
+                        );
                         if self.committed.elapsed() >= COMMIT_EVERY {
                             self.write()?;
                             self.commit().await?;
@@ -195,10 +211,12 @@ impl Printer {
                 Some(Ok(ConsumerEvent::Revoking(partitions))) => {
                     self.write()?;
                     self.commit().await?;
-                    self.done.retain(|partition, _| !partitions.contains(partition));
+                    self.done
+                        .retain(|partition, _| !partitions.contains(partition));
                 }
                 Some(Ok(ConsumerEvent::Lost(partitions))) => {
-                    self.done.retain(|partition, _| !partitions.contains(partition));
+                    self.done
+                        .retain(|partition, _| !partitions.contains(partition));
                 }
                 Some(Ok(ConsumerEvent::Failed { partition, error })) => {
                     self.write()?;
@@ -257,7 +275,10 @@ impl Printer {
         match self.consumer.commit_offsets(&offsets).await {
             Ok(failures) => {
                 for failure in failures {
-                    note(&format!("{} was not committed: {}", failure.partition, failure.error));
+                    note(&format!(
+                        "{} was not committed: {}",
+                        failure.partition, failure.error
+                    ));
                 }
                 Ok(())
             }

@@ -74,12 +74,27 @@ pub(crate) fn run(command: Command, global: &Global) -> Outcome {
         let admin = client.admin();
         let output = global.output;
         match command {
-            Command::Create { topic, partitions, config, if_not_exists } => {
-                let (made, created) = admin.create_topic(&topic, partitions, &config, if_not_exists).await?;
+            Command::Create {
+                topic,
+                partitions,
+                config,
+                if_not_exists,
+            } => {
+                let (made, created) = admin
+                    .create_topic(&topic, partitions, &config, if_not_exists)
+                    .await?;
                 let text = if created {
-                    format!("created {topic} with {} partition{}", made.partitions, plural(made.partitions.into()))
+                    format!(
+                        "created {topic} with {} partition{}",
+                        made.partitions,
+                        plural(made.partitions.into())
+                    )
                 } else {
-                    format!("{topic} is there already, with {} partition{}", made.partitions, plural(made.partitions.into()))
+                    format!(
+                        "{topic} is there already, with {} partition{}",
+                        made.partitions,
+                        plural(made.partitions.into())
+                    )
                 };
                 let mut json = topic_json(&made);
                 json["created"] = created.into();
@@ -90,15 +105,28 @@ pub(crate) fn run(command: Command, global: &Global) -> Outcome {
                 topics.sort_by(|a, b| a.name.cmp(&b.name));
                 let mut table = Table::new(["TOPIC", "PARTITIONS", "SETTINGS", "FILTERS"]);
                 for topic in &topics {
-                    table.row([topic.name.clone(), topic.partitions.to_string(), settings(topic), filters(topic)]);
+                    table.row([
+                        topic.name.clone(),
+                        topic.partitions.to_string(),
+                        settings(topic),
+                        filters(topic),
+                    ]);
                 }
-                let text = if table.is_empty() { "no topics".into() } else { table.to_string() };
+                let text = if table.is_empty() {
+                    "no topics".into()
+                } else {
+                    table.to_string()
+                };
                 output.show(text, &topics.iter().map(topic_json).collect::<Value>())?;
             }
             Command::Describe { topic } => {
                 let described = admin.describe_topic(&topic, true).await?;
                 let mut json = topic_json(&described);
-                json["partitions"] = described.partition_infos.iter().map(partition_json).collect();
+                json["partitions"] = described
+                    .partition_infos
+                    .iter()
+                    .map(partition_json)
+                    .collect();
                 output.show(describe(&described), &json)?;
             }
             Command::Delete { topics, if_exists } => {
@@ -106,11 +134,16 @@ pub(crate) fn run(command: Command, global: &Global) -> Outcome {
                 for topic in topics {
                     match admin.delete_topic(&topic).await {
                         Ok(()) => deleted.push(topic),
-                        Err(error) if if_exists && error.code() == Some(millstream_client::Code::UnknownTopic) => {}
+                        Err(error)
+                            if if_exists
+                                && error.code() == Some(millstream_client::Code::UnknownTopic) => {}
                         Err(error) => return Err(error.into()),
                     }
                 }
-                output.show(format!("deleted {}", deleted.join(", ")), &json!({ "deleted": deleted }))?;
+                output.show(
+                    format!("deleted {}", deleted.join(", ")),
+                    &json!({ "deleted": deleted }),
+                )?;
             }
             Command::Config { topic, set, unset } => {
                 let changes: Vec<_> = set
@@ -127,15 +160,25 @@ pub(crate) fn run(command: Command, global: &Global) -> Outcome {
                 for (key, value) in &described.config {
                     table.row([key.clone(), value.clone()]);
                 }
-                let text = if table.is_empty() { "only defaults".into() } else { table.to_string() };
+                let text = if table.is_empty() {
+                    "only defaults".into()
+                } else {
+                    table.to_string()
+                };
                 output.show(text, &topic_json(&described))?;
             }
             Command::AddPartitions { topic, total } => {
                 let described = admin.add_partitions(&topic, total).await?;
                 if described.partitions != total {
-                    return Err(Failure::failed(format!("{topic} has {} partitions", described.partitions)));
+                    return Err(Failure::failed(format!(
+                        "{topic} has {} partitions",
+                        described.partitions
+                    )));
                 }
-                output.show(format!("{topic} has {total} partitions"), &topic_json(&described))?;
+                output.show(
+                    format!("{topic} has {total} partitions"),
+                    &topic_json(&described),
+                )?;
             }
         }
         client.close().await;
@@ -176,7 +219,15 @@ fn describe(topic: &TopicDescription) -> String {
         text.push_str(&format!("filters   {}\n", filters(topic)));
     }
     text.push('\n');
-    let mut table = Table::new(["PARTITION", "START", "END", "RECORDS", "BYTES", "SHARD", "STATE"]);
+    let mut table = Table::new([
+        "PARTITION",
+        "START",
+        "END",
+        "RECORDS",
+        "BYTES",
+        "SHARD",
+        "STATE",
+    ]);
     let mut records = 0;
     for partition in &topic.partition_infos {
         let count = partition.end_offset.saturating_sub(partition.start_offset);
@@ -199,7 +250,12 @@ fn describe(topic: &TopicDescription) -> String {
 fn settings(topic: &TopicDescription) -> String {
     match topic.config.is_empty() {
         true => "-".into(),
-        false => topic.config.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(" "),
+        false => topic
+            .config
+            .iter()
+            .map(|(key, value)| format!("{key}={value}"))
+            .collect::<Vec<_>>()
+            .join(" "),
     }
 }
 
@@ -207,7 +263,10 @@ fn filters(topic: &TopicDescription) -> String {
     match topic.filters.is_empty() {
         true => "-".into(),
         false => {
-            let named = topic.filters.iter().map(|filter| format!("{} ({})", filter.name, filter.stage));
+            let named = topic
+                .filters
+                .iter()
+                .map(|filter| format!("{} ({})", filter.name, filter.stage));
             named.collect::<Vec<_>>().join(", ")
         }
     }

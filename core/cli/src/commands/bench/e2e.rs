@@ -19,7 +19,9 @@ const STAMP_BYTES: usize = 8;
 pub(super) fn measure(bench: &Bench, rate: u64) -> Outcome<Report> {
     let load = &bench.load;
     if load.size < STAMP_BYTES {
-        return Err(Failure::usage(format!("--size is at least {STAMP_BYTES} here: a record carries its time")));
+        return Err(Failure::usage(format!(
+            "--size is at least {STAMP_BYTES} here: a record carries its time"
+        )));
     }
     let origin = Instant::now();
     let (ready, is_ready) = oneshot::channel();
@@ -43,9 +45,15 @@ pub(super) fn measure(bench: &Bench, rate: u64) -> Outcome<Report> {
         .collect();
     let mut acks = Latencies::new();
     for producer in producers {
-        acks.merge(&producer.join().map_err(|_| Failure::failed("a producer's thread panicked"))??);
+        acks.merge(
+            &producer
+                .join()
+                .map_err(|_| Failure::failed("a producer's thread panicked"))??,
+        );
     }
-    let (latencies, ended) = consumer.join().map_err(|_| Failure::failed("the consumer's thread panicked"))??;
+    let (latencies, ended) = consumer
+        .join()
+        .map_err(|_| Failure::failed("the consumer's thread panicked"))??;
     let cpu = match (load.broker_pid, cpu_before) {
         (Some(pid), Some(before)) => Some(cpu_seconds(pid)? - before),
         _ => None,
@@ -65,8 +73,12 @@ pub(super) fn measure(bench: &Bench, rate: u64) -> Outcome<Report> {
 async fn produce(bench: &Bench, number: u32, rate: u64, origin: Instant) -> Outcome<Latencies> {
     let load = &bench.load;
     let client = bench.client().await?;
-    let producer =
-        client.producer().in_flight(load.in_flight).compression(load.compression.into()).build().await?;
+    let producer = client
+        .producer()
+        .in_flight(load.in_flight)
+        .compression(load.compression.into())
+        .build()
+        .await?;
     let topic = producer.topic(&bench.topic).await?;
     let partitions = topic.partitions();
     let (mut source, mut builder) = (Source::new(load, number), builder(load.compression));
@@ -85,7 +97,10 @@ async fn produce(bench: &Bench, number: u32, rate: u64, origin: Instant) -> Outc
             continue;
         }
         let start = pace.due().await;
-        while let Some((start, outcome)) = under_way.front().and_then(|(start, d)| Some((*start, d.outcome()?))) {
+        while let Some((start, outcome)) = under_way
+            .front()
+            .and_then(|(start, d)| Some((*start, d.outcome()?)))
+        {
             outcome?;
             latencies.add(start.elapsed());
             under_way.pop_front();
@@ -102,9 +117,18 @@ async fn produce(bench: &Bench, number: u32, rate: u64, origin: Instant) -> Outc
     Ok(latencies)
 }
 
-async fn consume(bench: &Bench, origin: Instant, ready: oneshot::Sender<()>) -> Outcome<(Latencies, Instant)> {
+async fn consume(
+    bench: &Bench,
+    origin: Instant,
+    ready: oneshot::Sender<()>,
+) -> Outcome<(Latencies, Instant)> {
     let client = bench.client().await?;
-    let mut consumer = client.consumer().topic(&bench.topic).from(StartAt::End).build().await?;
+    let mut consumer = client
+        .consumer()
+        .topic(&bench.topic)
+        .from(StartAt::End)
+        .build()
+        .await?;
     // Only what is assigned from its end now is sure to see every record.
     let mut ready = Some(ready);
     let mut latencies = Latencies::new();
@@ -116,7 +140,9 @@ async fn consume(bench: &Bench, origin: Instant, ready: oneshot::Sender<()>) -> 
                 let opened = batch.open()?;
                 for record in opened.iter() {
                     let record = record?;
-                    let stamp = record.value.and_then(|value| value.first_chunk::<STAMP_BYTES>());
+                    let stamp = record
+                        .value
+                        .and_then(|value| value.first_chunk::<STAMP_BYTES>());
                     let sent = stamp.map_or(0, |stamp| u64::from_le_bytes(*stamp));
                     let now = u64::try_from(origin.elapsed().as_nanos()).unwrap_or(u64::MAX);
                     latencies.add(std::time::Duration::from_nanos(now.saturating_sub(sent)));

@@ -55,11 +55,17 @@ impl Source {
     }
 
     fn key(&self, number: u64) -> Option<&[u8]> {
-        (!self.keys.is_empty()).then(|| self.keys[(number % self.keys.len() as u64) as usize].as_bytes())
+        (!self.keys.is_empty())
+            .then(|| self.keys[(number % self.keys.len() as u64) as usize].as_bytes())
     }
 
     /// The next batch of `count` records. `stamp`, when given, goes over the first bytes of each value.
-    pub(crate) fn batch(&mut self, builder: &mut BatchBuilder, count: u32, stamp: Option<u64>) -> Outcome<Batch> {
+    pub(crate) fn batch(
+        &mut self,
+        builder: &mut BatchBuilder,
+        count: u32,
+        stamp: Option<u64>,
+    ) -> Outcome<Batch> {
         let now = jiff::Timestamp::now().as_millisecond();
         for _ in 0..count {
             let number = self.next;
@@ -70,9 +76,13 @@ impl Source {
             }
             builder
                 .append(self.key(number), Some(&self.values[at]), [], now)
-                .map_err(|error| Failure::usage(format!("--batch {count} of such records: {error}")))?;
+                .map_err(|error| {
+                    Failure::usage(format!("--batch {count} of such records: {error}"))
+                })?;
         }
-        builder.build().ok_or_else(|| Failure::usage("--batch is at least 1"))
+        builder
+            .build()
+            .ok_or_else(|| Failure::usage("--batch is at least 1"))
     }
 }
 

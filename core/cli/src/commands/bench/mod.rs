@@ -105,18 +105,34 @@ struct Bench {
 impl Bench {
     fn prepare(load: Load, global: &Global) -> Outcome<Self> {
         if load.producers == 0 || load.partitions == 0 || load.in_flight == 0 {
-            return Err(Failure::usage("--producers, --partitions and --in-flight are at least 1"));
+            return Err(Failure::usage(
+                "--producers, --partitions and --in-flight are at least 1",
+            ));
         }
         if let Some(pid) = load.broker_pid
             && !PathBuf::from(format!("/proc/{pid}/stat")).exists()
         {
             return Err(Failure::usage(format!("there is no process {pid}")));
         }
-        let topic = load.topic.clone().unwrap_or_else(|| format!("bench-{}-{}", std::process::id(), jiff::Timestamp::now().as_millisecond()));
-        Ok(Self { context: context(global)?, load, topic, timeout: global.timeout })
+        let topic = load.topic.clone().unwrap_or_else(|| {
+            format!(
+                "bench-{}-{}",
+                std::process::id(),
+                jiff::Timestamp::now().as_millisecond()
+            )
+        });
+        Ok(Self {
+            context: context(global)?,
+            load,
+            topic,
+            timeout: global.timeout,
+        })
     }
 
-    fn with_client<T>(&self, work: impl AsyncFnOnce(&millstream_client::Client) -> Outcome<T>) -> Outcome<T> {
+    fn with_client<T>(
+        &self,
+        work: impl AsyncFnOnce(&millstream_client::Client) -> Outcome<T>,
+    ) -> Outcome<T> {
         crate::connect::block_on(async {
             let client = self.client().await?;
             let outcome = work(&client).await;
@@ -127,12 +143,19 @@ impl Bench {
 
     async fn client(&self) -> Outcome<millstream_client::Client> {
         let name = concat!("millstream-bench/", env!("CARGO_PKG_VERSION"));
-        Ok(millstream_client::Client::builder(self.context.clone()).name(name).timeout(self.timeout).connect().await?)
+        Ok(millstream_client::Client::builder(self.context.clone())
+            .name(name)
+            .timeout(self.timeout)
+            .connect()
+            .await?)
     }
 
     fn make_topic(&self) -> Outcome<u32> {
         self.with_client(async |client| {
-            let (made, _) = client.admin().create_topic(&self.topic, self.load.partitions, &[], true).await?;
+            let (made, _) = client
+                .admin()
+                .create_topic(&self.topic, self.load.partitions, &[], true)
+                .await?;
             Ok(made.partitions)
         })
     }
@@ -154,10 +177,15 @@ pub(crate) fn run(command: Command, global: &Global) -> Outcome {
             bench.drop_topic()?;
             report?.show(global.output)
         }
-        Command::Consume { load, consumers, no_fill } => {
+        Command::Consume {
+            load,
+            consumers,
+            no_fill,
+        } => {
             let bench = Bench::prepare(load, global)?;
             let partitions = bench.make_topic()?;
-            let report = consume::measure(&bench, consumers.clamp(1, partitions), partitions, no_fill);
+            let report =
+                consume::measure(&bench, consumers.clamp(1, partitions), partitions, no_fill);
             bench.drop_topic()?;
             report?.show(global.output)
         }

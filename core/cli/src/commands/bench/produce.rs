@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 
 use millstream_client::{Delivery, Producer};
 
+use super::Bench;
 use super::load::{Source, builder, share};
 use super::report::{Latencies, Report, cpu_seconds};
-use super::Bench;
 use crate::connect::block_on;
 use crate::exit::{Failure, Outcome};
 use crate::output::grouped;
@@ -39,7 +39,9 @@ pub(super) fn measure(bench: &Bench, show_progress: bool) -> Outcome<Report> {
         .collect();
     let mut all: Option<Seen> = None;
     for worker in workers {
-        let seen = worker.join().map_err(|_| Failure::failed("a producer's thread panicked"))??;
+        let seen = worker
+            .join()
+            .map_err(|_| Failure::failed("a producer's thread panicked"))??;
         all = Some(match all.take() {
             None => seen,
             Some(mut all) => {
@@ -57,7 +59,10 @@ pub(super) fn measure(bench: &Bench, show_progress: bool) -> Outcome<Report> {
         _ => None,
     };
     if all.acknowledged != load.records {
-        return Err(Failure::failed(format!("{} of {} records were acknowledged", all.acknowledged, load.records)));
+        return Err(Failure::failed(format!(
+            "{} of {} records were acknowledged",
+            all.acknowledged, load.records
+        )));
     }
     Ok(Report {
         what: "produce",
@@ -71,7 +76,12 @@ pub(super) fn measure(bench: &Bench, show_progress: bool) -> Outcome<Report> {
     })
 }
 
-async fn produce(bench: &Bench, number: u32, barrier: &Barrier, show_progress: bool) -> Outcome<Seen> {
+async fn produce(
+    bench: &Bench,
+    number: u32,
+    barrier: &Barrier,
+    show_progress: bool,
+) -> Outcome<Seen> {
     let load = &bench.load;
     let made = async {
         let client = bench.client().await?;
@@ -132,9 +142,20 @@ async fn own_batches(
             delivery.await?;
             latencies.add(start.elapsed());
         }
-        progress.show(|| format!("{} of {} records", grouped(records - left), grouped(records)));
+        progress.show(|| {
+            format!(
+                "{} of {} records",
+                grouped(records - left),
+                grouped(records)
+            )
+        });
     }
-    Ok(Seen { began, ended: Instant::now(), latencies, acknowledged: producer.report().acknowledged })
+    Ok(Seen {
+        began,
+        ended: Instant::now(),
+        latencies,
+        acknowledged: producer.report().acknowledged,
+    })
 }
 
 /// Records as they come, batched by the client; one record of each slice is timed.
@@ -185,12 +206,19 @@ async fn client_batches(
     producer.flush().await?;
     let ended = Instant::now();
     drop(timed);
-    let latencies = timing.await.map_err(|_| Failure::failed("the timing task panicked"))?;
+    let latencies = timing
+        .await
+        .map_err(|_| Failure::failed("the timing task panicked"))?;
     let report = producer.report();
     if let Some(error) = report.first_error {
         return Err(error.into());
     }
-    Ok(Seen { began, ended, latencies, acknowledged: report.acknowledged })
+    Ok(Seen {
+        began,
+        ended,
+        latencies,
+        acknowledged: report.acknowledged,
+    })
 }
 
 /// A pace of so many events a second; `None`: no bound.
@@ -203,12 +231,17 @@ pub(super) struct Pace {
 impl Pace {
     pub(super) fn new(per_second: f64) -> Self {
         let every = (per_second > 0.0).then(|| Duration::from_secs_f64(1.0 / per_second));
-        Self { every, next: Instant::now() }
+        Self {
+            every,
+            next: Instant::now(),
+        }
     }
 
     /// Wait until the next is due. Gives when it was due, so that a stall counts as latency.
     pub(super) async fn due(&mut self) -> Instant {
-        let Some(every) = self.every else { return Instant::now() };
+        let Some(every) = self.every else {
+            return Instant::now();
+        };
         let due = self.next;
         self.next += every;
         tokio::time::sleep_until(due.into()).await;

@@ -18,11 +18,17 @@ pub(crate) struct Latencies(Histogram<u64>);
 
 impl Latencies {
     pub(crate) fn new() -> Self {
-        Self(Histogram::new_with_bounds(1, MICROS_MAX, 3).expect("the bounds are constant and good"))
+        Self(
+            Histogram::new_with_bounds(1, MICROS_MAX, 3).expect("the bounds are constant and good"),
+        )
     }
 
     pub(crate) fn add(&mut self, latency: Duration) {
-        self.0.saturating_record(u64::try_from(latency.as_micros()).unwrap_or(MICROS_MAX).max(1));
+        self.0.saturating_record(
+            u64::try_from(latency.as_micros())
+                .unwrap_or(MICROS_MAX)
+                .max(1),
+        );
     }
 
     pub(crate) fn merge(&mut self, other: &Self) {
@@ -73,8 +79,19 @@ impl Report {
             self.load.size,
             grouped(records_per_s as u64),
         );
-        for (at, (name, latencies)) in self.latencies.iter().enumerate().filter(|(_, (_, l))| !l.is_empty()) {
-            let quantiles = [("p50", 0.5), ("p90", 0.9), ("p99", 0.99), ("p999", 0.999), ("max", 1.0)];
+        for (at, (name, latencies)) in self
+            .latencies
+            .iter()
+            .enumerate()
+            .filter(|(_, (_, l))| !l.is_empty())
+        {
+            let quantiles = [
+                ("p50", 0.5),
+                ("p90", 0.9),
+                ("p99", 0.99),
+                ("p999", 0.999),
+                ("max", 1.0),
+            ];
             text.push_str(&format!("{name} latency, ms:"));
             for (label, quantile) in quantiles {
                 let value = latencies.quantile_ms(quantile);
@@ -92,7 +109,9 @@ impl Report {
             put("broker_cpu_s", cpu.into());
             put("broker_cpu_s_per_million_records", per_million.into());
             put("broker_cpu_s_per_gb", per_gb.into());
-            text.push_str(&format!("broker CPU: {cpu:.2} s, {per_million:.3} s a million records, {per_gb:.3} s a GB\n"));
+            text.push_str(&format!(
+                "broker CPU: {cpu:.2} s, {per_million:.3} s a million records, {per_gb:.3} s a GB\n"
+            ));
         }
         for (name, value) in &self.extra {
             text.push_str(&format!("{}: {value}\n", name.replace('_', " ")));
@@ -120,7 +139,8 @@ impl Report {
 pub(crate) fn cpu_seconds(pid: u32) -> Outcome<f64> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))
         .map_err(|error| Failure::failed(format!("process {pid}: {error}")))?;
-    let ticks = parse_stat(&stat).ok_or_else(|| Failure::failed(format!("/proc/{pid}/stat cannot be read")))?;
+    let ticks = parse_stat(&stat)
+        .ok_or_else(|| Failure::failed(format!("/proc/{pid}/stat cannot be read")))?;
     // USER_HZ is 100 on every Linux that there is.
     Ok(ticks as f64 / 100.0)
 }

@@ -1,5 +1,8 @@
 //! Checks of this machine: rings, locked memory, direct I/O, sync latency, UDP, disk space, clock.
-#![allow(unsafe_code, reason = "getrlimit, statvfs, setsockopt and io_uring_setup have no safe wrapper here")]
+#![allow(
+    unsafe_code,
+    reason = "getrlimit, statvfs, setsockopt and io_uring_setup have no safe wrapper here"
+)]
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -25,7 +28,13 @@ const SYNC_SLOW: Duration = Duration::from_millis(10);
 
 /// All checks of the machine, with `directory` for the disk.
 pub(super) fn checks(directory: &Path) -> Vec<Check> {
-    let mut checks = vec![io_uring(), locked_memory(), udp_buffer("rmem_max"), udp_buffer("wmem_max"), segmentation()];
+    let mut checks = vec![
+        io_uring(),
+        locked_memory(),
+        udp_buffer("rmem_max"),
+        udp_buffer("wmem_max"),
+        segmentation(),
+    ];
     match TemporaryFile::new(directory) {
         Ok(file) => {
             checks.push(direct(&file));
@@ -63,7 +72,10 @@ fn io_uring() -> Check {
 
 fn locked_memory() -> Check {
     const NAME: &str = "locked memory";
-    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
     // SAFETY: `limit` is a valid place for the answer.
     if unsafe { libc::getrlimit(libc::RLIMIT_MEMLOCK, &raw mut limit) } != 0 {
         return Check::warning(NAME, io::Error::last_os_error().to_string(), "");
@@ -82,14 +94,20 @@ fn locked_memory() -> Check {
 }
 
 fn udp_buffer(which: &'static str) -> Check {
-    let name = if which == "rmem_max" { "UDP receive buffer" } else { "UDP send buffer" };
+    let name = if which == "rmem_max" {
+        "UDP receive buffer"
+    } else {
+        "UDP send buffer"
+    };
     let path = format!("/proc/sys/net/core/{which}");
     match std::fs::read_to_string(&path).map(|text| text.trim().parse::<u64>()) {
         Ok(Ok(max)) if max >= UDP_BUFFER_BYTES => Check::good(name, bytes(max)),
         Ok(Ok(max)) => Check::warning(
             name,
             bytes(max),
-            format!("Packets are lost under load. Raise it: sysctl -w net.core.{which}={UDP_BUFFER_BYTES}"),
+            format!(
+                "Packets are lost under load. Raise it: sysctl -w net.core.{which}={UDP_BUFFER_BYTES}"
+            ),
         ),
         // A network namespace may hide it.
         _ => Check::good(name, "not shown in this network namespace"),
@@ -116,13 +134,21 @@ fn segmentation() -> Check {
     if result == 0 {
         Check::good(NAME, "available")
     } else {
-        Check::warning(NAME, io::Error::last_os_error().to_string(), "Sending costs several times the CPU without it: use Linux 4.18 or later.")
+        Check::warning(
+            NAME,
+            io::Error::last_os_error().to_string(),
+            "Sending costs several times the CPU without it: use Linux 4.18 or later.",
+        )
     }
 }
 
 fn direct(file: &TemporaryFile) -> Check {
     const NAME: &str = "direct I/O";
-    match OpenOptions::new().write(true).custom_flags(libc::O_DIRECT).open(&file.path) {
+    match OpenOptions::new()
+        .write(true)
+        .custom_flags(libc::O_DIRECT)
+        .open(&file.path)
+    {
         Ok(_) => Check::good(NAME, "available"),
         Err(error) => Check::warning(
             NAME,
@@ -152,14 +178,26 @@ fn sync(file: &TemporaryFile) -> Check {
     match measure() {
         Ok(taken) => {
             let (median, worst) = (taken[SYNCS / 2], taken[SYNCS - 1]);
-            let found = format!("median {:.3} ms, worst of {SYNCS} {:.3} ms", ms(median), ms(worst));
+            let found = format!(
+                "median {:.3} ms, worst of {SYNCS} {:.3} ms",
+                ms(median),
+                ms(worst)
+            );
             if median > SYNC_SLOW {
-                Check::warning(NAME, found, "Every acknowledgement waits for one: use a faster disk, or one with power-loss protection.")
+                Check::warning(
+                    NAME,
+                    found,
+                    "Every acknowledgement waits for one: use a faster disk, or one with power-loss protection.",
+                )
             } else {
                 Check::good(NAME, found)
             }
         }
-        Err(error) => Check::failure(NAME, error.to_string(), "The disk cannot make anything durable."),
+        Err(error) => Check::failure(
+            NAME,
+            error.to_string(),
+            "The disk cannot make anything durable.",
+        ),
     }
 }
 
@@ -175,11 +213,19 @@ fn space(directory: &Path) -> Check {
         (libc::statvfs(path.as_ptr(), &raw mut stat), stat)
     };
     if result != 0 {
-        return Check::failure(NAME, io::Error::last_os_error().to_string(), "Name an existing directory with --data.");
+        return Check::failure(
+            NAME,
+            io::Error::last_os_error().to_string(),
+            "Name an existing directory with --data.",
+        );
     }
     let free = stat.f_bavail.saturating_mul(stat.f_frsize);
     if free < FREE_BYTES {
-        Check::warning(NAME, bytes(free), "The broker refuses writes with DISK_FULL when files for the log run out: free some space or lower retention.")
+        Check::warning(
+            NAME,
+            bytes(free),
+            "The broker refuses writes with DISK_FULL when files for the log run out: free some space or lower retention.",
+        )
     } else {
         Check::good(NAME, bytes(free))
     }
@@ -198,7 +244,10 @@ struct TemporaryFile {
 impl TemporaryFile {
     fn new(directory: &Path) -> io::Result<Self> {
         let path = directory.join(format!(".millstream-doctor-{}", std::process::id()));
-        let file = OpenOptions::new().write(true).create_new(true).open(&path)?;
+        let file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .open(&path)?;
         Ok(Self { path, file })
     }
 }

@@ -1,0 +1,235 @@
+//! The consumer over queues that a test fills in place of its task.
+
+use bytes::Bytes;
+use millstream_batch::{BatchBuilder, Encoding};
+
+use super::*;
+
+struct Task {
+    changes: mpsc::UnboundedSender<Change>,
+    arrivals: mpsc::UnboundedSender<Arrival>,
+    commands: mpsc::UnboundedReceiver<Command>,
+}
+
+fn consumer(auto_commit: bool) -> (Consumer, Task) {
+    let (change_out, changes) = mpsc::unbounded_channel();
+    let (arrival_out, arrivals) = mpsc::unbounded_channel();
+    let (command_out, commands) = mpsc::unbounded_channel();
+    let queued = Arc::new(AtomicUsize::new(usize::MAX / 2));
+    let consumer = Consumer::over(command_out, changes, arrivals, queued, auto_commit);
+    (
+        consumer,
+        Task {
+            changes: change_out,
+            arrivals: arrival_out,
+            commands,
+        },
+    )
+}
+
+fn assignment(partition: u32) -> Arc<Assignment> {
+    Arc::new(Assignment::new(
+        TopicPartition::new("t", partition),
+        Bytes::new(),
+        1,
+        0,
+    ))
+}
+
+/// A batch of one record at each of these offsets, which follow each other.
+fn batch(assignment: &Arc<Assignment>, offsets: std::ops::Range<u64>) -> Arrival {
+    let mut builder = BatchBuilder::new(Encoding::None, 1 << 20);
+    for offset in offsets.clone() {
+        builder
+            .append(None, Some(offset.to_string().as_bytes()), [], 0)
+            .unwrap();
+    }
+    let mut bytes = builder.build().unwrap().into_bytes().to_vec();
+    bytes[..8].copy_from_slice(&offsets.start.to_be_bytes());
+    let batch = FetchedBatch {
+        name: assignment.name.clone(),
+        batch: millstream_batch::Batch::check(bytes.into()).unwrap(),
+        skip_below: 0,
+        first_offset: offsets.start,
+        last_offset: offsets.end - 1,
+        append_time_ms: 0,
+        pid: 0,
+        epoch: 0,
+        sequence: 0,
+        end_offset: offsets.end,
+        filtered: false,
+    };
+    Arrival {
+        assignment: Arc::clone(assignment),
+        generation: assignment.generation(),
+        what: Arrived::Batch(Box::new(batch)),
+    }
+}
+
+impl Task {
+    fn assign(&self, assignments: &[&Arc<Assignment>]) {
+        let fresh = assignments
+            .iter()
+            .map(|assignment| (Arc::clone(assignment), 0))
+            .collect();
+        self.changes.send(Change::Assigned(fresh)).unwrap();
+    }
+
+    fn give(&self, arrival: Arrival) {
+        self.arrivals.send(arrival).unwrap();
+    }
+
+    /// Commands without the credit.
+    fn heard(&mut self) -> Vec<Command> {
+        std::iter::from_fn(|| self.commands.try_recv().ok())
+            .filter(|command| !matches!(command, Command::Freed(_)))
+            .collect()
+    }
+}
+
+#[tokio::test]
+async fn everything_that_arrived_before_the_end_is_given() {
+    let (mut consumer, task) = consumer(false);
+    let ours = assignment(0);
+    task.assign(&[&ours]);
+    // More than the runtime lets one task take without yielding.
+    for at in 0..2_000 {
+        task.give(batch(&ours, at..at + 1));
+    }
+    task.changes.send(Change::Ended(None)).unwrap();
+    drop(task);
+    for offset in 0..2_000 {
+        assert_eq!(consumer.next().await.unwrap().unwrap().offset, offset);
+    }
+    assert!(consumer.next().await.is_none());
+    assert!(consumer.next().await.is_none());
+}
+
+#[tokio::test]
+async fn the_last_word_comes_after_the_last_record() {
+    let (mut consumer, task) = consumer(false);
+    let ours = assignment(0);
+    task.assign(&[&ours]);
+    task.changes
+        .send(Change::Ended(Some(Error::transport("gone"))))
+        .unwrap();
+    task.give(batch(&ours, 0..2));
+    drop(task);
+    assert_eq!(consumer.next().await.unwrap().unwrap().offset, 0);
+    assert_eq!(consumer.next().await.unwrap().unwrap().offset, 1);
+    assert_eq!(
+        consumer.next().await.unwrap().unwrap_err().message(),
+        "gone"
+    );
+    assert!(consumer.next().await.is_none());
+}
+
+#[tokio::test]
+async fn a_record_is_processed_when_the_application_comes_back() {
+    let (mut consumer, task) = consumer(true);
+    let ours = assignment(0);
+    task.assign(&[&ours]);
+    task.give(batch(&ours, 0..3));
+    task.give(batch(&ours, 3..4));
+    for offset in 0..4 {
+        assert_eq!(consumer.next().await.unwrap().unwrap().offset, offset);
+        assert_eq!(
+            ours.processed(),
+            offset,
+            "the record that was given may still be worked on"
+        );
+        assert_eq!(consumer.position(&ours.name), Some(offset + 1));
+    }
+}
+
+#[tokio::test]
+async fn a_revoked_partition_is_committed_and_let_go_when_the_application_comes_back() {
+    let (mut consumer, mut task) = consumer(true);
+    let (leaving, staying) = (assignment(0), assignment(1));
+    task.assign(&[&leaving, &staying]);
+    task.give(batch(&leaving, 0..2));
+    assert!(matches!(
+        consumer.next_event().await,
+        Some(Ok(ConsumerEvent::Assigned(_)))
+    ));
+    assert!(matches!(
+        consumer.next_event().await,
+        Some(Ok(ConsumerEvent::Batch(_)))
+    ));
+    // What is still queued of it is the next owner's.
+    task.give(batch(&leaving, 2..4));
+    task.give(batch(&staying, 7..8));
+    leaving.end();
+    task.changes
+        .send(Change::Revoking(vec![Arc::clone(&leaving)]))
+        .unwrap();
+    assert!(task.heard().is_empty());
+    match consumer.next_event().await {
+        Some(Ok(ConsumerEvent::Revoking(partitions))) => {
+            assert_eq!(partitions[..], [TopicPartition::new("t", 0)]);
+        }
+        other => panic!("{other:?}"),
+    }
+    match &task.heard()[..] {
+        [Command::Commit { offsets, .. }] => {
+            assert_eq!(offsets[0].1, 2, "both records were processed");
+        }
+        other => panic!("{other:?}"),
+    }
+    match consumer.next_event().await {
+        Some(Ok(ConsumerEvent::Batch(batch))) => {
+            assert_eq!((batch.partition(), batch.first_offset), (1, 7));
+        }
+        other => panic!("{other:?}"),
+    }
+    assert!(matches!(&task.heard()[..], [Command::Released(_)]));
+    assert_eq!(consumer.assignment(), [TopicPartition::new("t", 1)]);
+}
+
+#[tokio::test]
+async fn paused_partitions_hold_what_arrived_and_go_on_inside_the_batch() {
+    let (mut consumer, task) = consumer(false);
+    let (first, second) = (assignment(0), assignment(1));
+    task.assign(&[&first, &second]);
+    task.give(batch(&first, 0..3));
+    task.give(batch(&second, 0..1));
+    let place = |record: ConsumedRecord| (record.partition, record.offset);
+    assert_eq!(place(consumer.next().await.unwrap().unwrap()), (0, 0));
+    consumer.pause(std::slice::from_ref(&first.name)).unwrap();
+    assert_eq!(place(consumer.next().await.unwrap().unwrap()), (1, 0));
+    consumer.resume(std::slice::from_ref(&first.name)).unwrap();
+    assert_eq!(place(consumer.next().await.unwrap().unwrap()), (0, 1));
+    assert_eq!(place(consumer.next().await.unwrap().unwrap()), (0, 2));
+}
+
+#[tokio::test]
+async fn what_was_queued_before_a_seek_is_dropped() {
+    let (mut consumer, mut task) = consumer(false);
+    let ours = assignment(0);
+    task.assign(&[&ours]);
+    task.give(batch(&ours, 0..5));
+    assert_eq!(consumer.next().await.unwrap().unwrap().offset, 0);
+    task.give(batch(&ours, 5..9));
+    let name = ours.name.clone();
+    let seek = consumer.seek(&name, StartAt::Offset(40));
+    let answer = async {
+        match task.commands.recv().await.unwrap() {
+            Command::Seek { to, reply, .. } => {
+                assert_eq!(to, StartAt::Offset(40));
+                reply.send(Ok(40)).unwrap();
+            }
+            other => panic!("{other:?}"),
+        }
+        task
+    };
+    let (sought, task) = tokio::join!(seek, answer);
+    assert_eq!(sought.unwrap(), 40);
+    task.give(batch(&ours, 40..41));
+    assert_eq!(consumer.next().await.unwrap().unwrap().offset, 40);
+    assert!(
+        consumer
+            .seek(&TopicPartition::new("t", 9), StartAt::End)
+            .await
+            .is_err()
+    );
+}

@@ -308,7 +308,7 @@ pub fn run(config: Config, started: impl FnOnce(&Broker)) -> Result<(), Error> {
                 };
                 loop {
                     tokio::select! { _ = interrupt.recv() => {} _ = terminate.recv() => {} }
-                    if !first.take().is_some_and(|first| first.send(()).is_ok()) {
+                    if first.take().is_none_or(|first| first.send(()).is_err()) {
                         tracing::warn!("stopping at once");
                         std::process::exit(130);
                     }
@@ -381,7 +381,7 @@ async fn stop_shards(shared: &Shared) -> Result<(), Error> {
                 outcome = Err(Error::Shard {
                     shard: shard.0,
                     why: error.to_string(),
-                })
+                });
             }
             other => tracing::debug!(?other, "a shard was gone before it was stopped"),
         }

@@ -47,7 +47,7 @@ impl Directory {
     /// # Errors
     /// Every reason why it cannot be used, with what to do.
     pub fn open(path: &Path, shards: Option<u16>, default_shards: u16) -> Result<Self, Error> {
-        let error = |what: &'static str| move |source| Error::directory(path, what, source);
+        let error = |what: &'static str| move |source| Error::directory(path, what, &source);
         fs::create_dir_all(path).map_err(error("make"))?;
         let lock = lock(path)?;
         for made in ["components", "tls"] {
@@ -89,7 +89,7 @@ impl Directory {
                 write_file(&file, text.as_bytes(), 0o644).map_err(error("write to"))?;
                 meta
             }
-            Err(source) => return Err(Error::directory(path, "read", source)),
+            Err(source) => return Err(Error::directory(path, "read", &source)),
         };
         if let Some(asked) = shards
             && asked != meta.shards
@@ -155,7 +155,7 @@ impl Directory {
 pub fn read_meta(path: &Path) -> Result<Meta, Error> {
     let file = path.join("meta.toml");
     let text =
-        fs::read_to_string(&file).map_err(|source| Error::directory(path, "read", source))?;
+        fs::read_to_string(&file).map_err(|source| Error::directory(path, "read", &source))?;
     toml::from_str(&text).map_err(|error| Error::Meta {
         path: file,
         why: error.to_string(),
@@ -163,7 +163,7 @@ pub fn read_meta(path: &Path) -> Result<Meta, Error> {
 }
 
 fn lock(path: &Path) -> Result<File, Error> {
-    let error = |what: &'static str| move |source| Error::directory(path, what, source);
+    let error = |what: &'static str| move |source| Error::directory(path, what, &source);
     let mut file = File::options()
         .read(true)
         .write(true)
@@ -187,7 +187,7 @@ fn lock(path: &Path) -> Result<File, Error> {
                 holder,
             });
         }
-        Err(TryLockError::Error(source)) => return Err(Error::directory(path, "lock", source)),
+        Err(TryLockError::Error(source)) => return Err(Error::directory(path, "lock", &source)),
     }
     file.set_len(0).map_err(error("lock"))?;
     file.rewind().map_err(error("lock"))?;

@@ -43,7 +43,7 @@ pub enum Error {
 }
 
 impl Error {
-    pub(crate) fn directory(path: &Path, what: &'static str, source: io::Error) -> Self {
+    pub(crate) fn directory(path: &Path, what: &'static str, source: &io::Error) -> Self {
         let why = match source.kind() {
             io::ErrorKind::ReadOnlyFilesystem => {
                 "the file system is read-only: mount it for writing, or choose another directory with --data".to_owned()

@@ -62,7 +62,10 @@ pub(crate) async fn serve(
         pid: ProducerId(open.pid),
         epoch: ProducerEpoch(open.epoch),
         silent: open.ack() == Ack::None,
-        flight: RefCell::default(),
+        flight: RefCell::new(Flight {
+            first_tag: 1,
+            ..Flight::default()
+        }),
         news: Notify::new(),
         room: Notify::new(),
         queue,
@@ -173,11 +176,8 @@ impl Stream {
         metrics.batches_in.add(1);
         {
             let mut flight = self.flight.borrow_mut();
-            if flight.places.is_empty() {
-                flight.first_tag = header.tag;
-            }
             let expected = flight.first_tag + flight.places.len() as u64;
-            if header.tag != expected || header.tag == 0 {
+            if header.tag != expected {
                 let message = format!(
                     "tag {} where {expected} was due: tags begin at 1 and rise by one",
                     header.tag

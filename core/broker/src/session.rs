@@ -191,9 +191,11 @@ async fn stream(session: Rc<Session>, mut send: SendStream, recv: RecvStream) {
     match kind.map(Kind::role) {
         Some(Role::Request) => request(&session, send, reader, received).await,
         Some(Role::Opens) if kind == Some(Kind::ProducerOpen) => {
-            producer::serve(session, send, reader, received).await
+            producer::serve(session, send, reader, received).await;
         }
-        Some(Role::Opens) => subscription::serve(session, send, reader, received).await,
+        Some(Role::Opens) => {
+            subscription::serve(session, send, reader, received).await;
+        }
         Some(Role::FromClient | Role::FromBroker) => {
             let message = format!("{} opens no stream", name_of(received.frame.kind));
             refuse(&mut send, &mut reader, &Code::BadRequest.error(message)).await;

@@ -131,7 +131,7 @@ async fn open_shards(
     {
         let shard = config.core.shard.0;
         let storage = millstream_uring::open(&path, preference)
-            .map_err(|source| Error::directory(&path, "open", source))?;
+            .map_err(|source| Error::directory(&path, "open", &source))?;
         let (to, recovered) = oneshot::channel();
         let components = Arc::clone(&shared.components) as _;
         let driver = driver::run(

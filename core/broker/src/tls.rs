@@ -131,7 +131,7 @@ pub(crate) fn write_context(
     );
     let path = directory.context();
     write_file(&path, text.as_bytes(), 0o600)
-        .map_err(|source| Error::directory(directory.path(), "write the context file to", source))
+        .map_err(|source| Error::directory(directory.path(), "write the context file to", &source))
 }
 
 type Loaded = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>, Made);
@@ -168,7 +168,7 @@ fn kept_or_made(listen: IpAddr, directory: &Directory) -> Result<Loaded, Error> 
         ("made.toml", &record, 0o644), // last: it vouches for the others
     ] {
         write_file(&tls.join(name), text.as_bytes(), mode).map_err(|source| {
-            Error::directory(directory.path(), "write a certificate to", source)
+            Error::directory(directory.path(), "write a certificate to", &source)
         })?;
     }
     Ok((

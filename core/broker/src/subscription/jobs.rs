@@ -172,7 +172,7 @@ impl Subscription {
         for event in events {
             match event {
                 Event::Opened { handle, start } => {
-                    self.opened(handle, start, &mut assigned, &mut failed)
+                    self.opened(handle, start, &mut assigned, &mut failed);
                 }
                 Event::Committed { tag, failed } => {
                     self.committing -= 1;

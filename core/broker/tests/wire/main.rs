@@ -3,6 +3,7 @@
 
 mod abuse;
 mod client;
+mod filters;
 mod groups;
 mod operators;
 mod streams;

@@ -1,0 +1,264 @@
+//! Components over the wire: at produce, for subscriptions, and for one subscription alone.
+
+use bytes::{Bytes, BytesMut};
+use millstream_protocol::frame::encode_head;
+use millstream_protocol::messages::{
+    Batch, CaughtUp, DeployFilterRequest, DeployFilterResponse, FilterInfo, ListFiltersRequest,
+    ListFiltersResponse, Produce, Produced, ProducerOpen, RemoveFilterRequest,
+    RemoveFilterResponse, Setting, StartAt, Subscribe, SubscriptionFilter, start_at,
+};
+use millstream_protocol::{Code, Kind};
+
+use crate::client::{Client, Stream, World, batch, values};
+
+const JSON_FILTER: &[u8] = include_bytes!("../../../../plugins/dist/json-filter.wasm");
+const RECORDS: [&[u8]; 4] = [
+    br#"{"level":"info","n":1}"#,
+    br#"{"level":"error","n":2}"#,
+    br#"{"level":"error","n":3}"#,
+    br#"{"level":"info","n":4}"#,
+];
+
+fn expression(expression: &str) -> Vec<Setting> {
+    vec![Setting {
+        key: "expr".to_owned(),
+        value: Some(expression.to_owned()),
+    }]
+}
+
+async fn deploy(
+    client: &Client,
+    stage: &str,
+    parameters: Vec<Setting>,
+    digest: Bytes,
+    component: &[u8],
+) -> Result<DeployFilterResponse, millstream_protocol::messages::Error> {
+    let filter = FilterInfo {
+        name: "errors".to_owned(),
+        topic: "t".to_owned(),
+        stage: stage.to_owned(),
+        digest,
+        parameters,
+        ..FilterInfo::default()
+    };
+    let mut frame = BytesMut::new();
+    encode_head(
+        &mut frame,
+        Kind::DeployFilter,
+        &DeployFilterRequest {
+            filter: Some(filter),
+        },
+        component.len(),
+    );
+    frame.extend_from_slice(component);
+    let mut stream = client.open().await;
+    stream.write(&frame).await;
+    stream.send.finish().expect("finished");
+    let answer = stream.next().await.expect("an answer");
+    if answer.kind == Kind::Error.number() {
+        return Err(answer.message().expect("an ERROR"));
+    }
+    Ok(answer.message().expect("DEPLOY_FILTER"))
+}
+
+async fn produce(client: &Client, topic_id: &Bytes) -> Produced {
+    let mut producer = client.producer(&ProducerOpen::default()).await;
+    producer
+        .produce(
+            Produce {
+                tag: 1,
+                topic_id: topic_id.clone(),
+                ..Produce::default()
+            },
+            &batch(&RECORDS),
+        )
+        .await;
+    producer
+        .expect(Kind::Produced)
+        .await
+        .message()
+        .expect("PRODUCED")
+}
+
+fn whole_topic() -> Subscribe {
+    Subscribe {
+        topics: vec!["t".to_owned()],
+        from: Some(StartAt {
+            at: Some(start_at::At::Start(true)),
+        }),
+        credit_bytes: 1 << 20,
+        stop_at_end: true,
+        ..Subscribe::default()
+    }
+}
+
+/// Headers and values of all batches, and where the end was.
+async fn consume(mut stream: Stream) -> (Vec<(Batch, Vec<Vec<u8>>)>, u64) {
+    let mut batches = Vec::new();
+    let mut end = 0;
+    while let Some(frame) = stream.next().await {
+        match frame.known() {
+            Some(Kind::Batch) => {
+                let header = frame.message().expect("BATCH");
+                batches.push((header, values(frame.payload.into_contiguous()).1));
+            }
+            Some(Kind::CaughtUp) => end = frame.message::<CaughtUp>().expect("CAUGHT_UP").offset,
+            Some(Kind::Error | Kind::PartitionError) => panic!("{frame:?}"),
+            _ => {}
+        }
+    }
+    (batches, end)
+}
+
+#[test]
+fn a_filter_at_produce_drops_for_good() {
+    let mut world = World::new(|_| {});
+    world.run(async {
+        let client = world.connect().await;
+        let topic_id = client.create_topic("t", 1).await;
+        let deployed = deploy(
+            &client,
+            "produce",
+            expression("level == 'error'"),
+            Bytes::new(),
+            JSON_FILTER,
+        )
+        .await
+        .expect("deployed");
+        let filter = deployed.filter.expect("a filter");
+        assert_eq!(
+            (filter.state.as_str(), filter.digest.len()),
+            ("running", 32)
+        );
+        assert_eq!(produce(&client, &topic_id).await.base_offset, Some(0));
+        let (batches, end) = consume(client.subscribe(&whole_topic()).await).await;
+        assert_eq!(end, 2, "offsets close up");
+        assert_eq!(batches[0].1, [RECORDS[1], RECORDS[2]]);
+    });
+    // Deployments survive a restart, and then too no record passes unfiltered.
+    world.stop();
+    world.start_again();
+    world.run(async {
+        let client = world.connect().await;
+        let list: ListFiltersResponse = client
+            .request(Kind::ListFilters, &ListFiltersRequest {})
+            .await
+            .expect("listed");
+        assert_eq!(
+            (list.filters.len(), list.filters[0].state.as_str()),
+            (1, "running")
+        );
+        let topics: millstream_protocol::messages::ListTopicsResponse = client
+            .request(
+                Kind::ListTopics,
+                &millstream_protocol::messages::ListTopicsRequest {},
+            )
+            .await
+            .expect("listed");
+        let topic_id = topics.topics[0].id.clone();
+        assert_eq!(produce(&client, &topic_id).await.base_offset, Some(2));
+        let remove = RemoveFilterRequest {
+            topic: "t".to_owned(),
+            name: "errors".to_owned(),
+        };
+        let _: RemoveFilterResponse = client
+            .request(Kind::RemoveFilter, &remove)
+            .await
+            .expect("removed");
+        assert_eq!(produce(&client, &topic_id).await.base_offset, Some(4));
+        let (batches, end) = consume(client.subscribe(&whole_topic()).await).await;
+        assert_eq!((end, batches.last().expect("a batch").1.len()), (8, 4));
+    });
+}
+
+#[test]
+fn a_filter_of_subscriptions_hides_and_keeps_offsets() {
+    let world = World::new(|_| {});
+    world.run(async {
+        let client = world.connect().await;
+        let topic_id = client.create_topic("t", 1).await;
+        produce(&client, &topic_id).await;
+        deploy(
+            &client,
+            "subscribe",
+            expression("level == 'error'"),
+            Bytes::new(),
+            JSON_FILTER,
+        )
+        .await
+        .expect("deployed");
+        let (batches, end) = consume(client.subscribe(&whole_topic()).await).await;
+        let (header, values) = &batches[0];
+        assert_eq!(
+            (header.base_offset, header.last_offset, header.filtered, end),
+            (0, 3, true, 4)
+        );
+        assert_eq!(values, &[RECORDS[1], RECORDS[2]]);
+        // The subscription's own filter runs after the topic's.
+        let own = SubscriptionFilter {
+            name: "errors".to_owned(),
+            parameters: expression("n == 3"),
+        };
+        let (batches, _) = consume(
+            client
+                .subscribe(&Subscribe {
+                    filters: vec![own],
+                    ..whole_topic()
+                })
+                .await,
+        )
+        .await;
+        assert_eq!(batches[0].1, [RECORDS[2]]);
+        // One that keeps nothing sends no batch, and still tells the end.
+        let none = SubscriptionFilter {
+            name: "errors".to_owned(),
+            parameters: expression("n == 99"),
+        };
+        let (batches, end) = consume(
+            client
+                .subscribe(&Subscribe {
+                    filters: vec![none],
+                    ..whole_topic()
+                })
+                .await,
+        )
+        .await;
+        assert_eq!((batches.len(), end), (0, 4));
+    });
+}
+
+#[test]
+fn what_is_no_component_is_refused_and_changes_nothing() {
+    let world = World::new(|_| {});
+    world.run(async {
+        let client = world.connect().await;
+        let topic_id = client.create_topic("t", 1).await;
+        let refused = deploy(
+            &client,
+            "produce",
+            Vec::new(),
+            Bytes::new(),
+            b"\0asm garbage",
+        )
+        .await
+        .expect_err("no component");
+        assert_eq!(refused.code, Code::BadComponent.number());
+        let refused = deploy(
+            &client,
+            "produce",
+            Vec::new(),
+            Bytes::from_static(&[1; 32]),
+            b"",
+        )
+        .await
+        .expect_err("unknown");
+        assert_eq!(refused.code, Code::UnknownFilter.number());
+        let refused = deploy(&client, "elsewhere", Vec::new(), Bytes::new(), JSON_FILTER)
+            .await
+            .expect_err("no stage");
+        assert_eq!(refused.code, Code::BadConfig.number());
+        assert_eq!(produce(&client, &topic_id).await.base_offset, Some(0));
+        let (_, end) = consume(client.subscribe(&whole_topic()).await).await;
+        assert_eq!(end, 4);
+    });
+}

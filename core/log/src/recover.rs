@@ -190,6 +190,15 @@ impl Recover {
             .map(|(_, bytes)| *bytes)
     }
 
+    /// The last group of the files before this one.
+    fn last_group_before(&self, file: u64) -> u64 {
+        let before = self.files.range(..file);
+        before
+            .filter_map(|(_, found)| Some(found.groups?.1))
+            .max()
+            .unwrap_or(0)
+    }
+
     fn search(&mut self) {
         self.scanner
             .as_mut()

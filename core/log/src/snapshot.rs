@@ -268,10 +268,10 @@ impl Log {
         let Some(taking) = &mut self.snapshots.taking else {
             return;
         };
+        taking.naming = false; // the manifest, if it was that, is not there
         if let Some(spare) = self.space.spares.pop_first() {
             // A snapshot frees files: worth the reserve. The part or manifest is tried again when
             // the spare is gone.
-            taking.naming = false;
             self.out.io(
                 IoOp::Remove {
                     file: FileId::Spare(spare),

@@ -18,6 +18,14 @@ impl Log {
         let mut files = files;
         files.sort_unstable();
         for (file, bytes) in files {
+            if !file.is_possible() {
+                let what = "the log numbers no file so: give it the name it had, or take it away";
+                recover.damage(file, 0, what.to_owned());
+                recover.report.read_only.get_or_insert_with(|| {
+                    format!("{} is not a name that the log gives", file.file_name())
+                });
+                continue;
+            }
             match file {
                 FileId::Wal(n) => {
                     recover.files.insert(
@@ -351,8 +359,6 @@ impl Log {
             match &found.trailer {
                 Some(t) if t.last_lsn <= begin && t.last_group <= group => {
                     found.groups = Some((t.first_group, t.last_group));
-                    recover.seen_group = recover.seen_group.max(t.last_group);
-                    recover.last_group = recover.seen_group;
                 }
                 _ => recover.scans.push_back(*n),
             }

@@ -10,6 +10,8 @@ use millstream_batch::ids::Term;
 use super::{BLOCK, CUT_CHUNK_BYTES, Found, Recover, Stage, Unproved};
 use crate::api::Event;
 use crate::buffer::AlignedBuf;
+use crate::census::{Census, Present};
+use crate::footer::footer_bytes;
 use crate::format::{GROUP_CLEAN, GROUP_UNSYNCED, file_incarnation};
 use crate::io::{FileId, IoOp};
 use crate::log::Log;
@@ -49,6 +51,11 @@ impl Log {
                 found.groups = (first < cut).then_some((first, cut - 1));
             }
         }
+        let last = recover.last_group_before(u64::MAX);
+        if last > recover.last_group {
+            recover.last_group = last;
+            recover.last_flags = 0; // of a file with a footer: closed in good order
+        }
         self.check_files(&mut recover);
         if recover.report.read_only.is_none() {
             recover.report.read_only = recover.stop.take();
@@ -79,96 +86,54 @@ impl Log {
                 at += len;
             }
         }
+        // A kill may have left the newest footer readable and not synced.
+        let sealed = recover
+            .files
+            .iter()
+            .rev()
+            .find(|(_, f)| f.trailer.is_some());
+        if let Some(file) = sealed.map(|(n, _)| FileId::Wal(*n)) {
+            recover.mends.push_back(IoOp::Write {
+                file,
+                at: 0,
+                buf: Arc::new(AlignedBuf::with_capacity(0)),
+                len: 0,
+                sync: true,
+            });
+        }
         self.plan_files(&mut recover);
         self.mend(recover);
     }
 
     /// Files that should be there and are not; entries that should be there and are not.
     pub(super) fn check_files(&mut self, recover: &mut Recover) {
-        let (named, next) = match &recover.manifest {
-            Some(m) => (m.files.clone(), m.next_file),
-            None => (Vec::new(), 1),
+        let present = |f: &Found| Present {
+            bytes: f.bytes,
+            made_bytes: f.made_bytes,
+            has_groups: f.groups.is_some(),
+            trailer: f.trailer,
         };
-        let last = recover.files.keys().next_back().copied().unwrap_or(0);
-        let mut missing: Vec<u64> = named.into_iter().chain(next..=last).collect();
-        missing.retain(|n| !recover.files.contains_key(n) && !recover.freed.contains(n));
-        for file in missing {
-            self.reader.lost = true;
-            recover.damage(
-                FileId::Wal(file),
-                0,
-                "this file is missing: restore it from a copy".to_owned(),
-            );
-            if recover
+        let census = Census {
+            manifest: recover.manifest.as_ref(),
+            files: recover
                 .files
                 .iter()
-                .all(|(n, f)| *n < file || f.groups.is_none())
-            {
-                recover.stop(format!(
-                    "{} is missing: entries in it may be lost",
-                    FileId::Wal(file).file_name()
-                ));
-            }
-        }
-        if let Some((n, found)) = recover.files.last_key_value()
-            && found.trailer.is_some_and(|t| t.has_successor)
-        {
-            let file = FileId::Wal(n + 1);
-            self.reader.lost = true;
-            recover.damage(
-                file,
-                0,
-                "this file is missing: restore it from a copy".to_owned(),
-            );
-            recover.stop(format!(
-                "{} is missing: entries in it may be lost",
-                file.file_name()
-            ));
-        }
-        // Files are made whole before they get their name: a short one lost what it had.
-        let whole = recover
-            .files
-            .values()
-            .filter(|f| f.groups.is_some())
-            .map(|f| f.made_bytes.max(f.bytes))
-            .min();
-        let whole = whole.unwrap_or(u64::MAX).min(self.config.segment_bytes);
-        let short = |(n, f): (&u64, &Found)| {
-            let is_short = f.groups.is_none() && f.bytes < whole && !recover.freed.contains(n);
-            is_short.then_some((*n, f.bytes))
+                .map(|(n, f)| (*n, present(f)))
+                .collect(),
+            freed: &recover.freed,
+            made_bytes: Some(self.config.segment_bytes),
+            last_group: recover.last_group,
+            last_lsn: recover.last_lsn,
         };
-        for (n, bytes) in recover.files.iter().filter_map(short).collect::<Vec<_>>() {
-            let file = FileId::Wal(n);
+        for loss in census.losses() {
             self.reader.lost = true;
-            recover.damage(
-                file,
-                bytes,
-                format!("this file has {bytes} bytes and no group: it was truncated"),
-            );
-            recover.stop(format!(
-                "{} was truncated to {bytes} bytes: entries may be lost",
-                file.file_name()
-            ));
-        }
-        if let Some(manifest) = &recover.manifest
-            && recover.last_group < manifest.durable_group
-        {
-            let (durable, begin) = (manifest.durable, manifest.begin);
-            let (found, expected) = (recover.last_group, manifest.durable_group);
-            self.reader.lost = true;
-            recover.damage(
-                FileId::Manifest { begin: begin.0, temporary: false },
-                0,
-                format!("the log ends at group {found}, but group {expected} was durable with this snapshot"),
-            );
-            if durable > recover.last_lsn {
-                recover.stop(format!(
-                    "entries {} to {durable} are lost at the end of the log",
-                    recover.last_lsn.next()
-                ));
+            recover.damage(loss.file, loss.at, loss.what);
+            if let Some(why) = loss.stop {
+                recover.stop(why);
             }
-            recover.last_group = expected;
         }
+        let durable = recover.manifest.as_ref().map_or(0, |m| m.durable_group);
+        recover.last_group = recover.last_group.max(durable);
     }
 
     /// Which files go on being written, which wait, which go.
@@ -195,7 +160,9 @@ impl Log {
         });
         for file in &mut self.write.open {
             file.closed = true;
-            file.is_truncated = recover.files[&file.number].made_bytes > file.bytes;
+            let made_bytes = recover.files[&file.number].made_bytes;
+            let footer = footer_bytes(file.slots.len(), file.runs);
+            file.lacks_room = made_bytes > file.bytes || file.end + footer > file.bytes;
         }
         let mut next_file = used + 1;
         let mut ready = false;
@@ -232,6 +199,7 @@ impl Log {
         for n in &recover.freed {
             if let Some(found) = recover.files.get(n) {
                 self.index.remove(*n);
+                self.index.remove_recent(*n);
                 self.space.found_freed(*n, found.bytes);
             }
         }

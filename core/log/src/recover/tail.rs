@@ -19,6 +19,9 @@ impl Log {
         let Some(file) = recover.scans.front().copied() else {
             return self.scanned(recover);
         };
+        // Files with a footer may lie between those that are walked: a walk begins after the groups
+        // of the file before it, not after all that are known.
+        recover.seen_group = recover.seen_group.max(recover.last_group_before(file));
         let found = &recover.files[&file];
         let incarnation = found.trailer.map(|t| t.incarnation);
         recover.scanner = Some(Scanner::new(
@@ -195,10 +198,20 @@ impl Log {
                 group.at,
                 name.file_name()
             ));
+        } else if group.header.first_lsn < expected && recover.last_lsn > begin {
+            let what = format!(
+                "group {} begins with entry {}, which an earlier group has",
+                group.header.number, group.header.first_lsn
+            );
+            recover.damage(name, group.at, what.clone());
+            recover.stop(what);
         }
         for entry in &group.entries {
             if let Some(freed) = entry.freed() {
-                recover.freed.insert(freed);
+                // A file is declared freed in a later one.
+                if freed < file {
+                    recover.freed.insert(freed);
+                }
                 continue;
             }
             let lsn = entry.header.lsn;
@@ -262,8 +275,10 @@ impl Log {
             }
         }
         recover.last_lsn = recover.last_lsn.max(Lsn(group.last_lsn()));
-        recover.last_group = group.header.number;
-        recover.last_flags = group.header.flags;
+        if group.header.number > recover.last_group {
+            recover.last_group = group.header.number;
+            recover.last_flags = group.header.flags;
+        }
         recover.term = recover.term.max(group.header.term);
         if recover.files[&file].trailer.is_none() {
             self.index_group(recover, file, group);

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 
 use millstream_batch::ids::TimestampMs;
+use millstream_batch::limits::BLOCK_BYTES;
 use millstream_log::Recovery;
 use millstream_log::io::{FileId, Io, IoOp, Storage};
 use millstream_machine::request::Reply;
@@ -364,7 +365,7 @@ impl World {
         self.say(|_| format!("ready: {recovery:?}"));
         self.ready = true;
         if let Some(why) = &recovery.read_only {
-            if self.history.io_faults > 0 {
+            if self.history.io_faults > 0 && self.history.flips == 0 {
                 // A write failed while recovery made the end safe: the next start will do.
                 (self.failed, self.ready) = (true, false);
                 return self.after(10_000, Event::Mishap(Mishap::Crash));
@@ -698,21 +699,29 @@ impl World {
         }
     }
 
+    /// In a group that is proved, or now and then in the footer of a file before the last two.
     fn flip(&mut self) {
-        let Some(group) = self.chance.pick(self.shadow.proved_groups()).copied() else {
-            return;
+        let files = self.disk.files();
+        let sealed: Vec<(u64, u64)> = files
+            .iter()
+            .filter_map(|(file, len)| match file {
+                FileId::Wal(n) => Some((*n, *len)),
+                _ => None,
+            })
+            .collect();
+        let sealed = &sealed[..sealed.len().saturating_sub(3)];
+        let (file, from, to) = match self.chance.pick(sealed).copied() {
+            Some((file, len)) if self.chance.one_in(4) => (file, len - 2 * BLOCK_BYTES as u64, len),
+            _ => {
+                let Some(group) = self.chance.pick(self.shadow.proved_groups()).copied() else {
+                    return;
+                };
+                (group.file, group.at, group.at + group.bytes)
+            }
         };
-        let bit = (group.at * 8) + self.chance.range(0, group.bytes * 8);
-        if self
-            .disk
-            .flip_bit(millstream_log::io::FileId::Wal(group.file), bit)
-        {
-            self.say(|_| {
-                format!(
-                    "flipped bit {bit} of file {} (lsn up to {})",
-                    group.file, group.last
-                )
-            });
+        let bit = self.chance.range(from * 8, to * 8);
+        if self.disk.flip_bit(FileId::Wal(file), bit) {
+            self.say(|_| format!("flipped bit {bit} of file {file}"));
             self.history.flips += 1;
             self.history.counts.flips += 1;
         }

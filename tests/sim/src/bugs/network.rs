@@ -10,6 +10,7 @@ use millstream_shard::call::{Answer, Call, Error, Fetched, Served};
 
 use crate::disk::SimDisk;
 use crate::layer::Layer;
+use crate::payload::Payload;
 
 #[derive(Debug)]
 pub(super) struct EarlyAck;
@@ -94,6 +95,18 @@ impl Layer for ForgottenProducers {
             request.pid = ProducerId(0);
         }
         call
+    }
+
+    fn answer(&mut self, mut answer: Answer) -> Answer {
+        if let Answer::Fetched(fetched) = &mut answer {
+            for batch in &mut fetched.batches {
+                if let Some(sent) = Payload::decode(&batch.batch) {
+                    (batch.pid, batch.epoch, batch.sequence) =
+                        (sent.pid, sent.epoch, sent.sequence);
+                }
+            }
+        }
+        answer
     }
 }
 

@@ -202,7 +202,7 @@ impl ShardCore {
         match call {
             Call::Produce { request, raw } => self.produce(token, request, raw),
             Call::Fetch(fetch) => self.fetch(token, fetch),
-            Call::Machine(request) => self.machine(token, request),
+            Call::Machine(request) => self.machine(token, &request),
             Call::OffsetAt { partition, at } => self.offset_at(token, partition, at),
             Call::WatchAssignment {
                 group,

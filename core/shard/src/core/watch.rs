@@ -22,7 +22,7 @@ impl ShardCore {
         match self.assignment(&group, member) {
             Err(error) => self.refuse_or_fail(token, error),
             Ok(assignment) if assignment.version > seen || wait_ms == 0 => {
-                self.assigned(token, assignment)
+                self.assigned(token, assignment);
             }
             Ok(_) => self.wait(
                 token,

@@ -103,7 +103,7 @@ impl ShardCore {
     }
 
     /// Any other request.
-    pub(super) fn machine(&mut self, token: u64, request: Request) {
+    pub(super) fn machine(&mut self, token: u64, request: &Request) {
         if let Request::Produce(_) = request {
             return self.fail(
                 token,
@@ -117,12 +117,12 @@ impl ShardCore {
                 Request::DescribePartition { .. } => self.installed > self.gate.durable(),
                 _ => self.installed_other > self.gate.durable(),
             };
-            if Class::of(&request) != Class::Look || speculative {
+            if Class::of(request) != Class::Look || speculative {
                 return self.fail(token, Error::Stopped(why.clone()));
             }
         }
-        self.sign_of_life(&request);
-        match self.carry_out(&request) {
+        self.sign_of_life(request);
+        match self.carry_out(request) {
             Ok((reply, wrote)) => self.hold(Held::Answer {
                 token,
                 answer: Box::new(Answer::Reply(reply)),

@@ -81,7 +81,6 @@ impl ShardConfig {
 }
 
 /// Reads the time: the process's clocks.
-#[must_use]
 pub fn system_clock() -> impl Fn() -> Now + Clone + Send + 'static {
     let start = Instant::now();
     move || Now {
@@ -295,7 +294,7 @@ impl<C: Fn() -> Now> Task<C> {
                  disk, then restart the broker: it recovers everything that was acknowledged"
             ),
             Effect::SnapshotPublished(begin) => {
-                tracing::debug!(shard, begin = begin.0, "snapshot published")
+                tracing::debug!(shard, begin = begin.0, "snapshot published");
             }
             Effect::Damaged(words) => tracing::error!(
                 shard,

@@ -11,7 +11,10 @@ use millstream_batch::ids::{Lsn, Offset, PartitionSlot, TimestampMs};
 use millstream_batch::limits::BLOCK_BYTES;
 
 use crate::buffer::AlignedBuf;
-use crate::format::{VERSION, checksum, put_u16, put_u32, put_u64, u16_at, u32_at, u64_at};
+use crate::format::{
+    ENTRY_HEADER_BYTES, GROUP_BYTES_LIMIT, NUMBER_MAX, VERSION, checksum, put_u16, put_u32,
+    put_u64, u16_at, u32_at, u64_at,
+};
 
 pub const TRAILER_MAGIC: u32 = u32::from_le_bytes(*b"MSft");
 /// The trailer proper, at the start of the last block.
@@ -68,6 +71,23 @@ impl Run {
             bytes: u32_at(bytes, 48),
             entries: u32_at(bytes, 52),
         }
+    }
+
+    /// Whether it can be read: it lies before the footer, and is no longer than a group.
+    fn is_sane(&self, of: &Summary) -> bool {
+        let header = ENTRY_HEADER_BYTES as u32;
+        self.base <= self.last
+            && (of.first..=of.last).contains(&self.base)
+            && self.last <= of.last
+            && self.len as usize <= GROUP_BYTES_LIMIT
+            && self
+                .last_entry
+                .checked_add(header)
+                .is_some_and(|end| end <= self.len)
+            && self
+                .at
+                .checked_add(u64::from(self.len))
+                .is_some_and(|end| end <= of.section_at)
     }
 }
 
@@ -217,9 +237,11 @@ impl Trailer {
             && trailer.file_bytes == file_bytes
             && trailer.footer_at.is_multiple_of(BLOCK_BYTES as u64)
             && trailer.footer_at <= trailer.directory_at
-            && directory_end <= file_bytes - BLOCK_BYTES as u64
+            && directory_end <= file_bytes.saturating_sub(BLOCK_BYTES as u64)
             && trailer.directory_bytes() <= DIRECTORY_BYTES_MAX
-            && trailer.first_group <= trailer.last_group;
+            && trailer.first_group <= trailer.last_group
+            && trailer.last_group <= NUMBER_MAX
+            && trailer.first_lsn.0.max(trailer.last_lsn.0) <= NUMBER_MAX;
         sane.then_some(trailer)
     }
 
@@ -251,6 +273,9 @@ impl Trailer {
         let sorted = directory.windows(2).all(|w| w[0].slot < w[1].slot);
         let inside = directory.iter().all(|s| {
             s.runs > 0
+                && s.first <= s.last
+                && s.last.0 <= NUMBER_MAX
+                && s.bytes <= self.file_bytes
                 && s.section_at >= self.footer_at
                 && s.section_at
                     .checked_add(s.section_bytes() as u64)
@@ -267,14 +292,20 @@ pub fn footer_bytes(slots: usize, runs: usize) -> u64 {
     body.next_multiple_of(BLOCK_BYTES as u64) + BLOCK_BYTES as u64
 }
 
-/// The runs of a section; `None` when its bytes are damaged.
+/// The runs of a section; `None` when its bytes are damaged. Each lies before the footer and behind
+/// the one before it, in the file as in the partition.
 #[must_use]
 pub fn decode_section(incarnation: u64, summary: &Summary, bytes: &[u8]) -> Option<Vec<Run>> {
     if bytes.len() != summary.section_bytes() || checksum(incarnation, bytes) != summary.section_sum
     {
         return None;
     }
-    Some(bytes.chunks_exact(RUN_BYTES).map(Run::decode).collect())
+    let runs: Vec<_> = bytes.chunks_exact(RUN_BYTES).map(Run::decode).collect();
+    let inside = runs.iter().all(|run| run.is_sane(summary));
+    let sorted = runs
+        .windows(2)
+        .all(|w| w[0].last < w[1].base && w[0].at + u64::from(w[0].len) <= w[1].at);
+    (inside && sorted).then_some(runs)
 }
 
 /// The footer to be written at `trailer.footer_at`, which is set here with what follows from it.

@@ -22,6 +22,12 @@ pub const GROUP_BYTES_LIMIT: usize = 32 << 20;
 /// Largest fact. Facts are small by nature; the bound keeps a group below its limit.
 pub const FACT_BYTES_MAX: usize = 4 << 20;
 
+/// Largest file number, group number, lsn and offset that is believed. Counting up from 1 never gets
+/// there; that a reader refuses more keeps sums of what it has read from overflowing.
+pub const NUMBER_MAX: u64 = u64::MAX >> 2;
+/// Largest term that is believed.
+pub const TERM_MAX: u32 = u32::MAX >> 1;
+
 /// The group holds no entry of the machine: it proves what is before it.
 pub const GROUP_MARK: u16 = 1;
 /// The shard was closed in good order after this group.
@@ -139,8 +145,14 @@ impl GroupHeader {
             && header.flags & !GROUP_FLAGS == 0
             && (GROUP_HEADER_BYTES..=GROUP_BYTES_LIMIT).contains(&length)
             && header.at.is_multiple_of(BLOCK_BYTES as u64)
+            && header
+                .at
+                .checked_add(header.span())
+                .is_some_and(|end| end <= header.file_bytes)
             && header.number > header.proved
-            && header.first_lsn.0 > 0;
+            && header.first_lsn.0 > 0
+            && header.number.max(header.first_lsn.0).max(header.file) <= NUMBER_MAX
+            && header.term.0 <= TERM_MAX;
         sane.then_some(header)
     }
 
@@ -219,7 +231,8 @@ impl EntryHeader {
         let sane = u32_at(bytes, 0) as usize == len
             && len <= GROUP_BYTES_LIMIT
             && header.flags & !ENTRY_FLAGS == 0
-            && header.key.base_offset <= header.key.last_offset;
+            && header.key.base_offset <= header.key.last_offset
+            && header.key.last_offset.0 <= NUMBER_MAX;
         sane.then_some(header)
     }
 

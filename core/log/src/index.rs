@@ -52,6 +52,7 @@ pub(crate) struct SlotIndex {
 /// A group whose runs are in memory.
 #[derive(Debug)]
 pub(crate) struct RecentGroup {
+    number: u64,
     pub(crate) file: u64,
     pub(crate) at: u64,
     slots: Vec<PartitionSlot>,
@@ -109,11 +110,10 @@ pub(crate) enum Place {
 pub(crate) struct Index {
     pub(crate) slots: FxHashMap<PartitionSlot, SlotIndex>,
     pub(crate) sealed: BTreeMap<u64, SealedFile>,
+    /// By number; numbers lost to damage are not there.
     groups: VecDeque<RecentGroup>,
-    /// Number of `groups[0]`.
-    first_group: u64,
-    /// The oldest group that is hot; all after it are.
-    first_hot: u64,
+    /// So many of them, the oldest, are not hot; all after them are.
+    cold: usize,
     hot_bytes: usize,
     pinned: VecDeque<(Weak<AlignedBuf>, usize)>,
     pinned_bytes: usize,
@@ -136,26 +136,10 @@ impl Index {
     /// Make a group found at start visible.
     pub(crate) fn add_cold(&mut self, number: u64, file: u64, at: u64, runs: &[SlotRun]) {
         self.add(number, file, at, runs, None);
-        self.first_hot = number + 1;
+        self.cold = self.groups.len();
     }
 
     fn add(&mut self, number: u64, file: u64, at: u64, runs: &[SlotRun], hot: Option<Hot>) {
-        if self.groups.is_empty() {
-            self.first_group = number;
-            self.first_hot = number;
-        }
-        // Numbers lost to damage keep their place, so that a number finds its group.
-        while self.first_group + (self.groups.len() as u64) < number {
-            self.groups.push_back(RecentGroup {
-                file,
-                at,
-                slots: Vec::new(),
-                hot: None,
-            });
-            if hot.is_some() {
-                self.first_hot = number;
-            }
-        }
         for (slot, run) in runs {
             let index = self.slots.entry(*slot).or_default();
             index.runs.push_back(RecentRun {
@@ -165,6 +149,7 @@ impl Index {
         }
         let slots = runs.iter().map(|(slot, _)| *slot).collect();
         self.groups.push_back(RecentGroup {
+            number,
             file,
             at,
             slots,
@@ -173,7 +158,33 @@ impl Index {
     }
 
     pub(crate) fn group(&self, number: u64) -> &RecentGroup {
-        &self.groups[(number - self.first_group) as usize]
+        // Without damage numbers have no gap, and the first guess is right.
+        let first = self.groups.front().map_or(0, |g| g.number);
+        let guess = usize::try_from(number.wrapping_sub(first)).unwrap_or(usize::MAX);
+        if let Some(group) = self.groups.get(guess)
+            && group.number == number
+        {
+            return group;
+        }
+        let at = self.groups.partition_point(|g| g.number < number);
+        &self.groups[at]
+    }
+
+    /// Forget the recent groups of a file found freed at start that had no footer.
+    pub(crate) fn remove_recent(&mut self, file: u64) {
+        let from = self.groups.partition_point(|g| g.file < file);
+        let to = self.groups.partition_point(|g| g.file <= file);
+        let gone: Vec<RecentGroup> = self.groups.drain(from..to).collect();
+        self.cold -= to.min(self.cold).saturating_sub(from);
+        let (Some(first), Some(last)) = (gone.first(), gone.last()) else {
+            return;
+        };
+        let numbers = first.number..=last.number;
+        for slot in gone.iter().flat_map(|g| &g.slots) {
+            if let Some(index) = self.slots.get_mut(slot) {
+                index.runs.retain(|r| !numbers.contains(&r.group));
+            }
+        }
     }
 
     /// A file got its footer: its batches are found there from now on.
@@ -204,19 +215,19 @@ impl Index {
                 self.pinned.push_back((weak, bytes));
             }
         }
-        let end = self.first_group + self.groups.len() as u64;
-        while self.hot_bytes + self.pinned_bytes > hot_bytes_max && self.first_hot < end {
-            let at = (self.first_hot - self.first_group) as usize;
-            if let Some(hot) = self.groups[at].hot.take() {
+        while self.hot_bytes + self.pinned_bytes > hot_bytes_max
+            && let Some(group) = self.groups.get_mut(self.cold)
+        {
+            if let Some(hot) = group.hot.take() {
                 self.release(hot, pool);
             }
-            self.first_hot += 1;
+            self.cold += 1;
         }
         while let Some(front) = self.groups.front()
             && front.hot.is_none()
             && front.file < unsealed
         {
-            let number = self.first_group;
+            let number = front.number;
             for slot in &front.slots {
                 let Some(index) = self.slots.get_mut(slot) else {
                     continue;
@@ -226,9 +237,8 @@ impl Index {
                 }
             }
             self.groups.pop_front();
-            self.first_group += 1;
+            self.cold = self.cold.saturating_sub(1);
         }
-        self.first_hot = self.first_hot.max(self.first_group);
     }
 
     fn release(&mut self, hot: Hot, pool: &mut BufferPool) {

@@ -12,6 +12,7 @@ use millstream_batch::ids::{Lsn, PartitionSlot};
 use millstream_batch::limits::BLOCK_BYTES;
 
 use crate::api::Damage;
+use crate::census::{Census, Present};
 use crate::footer::{Run, Summary, Trailer, decode_section};
 use crate::io::{FileId, IoError};
 use crate::manifest::{MANIFEST_BYTES_MAX, Manifest, Part};
@@ -148,7 +149,13 @@ pub struct Verified {
 /// What `read` gave.
 pub fn verify(files: &[(FileId, u64)], read: &mut ReadAt<'_>) -> Result<Verified, IoError> {
     let mut check = Check::default();
-    let mut files = files.to_vec();
+    let (mut files, strange): (Vec<_>, Vec<_>) = files
+        .iter()
+        .copied()
+        .partition(|(file, _)| file.is_possible());
+    for (file, _) in strange {
+        check.suspect(None, file, 0, "the log numbers no file so".to_owned());
+    }
     files.sort_unstable();
     check.snapshot(&files, read)?;
     for (file, bytes) in &files {
@@ -156,7 +163,8 @@ pub fn verify(files: &[(FileId, u64)], read: &mut ReadAt<'_>) -> Result<Verified
             check.file(*n, *bytes, read)?;
         }
     }
-    Ok(check.judge())
+    let spare = |(file, bytes): &(FileId, u64)| matches!(file, FileId::Spare(_)).then_some(*bytes);
+    Ok(check.judge(files.iter().filter_map(spare).min()))
 }
 
 #[derive(Default)]
@@ -169,7 +177,7 @@ struct Check {
     last_group: u64,
     last_file: u64,
     freed: BTreeSet<u64>,
-    missing: Vec<u64>,
+    present: BTreeMap<u64, Present>,
 }
 
 impl Check {
@@ -188,7 +196,8 @@ impl Check {
                 continue;
             };
             let len = (*bytes).min(MANIFEST_BYTES_MAX) as usize;
-            let Some(manifest) = Manifest::decode(&read_range(*file, 0, len, read)?) else {
+            let manifest = Manifest::decode(&read_range(*file, 0, len, read)?);
+            let Some(manifest) = manifest.filter(|m| m.begin.0 == *begin) else {
                 self.suspect(
                     None,
                     *file,
@@ -225,15 +234,21 @@ impl Check {
 
     fn file(&mut self, n: u64, bytes: u64, read: &mut ReadAt<'_>) -> Result<(), IoError> {
         let id = FileId::Wal(n);
+        let mut present = Present {
+            bytes,
+            ..Present::default()
+        };
         if let Some(m) = &self.manifest
             && n < m.next_file
             && !m.files.contains(&n)
         {
-            return Ok(()); // Freed; the next start takes it away.
+            // Freed; the next start takes it away.
+            self.freed.insert(n);
+            self.present.insert(n, present);
+            return Ok(());
         }
-        let first = self.manifest.as_ref().map_or(1, |m| m.next_file);
-        let from = (self.last_file + 1).max(first);
-        self.missing.extend(from..n);
+        // Files freed between two others leave a gap of numbers at the start of the next.
+        let mut follows = self.last_file + 1 == n && !self.freed.contains(&self.last_file);
         self.last_file = n;
         self.found.files += 1;
         let mut items = Vec::new();
@@ -243,12 +258,23 @@ impl Check {
         for item in items {
             match item {
                 Light::Group(group) => {
+                    if follows && group.number > self.last_group + 1 {
+                        let (first, last) = (self.last_group + 1, group.number - 1);
+                        let what = format!(
+                            "groups {first} to {last} are damaged or missing before this one"
+                        );
+                        self.suspect(Some(first), id, group.at, what);
+                    }
+                    follows = true;
                     last_in_file = group.number;
+                    present.has_groups = true;
+                    present.made_bytes = group.file_bytes;
                     self.group(id, bytes, &group, &mut runs);
                 }
                 Light::Gap { from, to } => {
                     let what = format!("no valid group from here to byte {to}, where one is");
                     self.suspect(Some(self.last_group + 1), id, from, what);
+                    follows = false; // told already
                 }
                 Light::End => {}
                 Light::DamagedFooter { at } => {
@@ -257,6 +283,7 @@ impl Check {
                 }
                 Light::Footer { trailer, directory } => {
                     self.proved = self.proved.max(trailer.last_group);
+                    present.trailer = Some(trailer);
                     if last_in_file < trailer.last_group {
                         let what = format!(
                             "groups {} to {} are damaged or missing",
@@ -265,10 +292,12 @@ impl Check {
                         );
                         self.suspect(Some(trailer.last_group), id, 0, what);
                     }
+                    self.last_group = self.last_group.max(trailer.last_group);
                     self.sections(id, &trailer, &directory, &runs, read)?;
                 }
             }
         }
+        self.present.insert(n, present);
         Ok(())
     }
 
@@ -286,7 +315,10 @@ impl Check {
         self.found.last = self.found.last.max(Lsn(group.last_lsn));
         self.proved = self.proved.max(group.proved);
         self.last_group = group.number;
-        self.freed.extend(&group.freed);
+        if let FileId::Wal(file) = id {
+            // A file is declared freed in a later one.
+            self.freed.extend(group.freed.iter().filter(|n| **n < file));
+        }
         if bytes < group.file_bytes {
             let what = format!(
                 "this file was made {} bytes long and has {bytes}: it was truncated",
@@ -328,20 +360,22 @@ impl Check {
         Ok(())
     }
 
-    fn judge(mut self) -> Verified {
-        let named = self
-            .manifest
-            .as_ref()
-            .map(|m| m.files.clone())
-            .unwrap_or_default();
-        let absent = |n: &u64| *n > self.last_file || self.missing.contains(n);
-        let mut missing: BTreeSet<u64> = named.into_iter().filter(absent).collect();
-        missing.extend(&self.missing);
-        for n in missing.difference(&self.freed) {
+    /// `spare_bytes`: the shortest spare file; files are made of them.
+    fn judge(mut self, spare_bytes: Option<u64>) -> Verified {
+        let begin = self.manifest.as_ref().map_or(Lsn(0), |m| m.begin);
+        let census = Census {
+            manifest: self.manifest.as_ref(),
+            files: std::mem::take(&mut self.present),
+            freed: &self.freed,
+            made_bytes: spare_bytes,
+            last_group: self.last_group,
+            last_lsn: self.found.last.max(begin),
+        };
+        for loss in census.losses() {
             self.found.damage.push(Damage {
-                file: FileId::Wal(*n).file_name(),
-                at: 0,
-                what: "this file is missing".to_owned(),
+                file: loss.file.file_name(),
+                at: loss.at,
+                what: loss.what,
             });
         }
         for (group, damage) in self.suspects {
@@ -373,6 +407,7 @@ enum Light {
 }
 
 struct LightGroup {
+    at: u64,
     number: u64,
     proved: u64,
     span: u64,
@@ -430,6 +465,7 @@ impl LightGroup {
             ));
         }
         Self {
+            at: group.at,
             number: group.header.number,
             proved: group.header.proved,
             span: group.header.span(),

@@ -13,6 +13,7 @@ use std::task::{Context, Poll};
 pub use millstream_batch::limits::BLOCK_BYTES;
 
 use crate::buffer::AlignedBuf;
+use crate::format::NUMBER_MAX;
 
 /// Names one request; unique in the life of a storage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -167,6 +168,18 @@ impl FileId {
                 begin,
                 temporary: true,
             } => format!("snap-{begin:016x}.manifest.tmp"),
+        }
+    }
+
+    /// Whether the log can have made it: WAL files count from 1, and nothing counts past
+    /// [`NUMBER_MAX`].
+    #[must_use]
+    pub fn is_possible(self) -> bool {
+        match self {
+            Self::Wal(n) => (1..=NUMBER_MAX).contains(&n),
+            Self::Spare(n) | Self::Snapshot { begin: n, .. } | Self::Manifest { begin: n, .. } => {
+                n <= NUMBER_MAX
+            }
         }
     }
 

@@ -5,6 +5,7 @@
 
 pub mod api;
 pub mod buffer;
+mod census;
 #[cfg(feature = "conformance")]
 pub mod conformance;
 mod fetch;

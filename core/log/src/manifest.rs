@@ -4,7 +4,9 @@
 
 use millstream_batch::ids::{Lsn, Term};
 
-use crate::format::{VERSION, checksum, put_u16, put_u32, put_u64, u16_at, u32_at, u64_at};
+use crate::format::{
+    NUMBER_MAX, TERM_MAX, VERSION, checksum, put_u16, put_u32, put_u64, u16_at, u32_at, u64_at,
+};
 
 pub const MANIFEST_MAGIC: u32 = u32::from_le_bytes(*b"MSmf");
 const HEADER_BYTES: usize = 64;
@@ -90,7 +92,7 @@ impl Manifest {
             return None;
         }
         let (part_bytes, file_bytes) = bytes[HEADER_BYTES..end].split_at(parts * PART_BYTES);
-        Some(Self {
+        let manifest = Self {
             begin,
             term: Term(u32_at(header, 16)),
             durable: Lsn(u64_at(header, 24)),
@@ -104,7 +106,13 @@ impl Manifest {
                     sum: u64_at(b, 8),
                 })
                 .collect(),
-        })
+        };
+        let sane = manifest.begin <= manifest.durable
+            && manifest.durable.0.max(manifest.durable_group) <= NUMBER_MAX
+            && manifest.next_file <= NUMBER_MAX
+            && manifest.term.0 <= TERM_MAX
+            && manifest.files.iter().all(|n| (1..=NUMBER_MAX).contains(n));
+        sane.then_some(manifest)
     }
 }
 

@@ -91,10 +91,7 @@ impl Log {
         let total = runs.iter().map(|(_, r)| r.len()).sum();
         let needed = front.end + footer_bytes(runs.len(), total);
         let has_room = needed <= front.bytes;
-        assert!(
-            has_room || front.is_truncated,
-            "room for the footer was kept"
-        );
+        assert!(has_room || front.lacks_room, "room for the footer was kept");
         trailer.file_bytes = front.bytes.max(needed);
         let (buf, directory) = footer::build(&mut trailer, &runs);
         let sealed = SealedFile {
@@ -107,7 +104,7 @@ impl Log {
             holding: 0,
         };
         if !has_room {
-            // Only a truncated file has no room for it; its index stays in memory.
+            // Only a damaged file has no room for it; its index stays in memory.
             for (slot, runs) in runs {
                 self.reader.pin_section(sealed.number, slot, runs.into());
             }

@@ -85,22 +85,28 @@ pub(crate) fn walk(span: &Span<'_>, run: &Run, from: Offset) -> Result<Walked, F
     let mut position = run.at + u64::from(run.last_entry);
     let mut to = run.last;
     loop {
+        let damaged = FetchError::Damaged {
+            from: from.max(run.base).min(to),
+            to,
+        };
         let header = span
             .header(position)
             .filter(|h| h.is_indexed() && h.key.last_offset <= to);
         let Some(header) = header else {
-            return Err(FetchError::Damaged {
-                from: from.max(run.base),
-                to,
-            });
+            return Err(damaged);
         };
         found.push((position, header));
-        let back = u64::from(header.back);
-        if header.key.base_offset <= from || back == 0 || position - back < run.at {
+        if header.key.base_offset <= from || header.back == 0 {
             break;
         }
-        to = Offset(header.key.base_offset.0 - 1);
-        position -= back;
+        // A link leads to an entry of the same run with lower offsets, or it is damaged.
+        let before = position
+            .checked_sub(u64::from(header.back))
+            .filter(|at| *at >= run.at);
+        let (Some(at), Some(last)) = (before, header.key.base_offset.0.checked_sub(1)) else {
+            return Err(damaged);
+        };
+        (position, to) = (at, Offset(last));
     }
     found.reverse();
     Ok(found)

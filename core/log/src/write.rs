@@ -47,8 +47,8 @@ pub(crate) struct OpenFile {
     /// What its footer will hold, placed groups counted in.
     pub(crate) runs: usize,
     pub(crate) slots: FxHashSet<PartitionSlot>,
-    /// It lost its end, so a footer may not fit.
-    pub(crate) is_truncated: bool,
+    /// It was found truncated or damaged, so a footer may not fit.
+    pub(crate) lacks_room: bool,
     /// No group will be placed in it any more.
     pub(crate) closed: bool,
     /// Groups placed and not yet written.
@@ -80,7 +80,7 @@ impl OpenFile {
             last_lsn: Lsn(first_lsn.0 - 1),
             runs: 0,
             slots: FxHashSet::default(),
-            is_truncated: false,
+            lacks_room: false,
             closed: false,
             unwritten: 0,
             synced: (0, Lsn(0)),

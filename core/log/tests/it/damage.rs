@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 
 use millstream_batch::ids::Lsn;
 use millstream_log::io::FileId;
-use millstream_log::{Config, FetchError, Refused, inspect};
+use millstream_log::{Config, FetchError, Refused};
 
 use crate::disk::{BLOCK, Disk, Shard, batch, config, fact_offsets, payload};
+use crate::inspect::verified;
 
 fn small() -> Config {
     Config {
@@ -70,22 +71,6 @@ fn nothing_is_silent(shard: &mut Shard, stored: &BTreeMap<(u32, u64), Vec<u8>>, 
             }
         }
     }
-}
-
-fn verified(disk: &Disk) -> inspect::Verified {
-    let files: Vec<_> = disk
-        .live
-        .iter()
-        .map(|(f, b)| (*f, b.len() as u64))
-        .collect();
-    inspect::verify(&files, &mut |file, at, len| {
-        let bytes = &disk.live[&file];
-        let start = (at as usize).min(bytes.len());
-        Ok(bytes::Bytes::copy_from_slice(
-            &bytes[start..(start + len).min(bytes.len())],
-        ))
-    })
-    .expect("read")
 }
 
 #[test]

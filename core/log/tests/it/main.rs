@@ -3,6 +3,7 @@
 mod damage;
 mod disk;
 mod golden;
+mod inspect;
 mod life;
 mod model;
 mod snapshot;

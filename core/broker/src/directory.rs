@@ -13,11 +13,15 @@ use std::fs::{self, File, TryLockError};
 use std::io::{self, Read as _, Seek as _, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
 
+/// How long a lock that is held is asked for again, and how often.
+const LOCK_WAIT: Duration = Duration::from_secs(1);
+const LOCK_LOOK: Duration = Duration::from_millis(20);
 /// The layout of the directory that this build reads and writes.
 const FORMAT: u32 = 1;
 
@@ -171,23 +175,32 @@ fn lock(path: &Path) -> Result<File, Error> {
         .truncate(false)
         .open(path.join("lock"))
         .map_err(error("lock"))?;
-    match file.try_lock() {
-        Ok(()) => {}
-        Err(TryLockError::WouldBlock) => {
-            let mut holder = String::new();
-            drop(file.read_to_string(&mut holder)); // only for the message
-            let pid = holder.trim();
-            let holder = if pid.is_empty() {
-                "another process".to_owned()
-            } else {
-                format!("pid {pid}")
-            };
-            return Err(Error::InUse {
-                path: path.to_owned(),
-                holder,
-            });
+    let asked = Instant::now();
+    loop {
+        match file.try_lock() {
+            Ok(()) => break,
+            // A broker that was just killed holds it until the kernel has taken the process down.
+            Err(TryLockError::WouldBlock) if asked.elapsed() < LOCK_WAIT => {
+                std::thread::sleep(LOCK_LOOK)
+            }
+            Err(TryLockError::WouldBlock) => {
+                let mut holder = String::new();
+                drop(file.read_to_string(&mut holder)); // only for the message
+                let pid = holder.trim();
+                let holder = if pid.is_empty() {
+                    "another process".to_owned()
+                } else {
+                    format!("pid {pid}")
+                };
+                return Err(Error::InUse {
+                    path: path.to_owned(),
+                    holder,
+                });
+            }
+            Err(TryLockError::Error(source)) => {
+                return Err(Error::directory(path, "lock", &source));
+            }
         }
-        Err(TryLockError::Error(source)) => return Err(Error::directory(path, "lock", &source)),
     }
     file.set_len(0).map_err(error("lock"))?;
     file.rewind().map_err(error("lock"))?;

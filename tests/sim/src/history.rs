@@ -171,10 +171,10 @@ impl Asked {
                     known.start_asked = known.start_asked.max(start.0);
                 }
                 Request::DeleteTopic { name } => {
-                    history.named(name, |topic| topic.deletion_asked = true)
+                    history.named(name, |topic| topic.deletion_asked = true);
                 }
                 Request::ConfigureTopic { name, .. } => {
-                    history.named(name, |topic| topic.expires = true)
+                    history.named(name, |topic| topic.expires = true);
                 }
                 Request::Commit(commit) => {
                     return Self::Commit {

@@ -184,7 +184,7 @@ impl World {
                 self.with_client(client, |client, scene| client.answer(scene, tag, *answer));
             }
             Event::Lost { client, tag } => {
-                self.with_client(client, |client, scene| client.lost(scene, tag))
+                self.with_client(client, |client, scene| client.lost(scene, tag));
             }
             Event::Arrive {
                 client,
@@ -407,11 +407,12 @@ impl World {
             && !self.closing
         {
             self.arm_crash();
-            return if self.chance.one_in(3) {
-                self.kill()
+            if self.chance.one_in(3) {
+                self.kill();
             } else {
-                self.crash()
-            };
+                self.crash();
+            }
+            return;
         }
         let Some(done) = self.disk.complete_one() else {
             return;

@@ -91,7 +91,7 @@ pub const BUGS: &[Bug] = &[
             "rebuilt_equals_live",
             "dense_offsets",
         ],
-        plant: || Box::new(recovery::RecycledEarly::default()),
+        plant: || Box::new(recovery::RecycledEarly),
     },
     Bug {
         name: "cut_below_the_durable_point",
@@ -120,7 +120,7 @@ pub const BUGS: &[Bug] = &[
             "damage_reported",
             "no_panic",
         ],
-        plant: || Box::new(recovery::LostPart::default()),
+        plant: || Box::new(recovery::LostPart),
     },
     Bug {
         name: "fact_changes_at_restart",
@@ -179,6 +179,6 @@ pub const BUGS: &[Bug] = &[
         name: "chance_leaks_in",
         stands_for: "something depends on more than the inputs",
         caught_by: &["same_seed_same_bytes"],
-        plant: || Box::new(network::Leak::default()),
+        plant: || Box::new(network::Leak),
     },
 ];

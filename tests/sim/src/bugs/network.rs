@@ -216,7 +216,7 @@ impl Layer for SwallowedDamage {
 }
 
 /// A counter that outlives runs.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Leak;
 
 impl Layer for Leak {

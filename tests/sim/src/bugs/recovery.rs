@@ -11,7 +11,7 @@ use crate::disk::SimDisk;
 use crate::layer::{Layer, Passed};
 
 /// At a restart the oldest WAL file, of several, is gone.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct RecycledEarly;
 
 impl Layer for RecycledEarly {
@@ -76,7 +76,7 @@ impl Layer for SnapshotFirst {
 }
 
 /// Parts of snapshots are answered for and never written.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct LostPart;
 
 impl Layer for LostPart {

@@ -11,7 +11,8 @@ pub(super) fn check(_history: &History, audit: &Audit, broken: &mut dyn FnMut(St
             // The first batch may begin before the start: trims do not cut batches.
             let fits = *base == next || first && *base < next && seen.last >= next;
             first = false;
-            if !fits && !(*base > next && found.is_damaged(next, base - 1)) {
+            let told = *base > next && found.is_damaged(next, base - 1);
+            if !fits && !told {
                 broken(format!(
                     "{partition}: offset {next} should follow, a batch at {base} does"
                 ));

@@ -45,10 +45,13 @@ impl Found {
     }
 }
 
+/// Says what does not fit, one text a finding.
+type Checker = fn(&History, &Audit, &mut dyn FnMut(String));
+
 /// Every checker.
 pub fn check(history: &mut History, audit: &Audit) {
     let mut found = Vec::new();
-    let checkers: [(&'static str, fn(&History, &Audit, &mut dyn FnMut(String))); 6] = [
+    let checkers: [(&'static str, Checker); 6] = [
         ("no_acked_loss", no_acked_loss::check),
         ("no_duplicates", no_duplicates::check),
         ("dense_offsets", dense_offsets::check),

@@ -110,7 +110,7 @@ impl Client for Admin {
         match answer {
             Answer::Reply(Reply::Topic(meta)) => scene.history.topic_is(&meta),
             Answer::Reply(Reply::Topics(metas)) => {
-                metas.iter().for_each(|meta| scene.history.topic_is(meta))
+                metas.iter().for_each(|meta| scene.history.topic_is(meta));
             }
             _ => {}
         }

@@ -215,10 +215,10 @@ impl Client for Member {
                 self.holds
                     .insert(partition, (epoch, committed.map_or(0, |offset| offset.0)));
             }
-            (Step::Claim(partition, epoch), Answer::Error(error)) => {
-                if !matches!(error, Error::Refused(_)) {
-                    self.claiming.push((partition, epoch));
-                }
+            (Step::Claim(partition, epoch), Answer::Error(error))
+                if !matches!(error, Error::Refused(_)) =>
+            {
+                self.claiming.push((partition, epoch));
             }
             (Step::Commit(partition, offset), Answer::Reply(_)) => {
                 if let Some((_, next)) = self.holds.get_mut(&partition) {

@@ -247,11 +247,10 @@ impl Client for Producer {
     fn answer(&mut self, scene: &mut Scene<'_>, tag: u64, answer: Answer) {
         match self.sent.remove(&tag) {
             None => {} // the second answer to a batch that arrived twice
-            Some(Some((life, partition, nonce))) => {
-                if life == self.life {
-                    self.batch_answered(scene, partition, nonce, &answer);
-                }
+            Some(Some((life, partition, nonce))) if life == self.life => {
+                self.batch_answered(scene, partition, nonce, &answer);
             }
+            Some(Some(_)) => {} // to a batch of an older life
             Some(None) => match answer {
                 Answer::Reply(Reply::Producer { pid, epoch }) => {
                     self.new_life(pid.0);

@@ -181,7 +181,7 @@ fn lock(path: &Path) -> Result<File, Error> {
             Ok(()) => break,
             // A broker that was just killed holds it until the kernel has taken the process down.
             Err(TryLockError::WouldBlock) if asked.elapsed() < LOCK_WAIT => {
-                std::thread::sleep(LOCK_LOOK)
+                std::thread::sleep(LOCK_LOOK);
             }
             Err(TryLockError::WouldBlock) => {
                 let mut holder = String::new();

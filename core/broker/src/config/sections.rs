@@ -391,13 +391,34 @@ impl Default for Plugins {
     }
 }
 
-/// `[telemetry]`: where to send what the broker knows about itself.
+/// `[telemetry]`: where to send what the broker measures.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Telemetry {
     /// Base URL of an OpenTelemetry collector (OTLP over HTTP), as `http://127.0.0.1:4318`.
     pub otlp_endpoint: Option<String>,
     pub interval_ms: u64,
+}
+
+impl Telemetry {
+    pub(super) fn check(&self) -> Result<(), ConfigError> {
+        let Some(endpoint) = &self.otlp_endpoint else {
+            return Ok(());
+        };
+        let authority = endpoint
+            .strip_prefix("http://")
+            .map(|rest| rest.trim_end_matches('/'));
+        if !authority.is_some_and(|rest| !rest.contains('/') && rest.rsplit_once(':').is_some()) {
+            let why = format!(
+                "`{endpoint}` is not http://HOST:PORT (a collector on this machine or a local agent)"
+            );
+            return invalid("telemetry.otlp_endpoint", why);
+        }
+        if self.interval_ms == 0 {
+            return invalid("telemetry.interval_ms", "at least 1");
+        }
+        Ok(())
+    }
 }
 
 impl Default for Telemetry {

@@ -1,55 +1,88 @@
-//! The Prometheus text exposition (version 0.0.4), written by hand: families, help, samples.
+//! What the broker measures, as families of samples: one list, from which the Prometheus page and the
+//! OpenTelemetry export are both made.
 //!
 //! Labels are bounded: shards, deployments, and as many groups as the shards report.
 
-use std::fmt::{Display, Write as _};
-
-use millstream_shard::call::{LATENCY_BOUNDS_US, Status};
+use millstream_shard::call::{FilterStatus, Status};
 
 use super::report::Report;
 use crate::broker::{Phase, Shared};
 use crate::metrics::Counter;
 
-/// All metrics.
-pub(super) fn exposition(shared: &Shared, report: &Report) -> String {
-    let mut page = Page(String::with_capacity(16 << 10));
-    page.gauge(
-        "millstream_ready",
-        "1 when clients are served",
-        u64::from(report.phase == Phase::Serving),
-    );
-    page.gauge(
-        "millstream_uptime_seconds",
-        "Seconds since start",
-        shared.started.elapsed().as_secs(),
-    );
-    sessions(&mut page, shared);
-    page.gauge(
-        "process_resident_memory_bytes",
-        "Resident memory",
-        report.process.resident_bytes,
-    );
-    page.gauge("process_open_fds", "Open files", report.process.open_files);
-    page.family(
-        "process_cpu_seconds_total",
-        "counter",
-        "CPU time, user and system",
-    );
-    page.sample(
-        "process_cpu_seconds_total",
-        "",
-        report.process.cpu_ms as f64 / 1_000.0,
-    );
-    shards(&mut page, &report.shards);
-    histograms(&mut page, &report.shards);
-    filters(&mut page, &report.shards);
-    lag(&mut page, &report.shards);
-    page.0
+/// A metric with all its samples.
+#[derive(Debug)]
+pub(crate) struct Family {
+    pub(crate) name: &'static str,
+    pub(crate) help: &'static str,
+    pub(crate) samples: Samples,
 }
 
-fn sessions(page: &mut Page, shared: &Shared) {
+pub(crate) type Labels = Vec<(&'static str, String)>;
+
+#[derive(Debug)]
+pub(crate) enum Samples {
+    Gauge(Vec<(Labels, f64)>),
+    /// Only rises.
+    Counter(Vec<(Labels, f64)>),
+    /// Cumulative counts for the bounds of `LATENCY_BOUNDS_US`, and one for all.
+    Histogram(Vec<(Labels, Vec<u64>)>),
+}
+
+/// All families.
+pub(crate) fn families(shared: &Shared, report: &Report) -> Vec<Family> {
+    let mut all = broker(shared, report);
+    all.extend(sessions(shared));
+    all.extend(shards(&report.shards));
+    all.extend(histograms(&report.shards));
+    all.extend(filters(&report.shards));
+    all.push(lag(&report.shards));
+    all
+}
+
+fn gauge(name: &'static str, help: &'static str, value: f64) -> Family {
+    Family {
+        name,
+        help,
+        samples: Samples::Gauge(vec![(Labels::new(), value)]),
+    }
+}
+
+fn counter(name: &'static str, help: &'static str, value: f64) -> Family {
+    Family {
+        name,
+        help,
+        samples: Samples::Counter(vec![(Labels::new(), value)]),
+    }
+}
+
+fn broker(shared: &Shared, report: &Report) -> Vec<Family> {
+    let process = report.process;
+    let ready = f64::from(u8::from(report.phase == Phase::Serving));
+    vec![
+        gauge("millstream_ready", "1 when clients are served", ready),
+        gauge(
+            "millstream_uptime_seconds",
+            "Seconds since start",
+            shared.started.elapsed().as_secs_f64(),
+        ),
+        gauge(
+            "process_resident_memory_bytes",
+            "Resident memory",
+            process.resident_bytes as f64,
+        ),
+        gauge("process_open_fds", "Open files", process.open_files as f64),
+        counter(
+            "process_cpu_seconds_total",
+            "CPU time, user and system",
+            process.cpu_ms as f64 / 1_000.0,
+        ),
+    ]
+}
+
+fn sessions(shared: &Shared) -> Vec<Family> {
     let metrics = &shared.metrics;
-    let gauges: [(&str, &str, u64); 6] = [
+    let bounds = &shared.bounds;
+    let gauges: [(&'static str, &'static str, u64); 6] = [
         (
             "millstream_connections",
             "Open connections",
@@ -72,19 +105,16 @@ fn sessions(page: &mut Page, shared: &Shared) {
         ),
         (
             "millstream_ingress_bytes",
-            "Frames on their way in, unanswered batches included",
-            shared.bounds.ingress_bytes() as u64,
+            "Frames on their way in, until answered",
+            bounds.ingress_bytes() as u64,
         ),
         (
             "millstream_send_bytes",
             "Records on their way out, QUIC's queues included",
-            shared.bounds.send.bytes() as u64,
+            bounds.send.bytes() as u64,
         ),
     ];
-    for (name, help, value) in gauges {
-        page.gauge(name, help, value);
-    }
-    let counters: [(&str, &str, &Counter); 11] = [
+    let counters: [(&'static str, &'static str, &Counter); 12] = [
         (
             "millstream_connections_total",
             "Connections taken",
@@ -133,144 +163,121 @@ fn sessions(page: &mut Page, shared: &Shared) {
         ),
         (
             "millstream_batches_lost_total",
-            "Refused batches of producers that want no answer",
+            "Refused batches that nobody was told of",
             &metrics.batches_lost,
         ),
+        (
+            "millstream_batches_sent_total",
+            "Batches to consumers",
+            &metrics.batches_out,
+        ),
     ];
-    for (name, help, counter) in counters {
-        page.family(name, "counter", help);
-        page.sample(name, "", counter.value());
-    }
-    page.family(
-        "millstream_batches_sent_total",
-        "counter",
-        "Batches to consumers",
-    );
-    page.sample(
-        "millstream_batches_sent_total",
-        "",
-        metrics.batches_out.value(),
-    );
+    let gauges = gauges
+        .into_iter()
+        .map(|(name, help, value)| gauge(name, help, value as f64));
+    let counters = counters
+        .into_iter()
+        .map(|(name, help, value)| counter(name, help, value.value() as f64));
+    gauges.chain(counters).collect()
 }
 
-type Column = (&'static str, &'static str, &'static str, fn(&Status) -> u64);
+fn shard_label(status: &Status) -> (&'static str, String) {
+    ("shard", status.shard.to_string())
+}
 
-fn shards(page: &mut Page, shards: &[Status]) {
+fn shards(shards: &[Status]) -> impl Iterator<Item = Family> + '_ {
+    type Column = (&'static str, &'static str, fn(&Status) -> u64);
     let columns: [Column; 18] = [
         (
             "millstream_shard_serving",
-            "gauge",
             "1 when the shard takes writes",
             |s| u64::from(s.state == "serving"),
         ),
-        ("millstream_shard_topics", "gauge", "Topics known", |s| {
+        ("millstream_shard_topics", "Topics known", |s| {
             s.topics as u64
         }),
-        (
-            "millstream_shard_partitions",
-            "gauge",
-            "Partitions owned",
-            |s| s.partitions as u64,
-        ),
-        (
-            "millstream_shard_groups",
-            "gauge",
-            "Groups at home here",
-            |s| s.groups as u64,
-        ),
-        (
-            "millstream_shard_last_lsn",
-            "gauge",
-            "Last entry of the log",
-            |s| s.last_lsn,
-        ),
+        ("millstream_shard_partitions", "Partitions owned", |s| {
+            s.partitions as u64
+        }),
+        ("millstream_shard_groups", "Groups at home here", |s| {
+            s.groups as u64
+        }),
+        ("millstream_shard_last_lsn", "Last entry of the log", |s| {
+            s.last_lsn
+        }),
         (
             "millstream_shard_durable_lsn",
-            "gauge",
             "Last durable entry of the log",
             |s| s.durable_lsn,
         ),
-        (
-            "millstream_shard_log_bytes",
-            "gauge",
-            "Bytes of log files",
-            |s| s.log_bytes,
-        ),
-        ("millstream_shard_log_files", "gauge", "Log files", |s| {
+        ("millstream_shard_log_bytes", "Bytes of log files", |s| {
+            s.log_bytes
+        }),
+        ("millstream_shard_log_files", "Log files", |s| {
             s.log_files as u64
         }),
         (
             "millstream_shard_hot_tail_bytes",
-            "gauge",
             "Memory of the hot tail",
             |s| s.hot_tail_bytes as u64,
         ),
-        (
-            "millstream_shard_batches_total",
-            "counter",
-            "Batches appended",
-            |s| s.batches_in,
-        ),
-        (
-            "millstream_shard_records_total",
-            "counter",
-            "Records appended",
-            |s| s.records_in,
-        ),
-        (
-            "millstream_shard_bytes_total",
-            "counter",
-            "Bytes appended",
-            |s| s.bytes_in,
-        ),
+        ("millstream_shard_batches_total", "Batches appended", |s| {
+            s.batches_in
+        }),
+        ("millstream_shard_records_total", "Records appended", |s| {
+            s.records_in
+        }),
+        ("millstream_shard_bytes_total", "Bytes appended", |s| {
+            s.bytes_in
+        }),
         (
             "millstream_shard_duplicates_total",
-            "counter",
             "Batches that were there already",
             |s| s.duplicates,
         ),
-        (
-            "millstream_shard_refused_total",
-            "counter",
-            "Calls refused",
-            |s| s.refused,
-        ),
+        ("millstream_shard_refused_total", "Calls refused", |s| {
+            s.refused
+        }),
         (
             "millstream_shard_fetches_hot_total",
-            "counter",
             "Fetches from memory",
             |s| s.fetches_hot,
         ),
         (
             "millstream_shard_fetches_cold_total",
-            "counter",
             "Fetches from disk",
             |s| s.fetches_cold,
         ),
         (
             "millstream_shard_fetched_bytes_total",
-            "counter",
             "Bytes fetched",
             |s| s.bytes_out,
         ),
-        (
-            "millstream_shard_syncs_total",
-            "counter",
-            "Syncs of the log",
-            |s| s.syncs,
-        ),
+        ("millstream_shard_syncs_total", "Syncs of the log", |s| {
+            s.syncs
+        }),
     ];
-    for (name, kind, help, value) in columns {
-        page.family(name, kind, help);
-        for status in shards {
-            page.sample(name, &format!("shard=\"{}\"", status.shard), value(status));
+    columns.into_iter().map(move |(name, help, value)| {
+        let samples = shards
+            .iter()
+            .map(|status| (vec![shard_label(status)], value(status) as f64))
+            .collect();
+        let counts = name.ends_with("_total");
+        Family {
+            name,
+            help,
+            samples: if counts {
+                Samples::Counter(samples)
+            } else {
+                Samples::Gauge(samples)
+            },
         }
-    }
+    })
 }
 
-fn histograms(page: &mut Page, shards: &[Status]) {
-    type Histogram = (&'static str, &'static str, fn(&Status) -> &[u64]);
-    let families: [Histogram; 3] = [
+fn histograms(shards: &[Status]) -> impl Iterator<Item = Family> + '_ {
+    type Column = (&'static str, &'static str, fn(&Status) -> &Vec<u64>);
+    let columns: [Column; 3] = [
         (
             "millstream_produce_seconds",
             "From a batch taken up to its durable answer",
@@ -287,37 +294,21 @@ fn histograms(page: &mut Page, shards: &[Status]) {
             |s| &s.fetch_us,
         ),
     ];
-    for (name, help, counts) in families {
-        page.family(name, "histogram", help);
-        for status in shards {
-            let counts = counts(status);
-            let cumulative = |at: usize| counts.get(at).or(counts.last()).copied().unwrap_or(0);
-            let bucket = format!("{name}_bucket");
-            for (at, bound) in LATENCY_BOUNDS_US.iter().enumerate() {
-                let labels = format!("shard=\"{}\",le=\"{}\"", status.shard, *bound as f64 / 1e6);
-                page.sample(&bucket, &labels, cumulative(at));
-            }
-            let all = cumulative(LATENCY_BOUNDS_US.len());
-            page.sample(
-                &bucket,
-                &format!("shard=\"{}\",le=\"+Inf\"", status.shard),
-                all,
-            );
-            page.sample(
-                &format!("{name}_count"),
-                &format!("shard=\"{}\"", status.shard),
-                all,
-            );
+    columns.into_iter().map(move |(name, help, counts)| {
+        let samples = shards
+            .iter()
+            .map(|status| (vec![shard_label(status)], counts(status).clone()))
+            .collect();
+        Family {
+            name,
+            help,
+            samples: Samples::Histogram(samples),
         }
-    }
+    })
 }
 
-fn filters(page: &mut Page, shards: &[Status]) {
-    type Column = (
-        &'static str,
-        &'static str,
-        fn(&millstream_shard::call::FilterStatus) -> f64,
-    );
+fn filters(shards: &[Status]) -> impl Iterator<Item = Family> + '_ {
+    type Column = (&'static str, &'static str, fn(&FilterStatus) -> f64);
     let columns: [Column; 5] = [
         (
             "millstream_filter_batches_total",
@@ -345,63 +336,45 @@ fn filters(page: &mut Page, shards: &[Status]) {
             |f| f.micros as f64 / 1e6,
         ),
     ];
-    for (name, help, value) in columns {
-        page.family(name, "counter", help);
-        for status in shards {
-            for filter in &status.filters {
-                let labels = format!(
-                    "shard=\"{}\",filter=\"{}\"",
-                    status.shard,
-                    escaped(&filter.name)
-                );
-                page.sample(name, &labels, value(filter));
-            }
+    columns.into_iter().map(move |(name, help, value)| {
+        let rows = shards
+            .iter()
+            .flat_map(|status| status.filters.iter().map(move |filter| (status, filter)));
+        let samples = rows
+            .map(|(status, filter)| {
+                (
+                    vec![shard_label(status), ("filter", filter.name.clone())],
+                    value(filter),
+                )
+            })
+            .collect();
+        Family {
+            name,
+            help,
+            samples: Samples::Counter(samples),
         }
-    }
+    })
 }
 
-fn lag(page: &mut Page, shards: &[Status]) {
-    page.family(
-        "millstream_group_lag",
-        "gauge",
-        "Records after a group's committed offset",
-    );
-    for status in shards {
-        for (group, topic, partition, lag) in &status.lag {
-            let labels = format!(
-                "group=\"{}\",topic=\"{}\",partition=\"{partition}\"",
-                escaped(group),
-                escaped(topic)
-            );
-            page.sample("millstream_group_lag", &labels, lag);
-        }
-    }
-}
-
-/// Label values: backslash, quote and line end are escaped.
-fn escaped(value: &str) -> String {
-    value
-        .replace('\\', "\\\\")
-        .replace('"', "\\\"")
-        .replace('\n', "\\n")
-}
-
-struct Page(String);
-
-impl Page {
-    fn family(&mut self, name: &str, kind: &str, help: &str) {
-        let _infallible = write!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}\n");
-    }
-
-    fn sample(&mut self, name: &str, labels: &str, value: impl Display) {
-        let _infallible = match labels {
-            "" => writeln!(self.0, "{name} {value}"),
-            labels => writeln!(self.0, "{name}{{{labels}}} {value}"),
-        };
-    }
-
-    fn gauge(&mut self, name: &str, help: &str, value: u64) {
-        self.family(name, "gauge", help);
-        self.sample(name, "", value);
+fn lag(shards: &[Status]) -> Family {
+    let samples = shards
+        .iter()
+        .flat_map(|status| &status.lag)
+        .map(|(group, topic, partition, lag)| {
+            let partition = ("partition", partition.to_string());
+            (
+                vec![
+                    ("group", group.clone()),
+                    ("topic", topic.clone()),
+                    partition,
+                ],
+                *lag as f64,
+            )
+        })
+        .collect();
+    Family {
+        name: "millstream_group_lag",
+        help: "Records after a group's committed offset",
+        samples: Samples::Gauge(samples),
     }
 }

@@ -1,7 +1,9 @@
 //! What operators see: `/livez`, `/readyz`, `/metrics`, `/status`, over plain HTTP on a thread of its
-//! own, so that a busy shard does not look dead. It also keeps shards reconciled.
+//! own, so that a busy shard does not look dead. It also exports metrics and keeps shards reconciled.
 
 mod metrics;
+mod otlp;
+mod prometheus;
 pub(crate) mod report;
 
 use std::convert::Infallible;
@@ -98,6 +100,7 @@ async fn operate(
     tokio::select! {
         () = serving => {}
         () = keep_reconciled(&shared) => {}
+        () = otlp::export(&shared) => {}
         _ = stop.wait_for(|stop| *stop) => {}
     }
 }
@@ -143,7 +146,10 @@ async fn answer(shared: &Shared, request: &Request<Incoming>) -> Response<Full<B
         "/readyz" => ready(shared).await,
         "/metrics" => {
             let report = Report::gather(shared).await;
-            let mut response = text(StatusCode::OK, metrics::exposition(shared, &report));
+            let mut response = text(
+                StatusCode::OK,
+                prometheus::page(&metrics::families(shared, &report)),
+            );
             let kind = "text/plain; version=0.0.4; charset=utf-8";
             response
                 .headers_mut()

@@ -49,6 +49,10 @@ impl Membership {
         self.release_by
     }
 
+    pub(super) fn session_timeout_ms(&self) -> u32 {
+        self.session_timeout_ms
+    }
+
     pub(super) fn member(&self) -> MemberId {
         self.member
     }

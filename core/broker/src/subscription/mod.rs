@@ -106,7 +106,8 @@ pub(crate) async fn serve(
     let end = subscription.run(&mut send, &mut framed, answered).await;
     let goodbye = match &end {
         End::Finished => true,
-        End::Gone => shared.is_open() || shared.said_goodbye(),
+        // A client that was silent for longer than its session has no claim to come back.
+        End::Gone => shared.is_open() || shared.said_goodbye() || subscription.session_is_over(),
         End::Refused(error) => error.code != Code::Stopping.number(),
     };
     if let End::Refused(error) = &end {
@@ -258,6 +259,14 @@ impl Subscription {
                 },
             );
         }
+    }
+
+    /// Whether the time after which a lost connection is noticed covers the member's session.
+    fn session_is_over(&self) -> bool {
+        let idle_ms = self.session.shared.config.quic.idle_timeout_ms;
+        self.membership
+            .as_ref()
+            .is_some_and(|membership| membership.session_timeout_ms() <= idle_ms)
     }
 
     fn subscribed(&mut self, member: MemberId, session_timeout_ms: u32) {

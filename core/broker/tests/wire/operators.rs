@@ -106,6 +106,62 @@ fn health_metrics_and_status() {
     );
 }
 
+/// The fields are those of opentelemetry-proto's `ExportMetricsServiceRequest`.
+#[test]
+fn metrics_are_exported_to_a_collector() {
+    let collector = std::net::TcpListener::bind(("127.0.0.1", 0)).expect("bound");
+    let endpoint = format!("http://{}", collector.local_addr().expect("an address"));
+    let _world = World::new(|config| {
+        config.telemetry.otlp_endpoint = Some(endpoint);
+        config.telemetry.interval_ms = 50;
+    });
+    let (mut stream, _) = collector.accept().expect("the broker comes");
+    stream.set_read_timeout(Some(PATIENCE)).expect("set");
+    let mut text = Vec::new();
+    let body = loop {
+        let mut chunk = [0; 4096];
+        let bytes = stream.read(&mut chunk).expect("read");
+        text.extend_from_slice(&chunk[..bytes]);
+        let all = String::from_utf8_lossy(&text).into_owned();
+        let Some((head, body)) = all.split_once("\r\n\r\n") else {
+            continue;
+        };
+        assert!(head.starts_with("POST /v1/metrics HTTP/1.1"), "{head}");
+        let length = head.lines().find_map(|line| {
+            line.to_lowercase()
+                .strip_prefix("content-length: ")?
+                .parse()
+                .ok()
+        });
+        if body.len() >= length.expect("a length") {
+            break body.to_owned();
+        }
+    };
+    stream
+        .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}")
+        .expect("written");
+    let export: serde_json::Value = serde_json::from_str(&body).expect("JSON");
+    let metrics = export["resourceMetrics"][0]["scopeMetrics"][0]["metrics"]
+        .as_array()
+        .expect("metrics");
+    let of = |name: &str| {
+        metrics
+            .iter()
+            .find(|metric| metric["name"] == name)
+            .expect("there")
+    };
+    assert_eq!(
+        of("millstream_connections_total")["sum"]["isMonotonic"],
+        true
+    );
+    let point = &of("millstream_sync_seconds")["histogram"]["dataPoints"][0];
+    let (bounds, counts) = (&point["explicitBounds"], &point["bucketCounts"]);
+    assert_eq!(
+        counts.as_array().map(Vec::len),
+        bounds.as_array().map(|bounds| bounds.len() + 1)
+    );
+}
+
 #[test]
 fn a_stop_answers_what_is_in_flight_and_says_goodbye() {
     let mut world = World::new(|_| {});

@@ -14,9 +14,10 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use millstream_batch::ids::{Lsn, Offset, PartitionSlot, TimestampMs};
 use millstream_log::format::checksum;
+use millstream_log::inspect::verify;
 use millstream_log::io::FileId;
 use millstream_log::scan::{Scanner, Step};
-use millstream_log::{Append, Fetch, FetchError, IndexKey};
+use millstream_log::{Append, Damage, Fetch, FetchError, IndexKey};
 
 use crate::disk::{Files, Life, SEGMENT_BYTES};
 
@@ -55,9 +56,12 @@ pub fn entry(data: &[u8]) {
         let mut files = genuine.files.clone();
         damage(&mut files, genuine, program);
         if door & 1 == 0 {
-            outlive(files, &genuine.written);
+            let told = check(&files);
+            let found = outlive(files, &genuine.written);
+            assert!(found.is_empty() || told, "verify is silent about {found:?}");
         } else {
             mend(&mut files, &genuine.structures);
+            check(&files);
             scan(&files);
             let mut life = Life::open(files, 9);
             life.carry();
@@ -187,21 +191,37 @@ fn scan(files: &Files) -> Vec<Structure> {
     found
 }
 
-/// Open what is left, hold it to what was written, write more, and open it again.
-fn outlive(files: Files, written: &BTreeMap<Lsn, Append>) {
+/// Whether `millstream log verify` has anything to say of the files.
+fn check(files: &Files) -> bool {
+    let list: Vec<_> = files.iter().map(|(id, b)| (*id, b.len() as u64)).collect();
+    let verified = verify(&list, &mut |file, at, len| {
+        let bytes = &files[&file];
+        let start = usize::try_from(at).unwrap_or(usize::MAX).min(bytes.len());
+        let end = start.saturating_add(len).min(bytes.len());
+        Ok(Bytes::copy_from_slice(&bytes[start..end]))
+    })
+    .expect("every file can be read");
+    !verified.damage.is_empty() || !verified.torn.is_empty()
+}
+
+/// Open what is left, hold it to what was written, write more, and open it again. Gives the damage
+/// that the first start found.
+fn outlive(files: Files, written: &BTreeMap<Lsn, Append>) -> Vec<Damage> {
     let mut life = Life::open(files, 2);
     life.carry();
     held_to(&mut life, written);
+    let recovery = life.recovery.as_ref().expect("an opening ends");
+    let found = recovery.damage.clone();
     let mut written = written.clone();
     if !life.may_write() {
-        return;
+        return found;
     }
     // What the first life lost is written over: only the rest is still promised.
     written.retain(|lsn, _| *lsn <= life.log.last());
     for i in 0..3 {
         let entry = record(1_000_000 + i * RECORDS, SLOTS, 50 + i as usize * 900);
         let Ok(lsn) = life.log.append(entry.clone()) else {
-            return;
+            return found;
         };
         life.log.flush();
         life.carry();
@@ -210,7 +230,7 @@ fn outlive(files: Files, written: &BTreeMap<Lsn, Append>) {
     }
     let durable = life.durable;
     if !life.may_write() {
-        return;
+        return found;
     }
     let mut life = Life::open(life.files, 3);
     life.carry();
@@ -220,6 +240,7 @@ fn outlive(files: Files, written: &BTreeMap<Lsn, Append>) {
         "what was durable stays"
     );
     held_to(&mut life, &written);
+    found
 }
 
 /// Nothing is replayed or fetched that was not written so.

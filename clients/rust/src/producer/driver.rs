@@ -137,6 +137,8 @@ pub(super) struct Driver {
     link: Arc<Link>,
     lanes: Lanes<Item>,
     identity: Identity,
+    /// Why the broker last put a batch off, if it took none since.
+    last_refusal: Option<Error>,
     in_flight_max: usize,
     linger: Duration,
     taken: Vec<Gathered>,
@@ -157,6 +159,7 @@ impl Driver {
             link,
             lanes,
             identity,
+            last_refusal: None,
             in_flight_max,
             linger,
             taken: Vec::new(),
@@ -472,6 +475,7 @@ impl Driver {
                     counters.duplicates.fetch_add(records, Ordering::Relaxed);
                 }
                 self.done.push((parcel.item.ticket, Ok(stored)));
+                self.last_refusal = None;
                 Ok(None)
             }
             Some(Kind::Error) => {
@@ -493,6 +497,7 @@ impl Driver {
                 {
                     Refused::Kept => {
                         tracing::debug!(%error, tag, "batch refused; it will be sent again");
+                        self.last_refusal = Some(error);
                     }
                     Refused::Failed { parcel, unknown } => {
                         if matches!(
@@ -522,8 +527,14 @@ impl Driver {
 
     fn expire(&mut self, now: Instant) {
         for (parcel, unknown) in self.lanes.expire(now) {
-            let error =
-                Error::deadline("the record was not acknowledged before its delivery deadline");
+            let error = match &self.last_refusal {
+                Some(refusal) => Error::deadline(format!(
+                    "the record was not acknowledged before its delivery deadline; the broker's last refusal: {refusal}"
+                )),
+                None => {
+                    Error::deadline("the record was not acknowledged before its delivery deadline")
+                }
+            };
             let error = if unknown {
                 error.with_unknown_outcome()
             } else {

@@ -23,6 +23,8 @@ const COMPONENT: &str = "json-filter";
 /// Keeps the large processes: enough to see that most are dropped.
 const DEFAULT_EXPR: &str = "rss_kib >= 20000";
 const EVERY: Duration = Duration::from_secs(1);
+/// How long stdin may say nothing before the demo takes other input.
+const STDIN_SILENT: Duration = Duration::from_secs(3);
 /// Linux's page size on the machines this runs on; only for the demo's figures.
 const PAGE_KIB: u64 = 4;
 
@@ -178,12 +180,19 @@ async fn prepare(client: &Client, arguments: &Arguments) -> Outcome {
 async fn feed(producer: &Producer, topic: &str, from_stdin: bool) -> Outcome {
     if from_stdin {
         let mut lines = BufReader::new(tokio::io::stdin()).lines();
-        while let Some(text) = lines.next_line().await? {
-            // Its outcome is in the producer's report.
-            drop(producer.enqueue(topic, Record::new(text)).await?);
+        // Under a supervisor stdin is often a pipe on which nothing ever comes.
+        let first = tokio::time::timeout(STDIN_SILENT, lines.next_line()).await;
+        if let Ok(Ok(Some(first))) = first {
+            let mut next = Some(first);
+            while let Some(text) = next {
+                // Its outcome is in the producer's report.
+                drop(producer.enqueue(topic, Record::new(text)).await?);
+                next = lines.next_line().await?;
+            }
+            producer.flush().await?;
+            return Ok(());
         }
-        producer.flush().await?;
-        return Ok(());
+        note("nothing comes on stdin: sending this machine's processes instead, once a second");
     }
     let mut tick = tokio::time::interval(EVERY);
     loop {

@@ -3,7 +3,7 @@
 //! With a group, offsets are committed after the records were written: a crash repeats some, and skips
 //! none.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::io::{self, Write};
 use std::pin::pin;
@@ -124,6 +124,7 @@ async fn subscribe(
         done: BTreeMap::new(),
         committed: Instant::now(),
         failed: false,
+        reading: BTreeSet::new(),
     };
     let outcome = tokio::select! {
         outcome = printer.run() => outcome,
@@ -153,6 +154,8 @@ struct Printer {
     done: BTreeMap<TopicPartition, u64>,
     committed: Instant,
     failed: bool,
+    /// Partitions that were given and have not failed.
+    reading: BTreeSet<TopicPartition>,
 }
 
 impl Printer {
@@ -222,8 +225,13 @@ impl Printer {
                     self.write()?;
                     self.failed = true;
                     note(&format!("error: {partition}: {error}"));
+                    self.reading.remove(&partition);
+                    if !self.grouped && self.reading.is_empty() {
+                        break; // nothing more can come
+                    }
                 }
-                Some(Ok(ConsumerEvent::Assigned(_) | ConsumerEvent::CaughtUp { .. })) => {}
+                Some(Ok(ConsumerEvent::Assigned(partitions))) => self.reading.extend(partitions),
+                Some(Ok(ConsumerEvent::CaughtUp { .. })) => {}
                 Some(Err(error)) if error.kind() == millstream_client::ErrorKind::Gap => {
                     self.write()?;
                     self.failed = true;

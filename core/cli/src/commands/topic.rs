@@ -24,7 +24,7 @@ Example:
     Create {
         topic: String,
         /// Number of partitions; it can grow later, never shrink.
-        #[arg(short, long, default_value_t = 1, value_name = "N")]
+        #[arg(short, long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
         partitions: u32,
         /// A setting; may be given several times.
         #[arg(short, long, value_parser = pair, value_name = "KEY=VALUE")]
@@ -63,7 +63,7 @@ Examples:
     AddPartitions {
         topic: String,
         /// The new number, old partitions included.
-        #[arg(long, value_name = "N")]
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
         total: u32,
     },
 }

@@ -230,7 +230,10 @@ impl Printer {
                         break; // nothing more can come
                     }
                 }
-                Some(Ok(ConsumerEvent::Assigned(partitions))) => self.reading.extend(partitions),
+                Some(Ok(ConsumerEvent::Assigned(partitions))) => {
+                    self.reading
+                        .extend(partitions.into_iter().map(|(partition, _)| partition));
+                }
                 Some(Ok(ConsumerEvent::CaughtUp { .. })) => {}
                 Some(Err(error)) if error.kind() == millstream_client::ErrorKind::Gap => {
                     self.write()?;

@@ -10,9 +10,10 @@ use std::sync::{Arc, Mutex, OnceLock, Weak};
 
 use bytes::Bytes;
 use millstream_batch::limits::COMPONENT_BYTES_MAX;
+use millstream_machine::topic::FilterBinding;
 use millstream_protocol::{Code, messages};
-use millstream_sandbox::{Component, Engine, EngineConfig};
-use millstream_shard::driver::{ComponentSource, Lookup};
+use millstream_sandbox::{Component, Engine, EngineConfig, Parameters, StartError};
+use millstream_shard::driver::{ComponentSource, Lookup, deployment};
 use rustc_hash::FxHashMap;
 use sha2::{Digest as _, Sha256};
 
@@ -68,6 +69,28 @@ impl Components {
         blocking(move || match me.load_now(&digest) {
             Lookup::Ready(_) | Lookup::Loading => Ok(()),
             Lookup::Lost(why) => Err(Code::UnknownFilter.error(why)),
+        })
+        .await
+    }
+
+    /// Start a deployment once, as its topic would, and throw the instance away: what does not start
+    /// is refused before it is a fact.
+    pub(crate) async fn try_start(
+        self: &Arc<Self>,
+        binding: FilterBinding,
+    ) -> Result<(), messages::Error> {
+        let me = Arc::clone(self);
+        blocking(move || {
+            let Some(Lookup::Ready(component)) = me.lookup(&binding.digest) else {
+                return Err(
+                    Code::UnknownFilter.error("the component is not loaded: deploy it again")
+                );
+            };
+            match deployment(&binding, component).filter(&Parameters::new()) {
+                Ok(_) => Ok(()),
+                Err(error @ StartError::NoRoom(_)) => Err(Code::Busy.error(error.to_string())),
+                Err(error) => Err(Code::BadConfig.error(error.to_string())),
+            }
         })
         .await
     }

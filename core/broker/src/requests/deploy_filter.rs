@@ -1,4 +1,4 @@
-//! DEPLOY_FILTER: the component is compiled and stored before the fact that names it.
+//! DEPLOY_FILTER: the component is compiled, stored and started once before the fact that names it.
 
 use millstream_batch::limits::is_name;
 use millstream_machine::request::{Reply, Request};
@@ -38,6 +38,7 @@ pub(super) async fn handle(
         components.add(payload.into_contiguous()).await?
     };
     let binding = FilterBinding { digest, ..binding };
+    components.try_start(binding.clone()).await?;
     let shards = &session.shared.shards;
     let deploy = Request::DeployFilter {
         topic: filter.topic,

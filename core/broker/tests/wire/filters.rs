@@ -262,3 +262,55 @@ fn what_is_no_component_is_refused_and_changes_nothing() {
         assert_eq!(end, 4);
     });
 }
+
+#[test]
+fn parameters_that_the_component_refuses_leave_the_deployment_as_it_was() {
+    let world = World::new(|_| {});
+    world.run(async {
+        let client = world.connect().await;
+        let topic_id = client.create_topic("t", 1).await;
+        for stage in ["produce", "subscribe"] {
+            let broken = expression("level == = 'error'");
+            let refused = deploy(&client, stage, broken, Bytes::new(), JSON_FILTER)
+                .await
+                .expect_err("no expression");
+            assert_eq!(refused.code, Code::BadConfig.number(), "{refused:?}");
+            assert!(
+                refused.message.contains("refused to start"),
+                "the component's words: {}",
+                refused.message
+            );
+            let list: ListFiltersResponse = client
+                .request(Kind::ListFilters, &ListFiltersRequest {})
+                .await
+                .expect("listed");
+            assert_eq!(list.filters, []);
+        }
+        let good = deploy(
+            &client,
+            "produce",
+            expression("level == 'error'"),
+            Bytes::new(),
+            JSON_FILTER,
+        )
+        .await
+        .expect("deployed")
+        .filter
+        .expect("a filter");
+        deploy(
+            &client,
+            "produce",
+            expression("level == = 'info'"),
+            good.digest,
+            b"",
+        )
+        .await
+        .expect_err("no expression");
+        assert_eq!(produce(&client, &topic_id).await.base_offset, Some(0));
+        let (batches, end) = consume(client.subscribe(&whole_topic()).await).await;
+        assert_eq!(
+            (&batches[0].1[..], end),
+            (&[RECORDS[1].to_vec(), RECORDS[2].to_vec()][..], 2)
+        );
+    });
+}

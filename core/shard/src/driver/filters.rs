@@ -75,6 +75,18 @@ pub struct FilterFailure {
     pub retriable: bool,
 }
 
+/// A deployment as its fact says it.
+#[must_use]
+pub fn deployment(binding: &FilterBinding, component: Arc<Component>) -> Arc<Deployment> {
+    let budget = Budget {
+        memory_bytes_max: usize::try_from(binding.budget.memory_bytes_max).unwrap_or(usize::MAX),
+        batch_ms_max: binding.budget.batch_ms_max,
+        ..Budget::default()
+    };
+    let parameters = binding.parameters.iter().cloned().collect();
+    Deployment::new(&binding.name, component, parameters, budget)
+}
+
 /// Warm filters of one thread.
 #[derive(Debug)]
 pub struct FilterHost {
@@ -348,18 +360,7 @@ impl FilterHost {
                 });
             }
         };
-        let budget = Budget {
-            memory_bytes_max: usize::try_from(binding.budget.memory_bytes_max)
-                .unwrap_or(usize::MAX),
-            batch_ms_max: binding.budget.batch_ms_max,
-            ..Budget::default()
-        };
-        let deployment = Deployment::new(
-            &binding.name,
-            component,
-            binding.parameters.iter().cloned().collect(),
-            budget,
-        );
+        let deployment = deployment(binding, component);
         let filter = deployment
             .filter(site.parameters)
             .map_err(|error| Trouble::Filter {

@@ -24,7 +24,9 @@ use millstream_log::io::Storage;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Sleep;
 
-pub use self::filters::{ComponentSource, FilterFailure, FilterHost, Lookup, NoComponents, Site};
+pub use self::filters::{
+    ComponentSource, FilterFailure, FilterHost, Lookup, NoComponents, Site, deployment,
+};
 use self::replies::Replies;
 use crate::call::{Answer, Call, Error};
 use crate::core::{CoreConfig, Effect, Now, ShardCore};

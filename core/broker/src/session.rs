@@ -84,12 +84,20 @@ impl Session {
             .expect("a stream is served when HELLO was answered")
     }
 
-    /// Wait until HELLO was answered.
-    async fn authenticated(&self) {
-        // The sender is ours, so this ends; when HELLO fails the connection is closed, and with it
-        // the stream that waits here.
+    /// Whether HELLO was answered yet.
+    pub(crate) fn is_authenticated(&self) -> bool {
+        self.principal.borrow().is_some()
+    }
+
+    /// Wait until HELLO was answered; `false` when the connection ends without it. Whoever waits holds
+    /// the session and with it the sender, so the end of the connection has to end the wait.
+    pub(crate) async fn authenticated(&self) -> bool {
         let mut principal = self.principal.subscribe();
-        drop(principal.wait_for(Option::is_some).await);
+        tokio::select! {
+            biased;
+            known = principal.wait_for(Option::is_some) => known.is_ok(),
+            _ = self.connection.closed() => false,
+        }
     }
 
     /// Close the connection with a code and a reason that a person can read.
@@ -152,8 +160,7 @@ impl Session {
 /// A client that does not say who it is goes.
 async fn expect_hello(session: Rc<Session>, within: Duration) {
     tokio::select! {
-        () = session.authenticated() => {}
-        _ = session.connection.closed() => {}
+        _ = session.authenticated() => {}
         () = tokio::time::sleep(within) => {
             let message = format!("no HELLO within {} ms", within.as_millis());
             session.close(&Code::Unauthenticated.error(message));
@@ -179,7 +186,9 @@ async fn stream(session: Rc<Session>, mut send: SendStream, recv: RecvStream) {
     if kind == Some(Kind::Hello) {
         return hello(&session, send, reader, &received).await;
     }
-    session.authenticated().await;
+    if !session.authenticated().await {
+        return; // nobody to tell
+    }
     if shared.phase() != Phase::Serving {
         return refuse(
             &mut send,

@@ -9,6 +9,7 @@ use millstream_batch::limits::{BATCH_BYTES_MAX, COMPONENT_BYTES_MAX};
 use millstream_protocol::frame::{PREFIX_BYTES, encode};
 use millstream_protocol::{Code, Decoder, Frame, Kind, Message, messages};
 use quinn::{RecvStream, SendStream, VarInt, WriteError};
+use tokio::time::Instant;
 
 use crate::memory::Ingress;
 use crate::refusals;
@@ -25,6 +26,10 @@ const LONG_MESSAGE_BYTES_MAX: usize = 1 << 20;
 /// Frames that every stream may hold without waiting for room: below it, the bound on streams is the
 /// bound on memory.
 const FREE_BYTES: usize = 4 << 10;
+
+/// The least that a frame in transit has to make good, in bytes a second: what a slow link still gives to
+/// each of many streams. A frame that takes longer holds room that others wait for.
+const FRAME_BYTES_PER_SECOND_MIN: usize = 16 << 10;
 
 /// Why reading ended.
 #[derive(Debug)]
@@ -54,6 +59,8 @@ pub(crate) struct FrameReader {
     session: Rc<Session>,
     /// Room for the frame that is coming.
     room: Option<Ingress>,
+    /// Since when that frame has its room.
+    begun: Option<Instant>,
     /// What of `decoder` is counted as unfinished.
     counted: usize,
     finished: bool,
@@ -66,6 +73,7 @@ impl FrameReader {
             decoder: Decoder::new(payload_bytes_max),
             session: Rc::clone(session),
             room: None,
+            begun: None,
             counted: 0,
             finished: false,
         }
@@ -81,6 +89,7 @@ impl FrameReader {
                         self.room = Some(self.session.ingress.take(bytes).await);
                     }
                     self.count();
+                    self.begun = None;
                     return Ok(Received {
                         frame,
                         room: self.room.take(),
@@ -104,16 +113,26 @@ impl FrameReader {
                 continue;
             };
             if self.room.is_none() && coming.body_bytes() > FREE_BYTES {
+                // Who has not said HELLO gets no room, except for HELLO itself; QUIC holds the rest.
+                if coming.kind != Kind::Hello.number()
+                    && !self.session.is_authenticated()
+                    && !self.session.authenticated().await
+                {
+                    return Err(ReadEnd::Gone);
+                }
                 self.room = Some(self.session.ingress.take(coming.body_bytes()).await);
             }
-            // It holds room that others may wait for: it has to go on.
+            // It holds room that others may wait for: it has to go on, and not by a byte at a time.
             let stall = Duration::from_millis(self.session.shared.config.limits.frame_stall_ms);
+            let now = Instant::now();
+            let begun = *self.begun.get_or_insert(now);
+            let deadline = (now + stall).min(begun + stall + least_pace(self.decoder.buffered()));
             let missing = coming.body_bytes() - self.decoder.buffered();
-            match tokio::time::timeout(stall, self.read(missing)).await {
+            match tokio::time::timeout_at(deadline, self.read(missing)).await {
                 Ok(read) => read?,
                 Err(_) => {
                     let message = format!(
-                        "a frame stood still for {} ms, {missing} bytes short",
+                        "a frame stood still for {} ms or came too slowly, {missing} bytes short",
                         stall.as_millis()
                     );
                     return Err(ReadEnd::Refused(Code::BadRequest.error(message)));
@@ -177,8 +196,14 @@ impl Drop for FrameReader {
     }
 }
 
+/// How long so many bytes may take.
+fn least_pace(bytes: usize) -> Duration {
+    Duration::from_millis((bytes * 1_000 / FRAME_BYTES_PER_SECOND_MIN) as u64)
+}
+
 fn payload_bytes_max(kind: u16) -> usize {
     match Kind::from_number(kind) {
+        Some(Kind::Hello) => 0,
         Some(Kind::Produce) => BATCH_BYTES_MAX,
         Some(Kind::DeployFilter) => COMPONENT_BYTES_MAX,
         _ => LONG_MESSAGE_BYTES_MAX,

@@ -312,6 +312,35 @@ fn no_stream_is_served_before_hello() {
     });
 }
 
+#[test]
+fn who_never_says_hello_leaves_nothing_behind() {
+    let world = World::new(|config| config.limits.hello_ms = 300);
+    world.run(async {
+        let mut large = vec![0; 8 + (4 << 20)];
+        large[..8].copy_from_slice(&[4, 0, 0x40, 0, 35, 0, 0, 0]); // PRODUCE of 4 MiB
+        // One is put out, the other goes by itself.
+        let (silent, leaving) = (
+            world.connect_silently().await,
+            world.connect_silently().await,
+        );
+        let mut put_out = silent.open().await;
+        drop(put_out.send.write_all(&large).await); // fails when the connection is closed first
+        silent.connection.closed().await;
+        let mut left = leaving.open().await;
+        drop(left.send.write_all(&large[..1 << 20]).await); // as above
+        leaving.connection.close(0u32.into(), b"");
+        let other = world.connect().await;
+        loop {
+            alive(&other).await;
+            let held = world.metric("millstream_ingress_bytes");
+            let streams = world.metric("millstream_streams");
+            if held == 0.0 && streams == 0.0 {
+                break; // else `run` loses its patience
+            }
+        }
+    });
+}
+
 fn resident_bytes() -> u64 {
     let stat = std::fs::read_to_string("/proc/self/statm").expect("Linux");
     stat.split_whitespace()

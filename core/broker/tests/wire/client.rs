@@ -1,6 +1,7 @@
 //! A bare client: quinn, frames, nothing else. And a broker to talk to.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::io::{Read as _, Write as _};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -80,6 +81,24 @@ impl World {
                 .await
                 .expect("not hung")
         })
+    }
+
+    /// The sum of a metric's samples, as operators see it now.
+    pub(crate) fn metric(&self, name: &str) -> f64 {
+        let http = self.broker().http_address().expect("it listens");
+        let mut stream = TcpStream::connect(http).expect("connected");
+        stream.set_read_timeout(Some(PATIENCE)).expect("set");
+        stream
+            .write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            .expect("written");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("read");
+        answer
+            .lines()
+            .filter(|line| line.split(['{', ' ']).next() == Some(name))
+            .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
+            .reduce(|sum, sample| sum + sample)
+            .expect("a sample")
     }
 
     /// A connection with HELLO answered.

@@ -300,8 +300,20 @@ impl Stream {
             self.gather(&mut out);
             self.room.notify_one();
             if !out.is_empty() {
-                if !gone && send.write_chunk(out.split().freeze()).await.is_err() {
-                    gone = true; // nobody to tell; what is under way still lands
+                if !gone {
+                    let acks = out.split().freeze();
+                    // A client that does not read its answers must not keep the room of its batches.
+                    let mut writing = std::pin::pin!(send.write_chunk(acks));
+                    let written = loop {
+                        tokio::select! {
+                            written = &mut writing => break written,
+                            Some((tag, answer)) = answers.recv() => {
+                                self.land(tag, outcome(answer));
+                                self.room.notify_one();
+                            }
+                        }
+                    };
+                    gone = written.is_err(); // nobody to tell; what is under way still lands
                 }
                 out.clear();
                 continue;

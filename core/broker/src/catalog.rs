@@ -112,7 +112,8 @@ impl Catalog {
         let seen = self.version.get();
         match self.shard.call(Call::WatchCatalog { seen, wait_ms }).await {
             Answer::Catalog { version, topics } => {
-                if version > self.version.get() || wait_ms == 0 {
+                // An answer that was overtaken says nothing new.
+                if version > self.version.get() || (wait_ms == 0 && version == self.version.get()) {
                     self.replace(version, topics);
                 }
                 Ok(())
@@ -140,11 +141,18 @@ impl Catalog {
         self.generation.set(self.generation.get() + 1);
     }
 
+    /// Take one description into the cache, unless a newer one came meanwhile: the newest of that name.
     fn insert(&self, meta: TopicMeta) -> Rc<TopicMeta> {
+        let mut by_name = self.by_name.borrow_mut();
+        // Revisions rise over the whole catalog, so this holds for a namesake created again as well.
+        if let Some(newer) = by_name
+            .get(&meta.name)
+            .filter(|known| known.revision >= meta.revision)
+        {
+            return Rc::clone(newer);
+        }
         let topic = Rc::new(meta);
-        self.by_name
-            .borrow_mut()
-            .insert(topic.name.clone(), Rc::clone(&topic));
+        by_name.insert(topic.name.clone(), Rc::clone(&topic));
         self.by_id.borrow_mut().insert(topic.id, Rc::clone(&topic));
         self.generation.set(self.generation.get() + 1);
         topic
@@ -220,9 +228,11 @@ impl Spread {
 }
 
 /// Make every shard know what shard 0 knows: at start, and after a shard could not be told.
+///
+/// Shard 0 is asked last. A topic is created there first and its id is never used again: what another
+/// shard knew before and shard 0 does not know afterwards is deleted, not merely newer than the list.
 pub(crate) async fn reconcile(shards: &Shards) -> Result<(), messages::Error> {
-    let truth = list(shards.catalog()).await?;
-    let alive: FxHashSet<TopicId> = truth.iter().map(|meta| meta.id).collect();
+    let mut others = Vec::new();
     for shard in shards
         .all()
         .iter()
@@ -233,6 +243,11 @@ pub(crate) async fn reconcile(shards: &Shards) -> Result<(), messages::Error> {
             .into_iter()
             .map(|meta| (meta.id, meta.revision))
             .collect();
+        others.push((shard, known));
+    }
+    let truth = list(shards.catalog()).await?;
+    let alive: FxHashSet<TopicId> = truth.iter().map(|meta| meta.id).collect();
+    for (shard, known) in others {
         for gone in known.keys().filter(|&id| !alive.contains(id)) {
             ask(shard, Request::ForgetTopic { id: *gone }).await?;
         }

@@ -22,6 +22,17 @@ const RECORD_OVERHEAD_BYTES: usize = 24;
 /// Builders kept for the next batches.
 const SPARE_BUILDERS_MAX: usize = 16;
 
+/// What a record costs of the memory bound, in bytes.
+pub(super) fn cost(record: &RecordRef<'_>) -> usize {
+    let headers = record.headers.iter();
+    RECORD_OVERHEAD_BYTES
+        + record.key.map_or(0, <[u8]>::len)
+        + record.value.map_or(0, <[u8]>::len)
+        + headers
+            .map(|h| h.name.len() + h.value.as_ref().map_or(0, |v| v.len()))
+            .sum::<usize>()
+}
+
 /// Number of a topic in this producer.
 pub(super) type TopicIndex = usize;
 
@@ -125,6 +136,8 @@ pub(super) struct Gathering {
     outstanding: BTreeSet<u64>,
     next_id: u64,
     used: usize,
+    /// What the last record that found no room needs.
+    wanted: usize,
     /// Somebody waits for memory.
     pub(super) starved: bool,
     /// The driver sleeps and wants to be woken when a batch is opened.
@@ -151,6 +164,7 @@ impl Gathering {
             outstanding: BTreeSet::new(),
             next_id: 1,
             used: 0,
+            wanted: 0,
             starved: false,
             wake_on_open: false,
             wake_on_seal: false,
@@ -234,15 +248,9 @@ impl Gathering {
         now: Instant,
     ) -> Result<Taken> {
         self.check_open()?;
-        let size = RECORD_OVERHEAD_BYTES
-            + record.key.map_or(0, <[u8]>::len)
-            + record.value.map_or(0, <[u8]>::len)
-            + record
-                .headers
-                .iter()
-                .map(|h| h.name.len() + h.value.as_ref().map_or(0, |v| v.len()))
-                .sum::<usize>();
+        let size = cost(record);
         if !self.has_room(size) {
+            self.wanted = size;
             return Ok(Taken::Full);
         }
         let timestamp = record.timestamp_ms.unwrap_or(now_ms);
@@ -420,8 +428,14 @@ impl Gathering {
     }
 
     /// A record larger than the whole bound may go alone.
-    pub(super) fn has_room(&self, bytes: usize) -> bool {
+    fn has_room(&self, bytes: usize) -> bool {
         self.used == 0 || self.used + bytes <= self.shape.buffer_bytes
+    }
+
+    /// Whether those who wait for `bytes` may go on: only when there is room for many, so that a full
+    /// buffer does not wake its callers for every batch.
+    pub(super) fn has_ample_room(&self, bytes: usize) -> bool {
+        self.has_room(bytes.max(self.wanted).max(self.shape.buffer_bytes / 8))
     }
 
     fn lane_of(&self, topic: TopicIndex, record: &RecordRef<'_>) -> Result<LaneId> {
@@ -633,6 +647,10 @@ mod tests {
             Ok(Taken::At { .. })
         ));
         assert_eq!(gathering.append(topic, &record, 0, t).unwrap(), Taken::Full);
+        assert!(
+            !gathering.has_ample_room(1),
+            "whoever is told of room must find it"
+        );
         gathering.seal_due(t, true);
         let mut out = Vec::new();
         gathering.take_sealed(&mut out);

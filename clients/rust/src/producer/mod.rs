@@ -123,7 +123,7 @@ impl Producer {
             .await
     }
 
-    /// Wait until some memory is free.
+    /// Wait until an eighth of the memory is free.
     ///
     /// # Errors
     /// When the producer is closed or cannot go on.
@@ -242,7 +242,7 @@ impl Topic {
         loop {
             match self.try_enqueue(record)? {
                 Some(delivery) => return Ok(delivery),
-                None => self.core.room(record.value.map_or(1, <[u8]>::len)).await?,
+                None => self.core.room(gather::cost(&record)).await?,
             }
         }
     }
@@ -339,7 +339,7 @@ impl Core {
                 if gathering.closing {
                     return Err(Error::closed("producer"));
                 }
-                if gathering.has_room(bytes) {
+                if gathering.has_ample_room(bytes) {
                     return Ok(());
                 }
                 // Something is under way, or the driver would have sent what is open: an answer comes.

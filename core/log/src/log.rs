@@ -293,6 +293,29 @@ impl Log {
         })
     }
 
+    /// What sealed files hold of one slot at or past its start, oldest first.
+    pub fn sealed_ranges_of(
+        &self,
+        slot: PartitionSlot,
+    ) -> impl Iterator<Item = SealedRange> + Clone {
+        let files = self.index.slots.get(&slot).filter(|i| !i.dropped);
+        files
+            .into_iter()
+            .flat_map(|index| index.files.iter())
+            .filter_map(move |number| {
+                let file = self.index.sealed.get(number)?;
+                let s = file.summary(slot)?;
+                Some(SealedRange {
+                    file: file.number,
+                    slot,
+                    first_offset: s.first,
+                    last_offset: s.last,
+                    append_time_max: s.append_time_max,
+                    bytes: s.bytes,
+                })
+            })
+    }
+
     /// For each WAL file that is not freed, what still holds it.
     #[must_use]
     pub fn holders(&self) -> Vec<Held> {

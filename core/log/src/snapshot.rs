@@ -93,6 +93,15 @@ impl Log {
         self.snapshot_pump();
     }
 
+    /// Archives handed over and not written yet: hand over the next while they are few.
+    #[must_use]
+    pub fn snapshot_waiting(&self) -> usize {
+        self.snapshots
+            .taking
+            .as_ref()
+            .map_or(0, |t| t.waiting.len())
+    }
+
     /// All archives are handed over. [`Event::SnapshotPublished`] says when it counts.
     pub fn publish_snapshot(&mut self) {
         let Some(taking) = &mut self.snapshots.taking else {

@@ -205,6 +205,12 @@ impl Log {
         self.space.on_reserve = None;
     }
 
+    /// The last attempt to make a file found no space: `retry_space` is wanted.
+    #[must_use]
+    pub fn has_no_space(&self) -> bool {
+        self.space.no_space.is_some() && !self.is_stopped()
+    }
+
     /// There may be space again: try.
     pub fn retry_space(&mut self) {
         if self.is_stopped() || self.space.no_space.is_none() {
@@ -212,8 +218,10 @@ impl Log {
         }
         let error = self.space.no_space.take();
         self.arrange_space();
-        // Until the attempt is answered, nothing counts on it.
-        self.space.no_space = error;
+        if self.space.allocating {
+            // Until the attempt is answered, nothing counts on it.
+            self.space.no_space = error;
+        } // else: nothing is missing
     }
 
     /// Say when normal appends have no next file, and when they have one again.

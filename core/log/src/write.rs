@@ -389,16 +389,21 @@ impl Log {
         self.pump();
     }
 
-    /// Nothing was to do for a while: prove the last group by an empty one, once.
-    pub fn idle(&mut self) {
-        if self.is_stopped() || !self.is_settled() || self.write.written_group == 0 {
-            return;
+    /// Nothing was to do for a while: prove the last group by an empty one, once. `false`: a write is
+    /// still under way, ask again later.
+    pub fn idle(&mut self) -> bool {
+        if self.is_stopped() || self.write.written_group == 0 {
+            return true;
+        }
+        if !self.is_settled() {
+            return false;
         }
         if !self.config.sync_each_group {
             self.sync_now();
         } else if self.write.last_flags & GROUP_MARK == 0 && self.mark(0) {
             self.pump();
         }
+        true
     }
 
     /// With `sync_each_group = false`: make durable what is written or gathered.

@@ -355,7 +355,7 @@ impl World {
                 self.say(|_| format!("snapshot of {begin}"));
                 self.history.counts.snapshots += 1;
             }
-            Effect::Damaged(words) => self.say(|_| words),
+            Effect::Damaged(words) | Effect::ClockOff(words) => self.say(|_| words),
             Effect::Stopped => self.stopped = true,
             Effect::Tell { .. } | Effect::ProducerFloor(_) => {} // for other shards: there are none
         }

@@ -185,7 +185,7 @@ fn act(shard: &mut Shard, model: &mut Model, random: &mut Random, seed: u64, syn
             }
         }
         15 => shard.run(),
-        16 => shard.log.idle(),
+        16 => drop(shard.log.idle()),
         17 => {
             let slot = random.below(model.slots.len() as u64) as usize;
             let durable = model.slots[slot]

@@ -37,8 +37,8 @@ pub struct CoreConfig {
     pub retention_check_ms: u64,
     /// How often silent members are looked for.
     pub members_check_ms: u64,
-    /// A snapshot is begun after so many bytes of log since the last one, and when a file is sealed:
-    /// this bounds what a restart replays.
+    /// A snapshot is begun after so many bytes of log since the last one (and four times its size),
+    /// and when a file is sealed: this bounds what a restart replays.
     pub snapshot_after_bytes: u64,
     /// Bytes of one snapshot slice: what is encoded without a break, so that the shard's other work
     /// waits less than a millisecond.

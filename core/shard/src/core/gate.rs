@@ -5,6 +5,10 @@
 //! ```
 //! A reply without a fact of its own waits for the last lsn installed when it was decided, so the
 //! queue is ordered by construction.
+//!
+//! Where durable means written (`flush = interval`), answers that are not of a batch wait beside it
+//! until what they hang on is synced too: an id, an epoch or an owner that was told is never given
+//! again, whatever a power loss takes.
 
 use std::collections::VecDeque;
 
@@ -51,6 +55,8 @@ pub(crate) enum Held {
 pub(crate) struct Gate {
     durable: Lsn,
     held: VecDeque<(Lsn, Held)>,
+    /// Waits for the first lsn to be durable and the second to be synced.
+    held_synced: VecDeque<(Lsn, Lsn, Held)>,
 }
 
 impl Gate {
@@ -76,18 +82,30 @@ impl Gate {
         self.held.push_back((lsn, held));
     }
 
-    /// The next thing that may be released.
-    pub(crate) fn release(&mut self) -> Option<(Lsn, Held)> {
-        if self.held.front()?.0 > self.durable {
+    /// Hold until `lsn` is durable and `synced` is synced.
+    pub(crate) fn hold_synced(&mut self, lsn: Lsn, synced: Lsn, held: Held) {
+        self.held_synced.push_back((lsn, synced, held));
+    }
+
+    /// The next thing that may be released, with the log synced up to `synced`.
+    pub(crate) fn release(&mut self, synced: Lsn) -> Option<(Lsn, Held)> {
+        if self.held.front().is_some_and(|h| h.0 <= self.durable) {
+            return self.held.pop_front();
+        }
+        let (lsn, hangs_on, _) = self.held_synced.front()?;
+        if *lsn > self.durable || *hangs_on > synced {
             return None;
         }
-        self.held.pop_front()
+        let (lsn, _, held) = self.held_synced.pop_front()?;
+        Some((lsn, held))
     }
 
     /// Everything that will never be released: the log has stopped.
     pub(crate) fn abandon(&mut self) -> impl Iterator<Item = Held> + use<> {
+        let synced = std::mem::take(&mut self.held_synced);
         std::mem::take(&mut self.held)
             .into_iter()
             .map(|(_, held)| held)
+            .chain(synced.into_iter().map(|(_, _, held)| held))
     }
 }

@@ -19,6 +19,7 @@
 //! Absent on purpose: clocks, sockets, threads, async, plugins' code (the driver runs filters before
 //! it calls), and the bytes of batches, which only pass through.
 
+mod clock;
 mod config;
 mod gate;
 mod latency;
@@ -35,9 +36,7 @@ mod write;
 
 use std::collections::VecDeque;
 
-use millstream_batch::ids::{
-    Lsn, Offset, Partition, PartitionSlot, ProducerId, ShardId, Term, TimestampMs,
-};
+use millstream_batch::ids::{Lsn, Offset, Partition, PartitionSlot, ProducerId, ShardId, Term};
 use millstream_log::io::{Io, IoDone};
 use millstream_log::{Log, Recovery};
 use millstream_machine::request::{Produce, Produced, Reply, Request};
@@ -73,6 +72,8 @@ pub enum Effect {
     SnapshotPublished(Lsn),
     /// Damage met while serving, in words.
     Damaged(String),
+    /// The wall clock is not to be trusted, in words. Once per time that it goes off.
+    ClockOff(String),
     /// Ask this of another shard; the answer is of no interest, and asking twice does no harm.
     Tell {
         shard: ShardId,
@@ -142,8 +143,9 @@ pub struct ShardCore {
     /// Partitions released since waiters were last looked at.
     fresh: Vec<PartitionSlot>,
     undurable_bytes: u64,
-    /// Logged time when it last moved, and when that was here.
-    clock_mark: (TimestampMs, u64),
+    /// With `flush = interval`: an answer waits for a sync.
+    sync_due: bool,
+    anchor: clock::Anchor,
     /// Lsn of the newest catalog change that is released.
     catalog_version: u64,
     snapshot: Snapshot,
@@ -180,7 +182,8 @@ impl ShardCore {
             waiting: Waiting::default(),
             fresh: Vec::new(),
             undurable_bytes: 0,
-            clock_mark: (TimestampMs(0), now.mono_us),
+            sync_due: false,
+            anchor: clock::Anchor::default(),
             catalog_version: 0,
             snapshot: Snapshot::default(),
             sealed: false,
@@ -194,9 +197,16 @@ impl ShardCore {
 
     /// One call. `token` is the caller's, unique among the calls not yet answered.
     pub fn call(&mut self, now: Now, token: u64, call: Call) {
-        self.now = now;
+        self.at(now);
         if self.phase != Phase::Serving {
             return self.fail(token, Error::Stopping);
+        }
+        if let Writes::Stopped(why) = &self.writes
+            && self.end_is_unproved()
+            && !matches!(call, Call::Status | Call::Stop)
+        {
+            let why = why.clone();
+            return self.fail(token, Error::Stopped(why));
         }
         self.vouch_for_clock();
         match call {
@@ -229,35 +239,40 @@ impl ShardCore {
 
     /// The end of a round of calls: what they wrote goes to disk together.
     pub fn flush(&mut self, now: Now) {
-        self.now = now;
+        self.at(now);
         self.upkeep_after_round();
         self.snapshot_step();
-        self.log.flush();
+        self.flush_log();
     }
 
     /// The smallest [`Effect::ProducerFloor`] of all shards, each time it was gathered anew.
     pub fn expire_producers_below(&mut self, now: Now, floor_max: ProducerId) {
-        self.now = now;
+        self.at(now);
         self.expire_producers(floor_max);
-        self.log.flush();
+        self.flush_log();
     }
 
     /// The storage answered.
     pub fn io_done(&mut self, now: Now, done: IoDone) {
-        self.now = now;
+        self.at(now);
         self.log.io_done(done);
+        self.watch_space();
+        if self.phase != Phase::Recovering && !self.config.log.sync_each_group {
+            self.release(); // the log says nothing of a sync alone
+            self.snapshot_publish();
+        }
     }
 
     /// Deadlines and maintenance. Early calls do nothing.
     pub fn tick(&mut self, now: Now) {
-        self.now = now;
+        self.at(now);
         if self.phase == Phase::Recovering || self.phase == Phase::Stopped {
             return;
         }
         self.expire_waits();
         self.upkeep_tick();
         self.snapshot_step();
-        self.log.flush();
+        self.flush_log();
     }
 
     // --- outputs -------------------------------------------------------------------------------
@@ -286,7 +301,7 @@ impl ShardCore {
             Phase::Serving | Phase::Stopping(_) => [
                 self.waiting.next_deadline(),
                 self.upkeep.next(),
-                self.snapshot.next(self.now),
+                self.snapshot.next(self.now, self.log.snapshot_waiting()),
             ]
             .into_iter()
             .flatten()
@@ -326,6 +341,13 @@ impl ShardCore {
     }
 
     // --- below -----------------------------------------------------------------------------------
+
+    /// A start could not make the end of the log safe: nothing found there is told.
+    fn end_is_unproved(&self) -> bool {
+        self.recovery
+            .as_ref()
+            .is_some_and(|recovery| recovery.last > self.gate.durable())
+    }
 
     fn answer(&mut self, token: u64, answer: Answer) {
         self.effects.push_back(Effect::Answer { token, answer });

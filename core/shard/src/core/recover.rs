@@ -47,8 +47,12 @@ impl ShardCore {
         if let Writes::ReadOnly(why) = &self.writes {
             recovery.read_only.get_or_insert_with(|| why.clone());
         }
+        // A write that failed while the end was made safe: what was read there may yet go.
+        let unproved = matches!(self.writes, Writes::Stopped(_));
         if let Some(why) = &recovery.read_only {
-            self.writes = Writes::ReadOnly(why.clone());
+            if !unproved {
+                self.writes = Writes::ReadOnly(why.clone());
+            }
         } else {
             assert!(
                 self.installed == recovery.last,
@@ -60,10 +64,13 @@ impl ShardCore {
         self.installed = recovery.last;
         self.installed_other = recovery.last;
         self.term = recovery.term;
-        self.gate.open_to(recovery.last);
         self.catalog_version = recovery.last.0.max(1);
-        self.show_all();
+        if !unproved {
+            self.gate.open_to(recovery.last);
+            self.show_all();
+        }
         self.phase = Phase::Serving;
+        self.anchor_clock();
         self.upkeep.start(self.now, &self.config);
         self.look_at_all_groups();
         self.recovery = Some(Box::new(recovery.clone()));

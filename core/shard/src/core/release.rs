@@ -33,20 +33,20 @@ impl ShardCore {
             Event::SnapshotAbandoned { .. } => self.snapshot_abandoned(),
             Event::Sealed { .. } => {
                 self.snapshot.wanted();
-                self.upkeep.retention_soon();
+                if let Writes::Full(_) = self.writes {
+                    self.upkeep.retention_soon();
+                }
             }
             Event::SpaceGone(error) => {
                 if let Writes::Open | Writes::Full(_) = self.writes {
                     self.writes = Writes::Full(error.to_string());
                     self.effects.push_back(Effect::SpaceGone(error.to_string()));
                     self.upkeep.retention_soon(); // may free what is needed
-                    self.upkeep.no_space(self.now);
                 }
             }
             Event::SpaceBack => {
                 if let Writes::Full(_) = self.writes {
                     self.writes = Writes::Open;
-                    self.upkeep.space_back();
                     self.effects.push_back(Effect::SpaceBack);
                 }
             }
@@ -68,7 +68,7 @@ impl ShardCore {
 
     /// Let go everything at or below the durable point.
     pub(super) fn release(&mut self) {
-        while let Some((lsn, held)) = self.gate.release() {
+        while let Some((lsn, held)) = self.gate.release(self.log.synced()) {
             match held {
                 Held::Bytes(bytes) => self.undurable_bytes -= bytes as u64,
                 Held::Produced {

@@ -16,19 +16,24 @@ pub(crate) struct Keep {
 }
 
 /// Where a partition's start moves to: past the last range that goes. `ranges` are of one partition,
-/// in offset order; `bytes_active` is what lies behind them in files not yet sealed.
+/// in offset order; `bytes_active` is what lies behind them in files not yet sealed. Without a bound
+/// on size, no range is looked at past the first that stays.
 pub(crate) fn new_start(
-    ranges: &[SealedRange],
+    ranges: impl Iterator<Item = SealedRange> + Clone,
     bytes_active: u64,
     keep: Keep,
     now: TimestampMs,
 ) -> Option<Offset> {
-    let mut behind: u64 = bytes_active + ranges.iter().map(|r| r.bytes).sum::<u64>();
+    let bytes_max = u64::try_from(keep.bytes).ok();
+    let mut behind = match bytes_max {
+        Some(_) => bytes_active + ranges.clone().map(|r| r.bytes).sum::<u64>(),
+        None => 0,
+    };
     let mut start = None;
     for range in ranges {
-        behind -= range.bytes;
+        behind = behind.saturating_sub(range.bytes);
         let too_old = keep.ms >= 0 && range.append_time_max.0 < now.0.saturating_sub(keep.ms);
-        let too_much = u64::try_from(keep.bytes).is_ok_and(|bytes| behind >= bytes);
+        let too_much = bytes_max.is_some_and(|bytes| behind >= bytes);
         if !too_old && !too_much {
             break;
         }
@@ -63,17 +68,20 @@ mod tests {
         ];
         let keep = |ms| Keep { ms, bytes: -1 };
         assert_eq!(
-            new_start(&ranges, 0, keep(100), TimestampMs(301)),
+            new_start(ranges.into_iter(), 0, keep(100), TimestampMs(301)),
             Some(Offset(20))
         );
         assert_eq!(
-            new_start(&ranges, 0, keep(100), TimestampMs(300)),
+            new_start(ranges.into_iter(), 0, keep(100), TimestampMs(300)),
             Some(Offset(10)),
             "exactly as old as kept: stays"
         );
-        assert_eq!(new_start(&ranges, 0, keep(-1), TimestampMs(i64::MAX)), None);
         assert_eq!(
-            new_start(&ranges, 0, keep(0), TimestampMs(1_000)),
+            new_start(ranges.into_iter(), 0, keep(-1), TimestampMs(i64::MAX)),
+            None
+        );
+        assert_eq!(
+            new_start(ranges.into_iter(), 0, keep(0), TimestampMs(1_000)),
             Some(Offset(30))
         );
     }
@@ -82,7 +90,12 @@ mod tests {
     fn a_young_range_protects_those_behind_it() {
         let ranges = [range(0, 9, 900, 10), range(10, 19, 100, 10)]; // the clock went back between them
         assert_eq!(
-            new_start(&ranges, 0, Keep { ms: 500, bytes: -1 }, TimestampMs(1_000)),
+            new_start(
+                ranges.into_iter(),
+                0,
+                Keep { ms: 500, bytes: -1 },
+                TimestampMs(1_000)
+            ),
             None
         );
     }
@@ -96,16 +109,19 @@ mod tests {
         ];
         let keep = |bytes| Keep { ms: -1, bytes };
         assert_eq!(
-            new_start(&ranges, 0, keep(20), TimestampMs(0)),
+            new_start(ranges.into_iter(), 0, keep(20), TimestampMs(0)),
             Some(Offset(10))
         );
-        assert_eq!(new_start(&ranges, 0, keep(21), TimestampMs(0)), None);
         assert_eq!(
-            new_start(&ranges, 25, keep(20), TimestampMs(0)),
+            new_start(ranges.into_iter(), 0, keep(21), TimestampMs(0)),
+            None
+        );
+        assert_eq!(
+            new_start(ranges.into_iter(), 25, keep(20), TimestampMs(0)),
             Some(Offset(30))
         );
         assert_eq!(
-            new_start(&ranges, 0, keep(0), TimestampMs(0)),
+            new_start(ranges.into_iter(), 0, keep(0), TimestampMs(0)),
             Some(Offset(30))
         );
     }

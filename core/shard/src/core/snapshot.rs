@@ -1,7 +1,7 @@
 //! Snapshots, a slice at a time, and the orderly end of a shard.
 //!
 //! ```text
-//!  begin at B ──▶ slice (as of b₁ ≥ B) ──▶ slice (as of b₂ ≥ b₁) ─ … ─▶ wait until durable ≥ bₙ ──▶ publish
+//!  begin at B ──▶ slice (as of b₁ ≥ B) ──▶ slice (as of b₂ ≥ b₁) ─ … ─▶ wait until synced ≥ bₙ ──▶ publish
 //!                 the shard's other work goes on in between
 //! ```
 //! A slice shows its cells as they are when it is cut, so the snapshot is fuzzy; replay from B passes
@@ -16,6 +16,11 @@ use crate::call::{Answer, Error};
 
 /// How long after a snapshot for which there was no room the next one is tried.
 const RETRY_MS: u64 = 10_000;
+
+/// Slices that may wait for the disk: more would be memory for nothing.
+const WAITING_MAX: usize = 2;
+/// A snapshot of so many bytes is worth writing again after this many times as much log.
+const GROWN_TIMES: u64 = 4;
 
 #[derive(Debug, Default)]
 enum Stage {
@@ -34,6 +39,9 @@ pub(super) struct Snapshot {
     wanted: bool,
     /// Bytes appended since the last snapshot was begun.
     grown_bytes: u64,
+    /// Of the slices cut, and of the whole snapshot before.
+    cut_bytes: u64,
+    last_bytes: u64,
     /// Not before this moment, after one that was abandoned.
     not_before_us: u64,
 }
@@ -48,10 +56,10 @@ impl Snapshot {
         self.wanted |= self.grown_bytes > 0;
     }
 
-    /// When the next step is due.
-    pub(super) fn next(&self, now: Now) -> Option<u64> {
+    /// When the next step is due, with so many slices not written yet.
+    pub(super) fn next(&self, now: Now, waiting: usize) -> Option<u64> {
         match self.stage {
-            Stage::Cutting(_) => Some(now.mono_us),
+            Stage::Cutting(_) => (waiting <= WAITING_MAX).then_some(now.mono_us),
             Stage::Idle if self.wanted => Some(self.not_before_us.max(now.mono_us)),
             Stage::Idle | Stage::Cut(_) | Stage::Publishing => None,
         }
@@ -71,25 +79,32 @@ impl ShardCore {
         }
         match &self.snapshot.stage {
             Stage::Idle => {
-                if self.snapshot.grown_bytes >= self.config.snapshot_after_bytes {
+                let enough = GROWN_TIMES * self.snapshot.last_bytes;
+                if self.snapshot.grown_bytes >= self.config.snapshot_after_bytes.max(enough) {
                     self.snapshot.wanted = true;
                 }
                 if self.snapshot.wanted && self.snapshot.not_before_us <= self.now.mono_us {
                     self.log.begin_snapshot();
                     self.snapshot = Snapshot {
                         stage: Stage::Cutting(None),
+                        last_bytes: self.snapshot.last_bytes,
                         ..Snapshot::default()
                     };
                 }
             }
+            Stage::Cutting(_) if self.log.snapshot_waiting() > WAITING_MAX => {}
             Stage::Cutting(cursor) => {
                 let cut = self
                     .state
                     .snapshot(cursor.as_ref(), self.config.snapshot_slice_bytes);
+                self.snapshot.cut_bytes += cut.bytes.len() as u64;
                 self.log.snapshot_part(cut.bytes);
                 self.snapshot.stage = match cut.next {
                     Some(next) => Stage::Cutting(Some(next)),
-                    None => Stage::Cut(cut.as_of),
+                    None => {
+                        self.sync_due |= !self.config.log.sync_each_group;
+                        Stage::Cut(cut.as_of)
+                    }
                 };
                 self.snapshot_publish();
             }
@@ -101,7 +116,7 @@ impl ShardCore {
     /// Publish when all that the slices show is durable.
     pub(super) fn snapshot_publish(&mut self) {
         if let Stage::Cut(as_of) = self.snapshot.stage
-            && as_of <= self.gate.durable()
+            && as_of <= self.settled()
         {
             self.snapshot.stage = Stage::Publishing;
             self.log.publish_snapshot();
@@ -110,6 +125,7 @@ impl ShardCore {
 
     pub(super) fn snapshot_published(&mut self, begin: Lsn) {
         self.snapshot.stage = Stage::Idle;
+        self.snapshot.last_bytes = self.snapshot.cut_bytes;
         self.effects.push_back(Effect::SnapshotPublished(begin));
     }
 

@@ -3,10 +3,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use millstream_batch::ids::{MemberId, Partition, PartitionSlot, ProducerId, TimestampMs};
-use millstream_log::SealedRange;
+use millstream_batch::ids::{MemberId, Partition, ProducerId, TimestampMs};
+use millstream_machine::decide;
 use millstream_machine::request::{Reply, Request};
-use millstream_machine::{Skew, decide};
 use rustc_hash::FxHashMap;
 
 use super::retention::{Keep, new_start};
@@ -14,6 +13,8 @@ use super::{CoreConfig, Effect, Now, Phase, ShardCore, Writes};
 
 /// How long nothing is appended until the log is idle.
 const IDLE_MS: u64 = 50;
+/// How often claims of unowned partitions are repeated: one told to another shard may have been lost.
+const CLAIMS_MS: u64 = 30_000;
 /// How often a full disk is asked again.
 const SPACE_RETRY_MS: u64 = 1_000;
 
@@ -30,6 +31,7 @@ pub(super) struct Upkeep {
     retention_us: Option<u64>,
     producers_us: Option<u64>,
     sync_us: Option<u64>,
+    claims_us: Option<u64>,
     /// When a log that stays quiet is to prove its last group.
     idle_us: Option<u64>,
     appended_us: u64,
@@ -44,6 +46,7 @@ impl Upkeep {
         self.members_us = Some(now.after_ms(config.members_check_ms));
         self.retention_us = Some(now.after_ms(config.retention_check_ms));
         self.producers_us = Some(now.after_ms(config.producer_check_ms));
+        self.claims_us = Some(now.after_ms(CLAIMS_MS));
         self.sync_us = (!config.log.sync_each_group).then(|| now.after_ms(config.sync_interval_ms));
     }
 
@@ -58,7 +61,7 @@ impl Upkeep {
         self.members_us.get_or_insert(now.mono_us);
     }
 
-    /// There is more to look at for retention: soon.
+    /// Space is wanted: look at once.
     pub(super) fn retention_soon(&mut self) {
         self.retention_us = Some(0);
     }
@@ -69,21 +72,13 @@ impl Upkeep {
         self.idle_us.get_or_insert(now.after_ms(IDLE_MS));
     }
 
-    /// Look for space again, and again.
-    pub(super) fn no_space(&mut self, now: Now) {
-        self.space_us = Some(now.after_ms(SPACE_RETRY_MS));
-    }
-
-    pub(super) fn space_back(&mut self) {
-        self.space_us = None;
-    }
-
     pub(super) fn next(&self) -> Option<u64> {
         [
             self.members_us,
             self.retention_us,
             self.producers_us,
             self.sync_us,
+            self.claims_us,
             self.idle_us,
             self.space_us,
         ]
@@ -94,24 +89,6 @@ impl Upkeep {
 }
 
 impl ShardCore {
-    /// Before anything is decided at a new time: logged time follows a wall clock that is far ahead
-    /// only when as much time really passed here.
-    pub(super) fn vouch_for_clock(&mut self) {
-        let (logged, mono_us) = self.clock_mark;
-        if logged != self.state.clock() {
-            self.clock_mark = (self.state.clock(), self.now.mono_us);
-            return;
-        }
-        if let Skew::Ahead { ms } = self.state.clock_skew(self.now.wall)
-            && i64::try_from(self.now.mono_us.saturating_sub(mono_us) / 1_000)
-                .is_ok_and(|passed| passed >= ms / 10 * 9)
-            && self.writes == Writes::Open
-        {
-            let _refused = self.carry_out(&Request::AdvanceClock);
-            self.clock_mark = (self.state.clock(), self.now.mono_us);
-        }
-    }
-
     /// At the end of each round of calls.
     pub(super) fn upkeep_after_round(&mut self) {
         self.claim_unowned();
@@ -125,9 +102,13 @@ impl ShardCore {
 
     pub(super) fn upkeep_tick(&mut self) {
         self.vouch_for_clock();
-        self.claim_unowned();
         let now = self.now;
         let due = |at: Option<u64>| at.is_some_and(|at| at <= now.mono_us);
+        if due(self.upkeep.claims_us) {
+            self.look_at_all_groups();
+            self.upkeep.claims_us = Some(now.after_ms(CLAIMS_MS));
+        }
+        self.claim_unowned();
         if due(self.upkeep.sync_us) {
             self.log.sync_now();
             self.upkeep.sync_us = Some(now.after_ms(self.config.sync_interval_ms));
@@ -135,14 +116,15 @@ impl ShardCore {
         if due(self.upkeep.idle_us) {
             let idle_us = self.upkeep.appended_us + IDLE_MS * 1_000;
             self.upkeep.idle_us = (idle_us > now.mono_us).then_some(idle_us);
-            if self.upkeep.idle_us.is_none() {
-                self.log.idle();
+            if self.upkeep.idle_us.is_none() && !self.log.idle() {
+                self.upkeep.idle_us = Some(now.after_ms(IDLE_MS)); // a slow sync is under way
             }
         }
         if due(self.upkeep.space_us) {
             self.log.retry_space();
-            self.upkeep.no_space(now);
+            self.upkeep.space_us = None;
         }
+        self.watch_space();
         if due(self.upkeep.members_us) {
             self.expire_members();
         }
@@ -153,6 +135,13 @@ impl ShardCore {
         if due(self.upkeep.producers_us) {
             self.tell_producer_floor();
             self.upkeep.producers_us = Some(now.after_ms(self.config.producer_check_ms));
+        }
+    }
+
+    /// While the log finds no space it is asked again, whether or not appends feel it yet.
+    pub(super) fn watch_space(&mut self) {
+        if self.log.has_no_space() && self.upkeep.space_us.is_none() {
+            self.upkeep.space_us = Some(self.now.after_ms(SPACE_RETRY_MS));
         }
     }
 
@@ -202,23 +191,18 @@ impl ShardCore {
         if !self.may_write() {
             return;
         }
-        let mut by_slot: BTreeMap<PartitionSlot, Vec<SealedRange>> = BTreeMap::new();
-        for range in self.log.sealed_ranges() {
-            by_slot.entry(range.slot).or_default().push(range);
-        }
-        for (slot, mut ranges) in by_slot {
-            let Some(view) = self.state.partition_of(slot) else {
-                continue;
-            };
-            ranges.retain(|range| range.last_offset >= view.start);
-            ranges.sort_unstable_by_key(|range| range.first_offset);
+        let now = self.retention_now();
+        let mut trims = Vec::new();
+        for view in self.state.partitions() {
+            let ranges = self.log.sealed_ranges_of(view.slot);
+            let ranges = ranges.filter(|range| range.last_offset >= view.start);
             let keep = self.keep(view.partition);
-            if let Some(start) = new_start(&ranges, 0, keep, self.retention_now()) {
-                self.maintain(&Request::TrimPartition {
-                    partition: view.partition,
-                    start,
-                });
+            if let Some(start) = new_start(ranges, 0, keep, now) {
+                trims.push((view.partition, start));
             }
+        }
+        for (partition, start) in trims {
+            self.maintain(&Request::TrimPartition { partition, start });
         }
     }
 
@@ -282,7 +266,7 @@ impl ShardCore {
     /// partitions may commit there again. What other shards are told is durable here first.
     fn claim_unowned(&mut self) {
         if self.upkeep.changed_groups.is_empty()
-            || self.installed_other > self.gate.durable()
+            || self.installed_other > self.settled()
             || !self.may_write()
         {
             return;
@@ -306,7 +290,7 @@ impl ShardCore {
         }
     }
 
-    /// After recovery: whatever may have been left undone is looked at again.
+    /// After recovery, and now and then: whatever may have been left undone is looked at again.
     pub(super) fn look_at_all_groups(&mut self) {
         if let Ok(Reply::Groups(groups)) =
             decide(&self.state, self.now.wall, self.term, &Request::ListGroups).map(|d| d.reply)

@@ -31,9 +31,9 @@ pub(crate) enum Wait {
 pub(crate) struct Waiting {
     calls: FxHashMap<u64, (Wait, u64)>,
     deadlines: BTreeSet<(u64, u64)>,
-    by_slot: FxHashMap<PartitionSlot, Vec<u64>>,
-    by_group: FxHashMap<String, Vec<u64>>,
-    catalog: Vec<u64>,
+    by_slot: FxHashMap<PartitionSlot, BTreeSet<u64>>,
+    by_group: FxHashMap<String, BTreeSet<u64>>,
+    catalog: BTreeSet<u64>,
 }
 
 impl Waiting {
@@ -43,12 +43,14 @@ impl Waiting {
 
     pub(crate) fn insert(&mut self, token: u64, deadline_us: u64, wait: Wait) {
         match &wait {
-            Wait::Records { slot, .. } => self.by_slot.entry(*slot).or_default().push(token),
+            Wait::Records { slot, .. } => {
+                self.by_slot.entry(*slot).or_default().insert(token);
+            }
             Wait::Assignment { group, .. } => match self.by_group.get_mut(group) {
-                Some(tokens) => tokens.push(token),
-                None => drop(self.by_group.insert(group.clone(), vec![token])),
+                Some(tokens) => drop(tokens.insert(token)),
+                None => drop(self.by_group.insert(group.clone(), BTreeSet::from([token]))),
             },
-            Wait::Catalog { .. } => self.catalog.push(token),
+            Wait::Catalog { .. } => drop(self.catalog.insert(token)),
         }
         self.deadlines.insert((deadline_us, token));
         let before = self.calls.insert(token, (wait, deadline_us));
@@ -62,7 +64,7 @@ impl Waiting {
         match &wait {
             Wait::Records { slot, .. } => {
                 if let Some(tokens) = self.by_slot.get_mut(slot) {
-                    tokens.retain(|t| *t != token);
+                    tokens.remove(&token);
                     if tokens.is_empty() {
                         self.by_slot.remove(slot);
                     }
@@ -70,13 +72,13 @@ impl Waiting {
             }
             Wait::Assignment { group, .. } => {
                 if let Some(tokens) = self.by_group.get_mut(group) {
-                    tokens.retain(|t| *t != token);
+                    tokens.remove(&token);
                     if tokens.is_empty() {
                         self.by_group.remove(group);
                     }
                 }
             }
-            Wait::Catalog { .. } => self.catalog.retain(|t| *t != token),
+            Wait::Catalog { .. } => drop(self.catalog.remove(&token)),
         }
         Some(wait)
     }
@@ -104,17 +106,17 @@ impl Waiting {
         self.deadlines.first().map(|&(deadline, _)| deadline)
     }
 
-    /// Those who wait for records of `slot`, in the order in which they came.
-    pub(crate) fn of_slot(&mut self, slot: PartitionSlot) -> Vec<u64> {
-        self.by_slot.get(&slot).cloned().unwrap_or_default()
+    /// Those who wait for records of `slot`, in token order.
+    pub(crate) fn of_slot(&self, slot: PartitionSlot) -> Vec<u64> {
+        listed(self.by_slot.get(&slot))
     }
 
     pub(crate) fn of_group(&self, group: &str) -> Vec<u64> {
-        self.by_group.get(group).cloned().unwrap_or_default()
+        listed(self.by_group.get(group))
     }
 
     pub(crate) fn of_catalog(&self) -> Vec<u64> {
-        self.catalog.clone()
+        listed(Some(&self.catalog))
     }
 
     /// Everyone, in token order: the shard stops.
@@ -123,6 +125,10 @@ impl Waiting {
         tokens.sort_unstable();
         tokens
     }
+}
+
+fn listed(tokens: Option<&BTreeSet<u64>>) -> Vec<u64> {
+    tokens.map_or_else(Vec::new, |tokens| tokens.iter().copied().collect())
 }
 
 #[cfg(test)]

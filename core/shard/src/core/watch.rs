@@ -138,7 +138,7 @@ impl ShardCore {
 
     fn show_catalog(&mut self, token: u64) {
         if let Writes::Stopped(why) = &self.writes
-            && self.installed_other > self.gate.durable()
+            && self.installed_other > self.settled()
         {
             return self.fail(token, Error::Stopped(why.clone()));
         }

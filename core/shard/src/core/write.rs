@@ -32,6 +32,8 @@ impl Class {
             | R::DescribeTopic { .. }
             | R::ListGroups
             | R::DescribeGroup { .. } => Self::Look,
+            // Nobody owns it any more: lets go.
+            R::ClaimPartition { member, .. } if member.0 == 0 => Self::Reserved,
             R::DeleteTopic { .. }
             | R::ConfigureTopic { .. }
             | R::RemoveFilter { .. }
@@ -115,7 +117,7 @@ impl ShardCore {
             // on it is told.
             let speculative = match request {
                 Request::DescribePartition { .. } => self.installed > self.gate.durable(),
-                _ => self.installed_other > self.gate.durable(),
+                _ => self.installed_other > self.settled(),
             };
             if Class::of(request) != Class::Look || speculative {
                 return self.fail(token, Error::Stopped(why.clone()));
@@ -245,9 +247,39 @@ impl ShardCore {
 
     /// Hold until everything installed by now is durable; at once when it is.
     pub(super) fn hold(&mut self, held: Held) {
-        self.gate.hold(self.installed, held);
+        if let Writes::Stopped(_) = self.writes {
+            // What is installed beyond the durable point never will be. Callers told nothing of it.
+            self.gate.hold(self.gate.durable(), held);
+            return self.release();
+        }
+        if !self.config.log.sync_each_group && matches!(held, Held::Answer { .. }) {
+            self.gate
+                .hold_synced(self.installed, self.installed_other, held);
+            self.sync_due |= self.installed_other > self.log.synced();
+        } else {
+            self.gate.hold(self.installed, held);
+        }
         if self.installed <= self.gate.durable() {
             self.release();
+        }
+    }
+
+    /// What no power loss takes: with `flush = interval` that may trail the durable point.
+    pub(super) fn settled(&self) -> Lsn {
+        let durable = self.gate.durable();
+        if self.config.log.sync_each_group {
+            durable
+        } else {
+            durable.min(self.log.synced())
+        }
+    }
+
+    /// Have synced what answers wait for, then hand the round's writes to the log.
+    pub(super) fn flush_log(&mut self) {
+        if std::mem::take(&mut self.sync_due) {
+            self.log.sync_now();
+        } else {
+            self.log.flush();
         }
     }
 }

@@ -303,6 +303,7 @@ impl<C: Fn() -> Now> Task<C> {
                 "{words}: everything else is served; `millstream log verify` shows the extent, consumers skip it with \
                  an explicit seek"
             ),
+            Effect::ClockOff(words) => tracing::warn!(shard, "{words}"),
             Effect::Tell { shard, request } => {
                 if let Some(peer) = self
                     .config

@@ -1,0 +1,345 @@
+//! The core without its thread, on a disk in memory that answers when the test says so: what is told
+//! after a failed write, what waits for a sync, what is looked at again.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use bytes::Bytes;
+use millstream_batch::ids::{
+    Offset, Partition, ProducerEpoch, ProducerId, Sequence, ShardId, TimestampMs, TopicId,
+};
+use millstream_log::Config;
+use millstream_log::buffer::AlignedBuf;
+use millstream_log::io::{FileId, Io, IoDone, IoError, IoErrorKind, IoOp, IoOutput};
+use millstream_machine::request::{Produce, Refusal, Reply, Request};
+use millstream_machine::topic::TopicConfig;
+use millstream_shard::call::{Answer, Call, Error, Fetch};
+use millstream_shard::core::{CoreConfig, Effect, Now, ShardCore};
+
+const TOPIC: TopicId = TopicId([7; 16]);
+const HOUR_MS: i64 = 3_600_000;
+
+/// A core, its disk, and what came of it so far.
+struct World {
+    core: ShardCore,
+    files: BTreeMap<FileId, Vec<u8>>,
+    asked: VecDeque<Io>,
+    answers: BTreeMap<u64, Answer>,
+    /// Writes of log files fail from now on.
+    is_broken: bool,
+    /// No file can be allocated.
+    is_full: bool,
+    now: Now,
+    ready: bool,
+    allocations: usize,
+    snapshots: usize,
+}
+
+fn config(sync_each_group: bool) -> CoreConfig {
+    let log = Config {
+        segment_bytes: 1 << 20,
+        group_bytes_max: 1 << 16,
+        hot_tail_bytes_max: 1 << 20,
+        spares_ready: 1,
+        recycle_max: 1,
+        sync_each_group,
+        incarnation: 42,
+    };
+    CoreConfig::new(ShardId(0), 1, log)
+}
+
+impl World {
+    fn open(config: CoreConfig, files: BTreeMap<FileId, Vec<u8>>, now: Now) -> Self {
+        let mut world = Self {
+            core: ShardCore::open(config, now),
+            files,
+            asked: VecDeque::new(),
+            answers: BTreeMap::new(),
+            is_broken: false,
+            is_full: false,
+            now,
+            ready: false,
+            allocations: 0,
+            snapshots: 0,
+        };
+        world.settle();
+        assert!(world.ready, "recovery ends");
+        world
+    }
+
+    fn poll(&mut self) {
+        while let Some(effect) = self.core.poll() {
+            match effect {
+                Effect::Io(io) => self.asked.push_back(io),
+                Effect::Answer { token, answer } => {
+                    let before = self.answers.insert(token, answer);
+                    assert!(before.is_none(), "{token} is answered once");
+                }
+                Effect::Ready(_) => self.ready = true,
+                Effect::SnapshotPublished(_) => self.snapshots += 1,
+                _ => {}
+            }
+        }
+    }
+
+    /// The disk answers what was asked first.
+    fn step(&mut self) {
+        let io = self.asked.pop_front().expect("something was asked");
+        let result = self.carry(io.op);
+        self.core.io_done(self.now, IoDone { id: io.id, result });
+        self.poll();
+    }
+
+    fn settle(&mut self) {
+        self.poll();
+        while !self.asked.is_empty() {
+            self.step();
+        }
+    }
+
+    fn carry(&mut self, op: IoOp) -> Result<IoOutput, IoError> {
+        let error = |kind| IoError {
+            kind,
+            message: "the test's disk".to_owned(),
+        };
+        match op {
+            IoOp::List => {
+                let listed = self.files.iter().map(|(f, b)| (*f, b.len() as u64));
+                return Ok(IoOutput::Listed(listed.collect()));
+            }
+            IoOp::Allocate { file, len } => {
+                self.allocations += 1;
+                if self.is_full {
+                    return Err(error(IoErrorKind::NoSpace));
+                }
+                self.files.insert(file, vec![0; len as usize]);
+            }
+            IoOp::Write { .. } if self.is_broken => return Err(error(IoErrorKind::Failed)),
+            IoOp::Write {
+                file, at, buf, len, ..
+            } => {
+                let at = at as usize;
+                let bytes = self.files.get_mut(&file).expect("allocated before");
+                bytes[at..at + len].copy_from_slice(&buf[..len]);
+            }
+            IoOp::WriteFile { file, bytes } => drop(self.files.insert(file, bytes.to_vec())),
+            IoOp::Read { file, at, len } => {
+                let bytes = self.files.get(&file).ok_or(error(IoErrorKind::NotFound))?;
+                let from = bytes.len().min(at as usize);
+                let bytes = &bytes[from..bytes.len().min(from + len)];
+                return Ok(IoOutput::Read(AlignedBuf::copy_of(bytes)));
+            }
+            IoOp::Rename { from, to } => {
+                let bytes = self.files.remove(&from).expect("it is there");
+                self.files.insert(to, bytes);
+            }
+            IoOp::Remove { file } => drop(self.files.remove(&file)),
+        }
+        Ok(IoOutput::Done)
+    }
+
+    /// One call and its flush; nothing is carried to the disk.
+    fn ask(&mut self, token: u64, call: Call) {
+        self.core.call(self.now, token, call);
+        self.core.flush(self.now);
+        self.poll();
+    }
+
+    fn pass_ms(&mut self, ms: u64) {
+        self.now.mono_us += ms * 1_000;
+        self.now.wall.0 += ms as i64;
+        self.core.tick(self.now);
+        self.poll();
+    }
+
+    fn answer(&mut self, token: u64) -> Answer {
+        self.answers
+            .remove(&token)
+            .unwrap_or_else(|| panic!("call {token} hangs"))
+    }
+
+    fn create_topic(&mut self) {
+        self.ask(1, Call::Machine(create("orders", TOPIC)));
+        self.settle();
+        let answer = self.answer(1);
+        assert!(
+            matches!(answer, Answer::Reply(Reply::Topic(_))),
+            "{answer:?}"
+        );
+    }
+}
+
+fn start() -> Now {
+    Now {
+        wall: TimestampMs(1_700_000_000_000),
+        mono_us: 1,
+    }
+}
+
+fn create(name: &str, id: TopicId) -> Request {
+    Request::CreateTopic {
+        id,
+        name: name.to_owned(),
+        partitions: 1,
+        config: TopicConfig::default(),
+    }
+}
+
+fn partition(topic: TopicId) -> Partition {
+    Partition { topic, index: 0 }
+}
+
+fn batch(now: Now) -> Call {
+    let request = Produce {
+        partition: partition(TOPIC),
+        pid: ProducerId(0),
+        epoch: ProducerEpoch(0),
+        sequence: Sequence(0),
+        sent: 1,
+        kept: 1,
+        bytes: 64,
+        max_timestamp: now.wall,
+    };
+    Call::Produce {
+        request,
+        raw: vec![Bytes::from_static(&[1; 64])],
+    }
+}
+
+#[test]
+fn after_a_failed_write_look_ups_answer() {
+    let mut world = World::open(config(true), BTreeMap::new(), start());
+    world.create_topic();
+    world.is_broken = true;
+    world.ask(2, batch(world.now));
+    world.settle();
+    let answer = world.answer(2);
+    assert!(
+        matches!(answer, Answer::Error(Error::Unknown(_))),
+        "{answer:?}"
+    );
+
+    world.ask(3, Call::Machine(Request::ListTopics));
+    let answer = world.answer(3);
+    assert!(
+        matches!(&answer, Answer::Reply(Reply::Topics(topics)) if topics.len() == 1),
+        "{answer:?}"
+    );
+    let watch = Call::WatchCatalog {
+        seen: 0,
+        wait_ms: 1_000,
+    };
+    world.ask(4, watch);
+    let answer = world.answer(4);
+    assert!(matches!(answer, Answer::Catalog { .. }), "{answer:?}");
+    let nowhere = Call::Fetch(Fetch {
+        partition: partition(TopicId([9; 16])),
+        offset: Offset(0),
+        bytes_max: 1,
+        wait_ms: 0,
+    });
+    world.ask(5, nowhere);
+    let answer = world.answer(5);
+    assert!(
+        matches!(
+            answer,
+            Answer::Error(Error::Refused(Refusal::UnknownPartition(_)))
+        ),
+        "{answer:?}"
+    );
+    world.ask(6, Call::Machine(create("more", TopicId([8; 16]))));
+    let answer = world.answer(6);
+    assert!(
+        matches!(answer, Answer::Error(Error::Stopped(_))),
+        "{answer:?}"
+    );
+}
+
+#[test]
+fn with_interval_flush_identities_are_told_only_when_synced() {
+    let mut world = World::open(config(false), BTreeMap::new(), start());
+    world.create_topic();
+    // A write under way, so that the next group is not the first to be handed out.
+    world.ask(2, batch(world.now));
+    let init = Request::InitProducer { pid: ProducerId(0) };
+    world.ask(3, Call::Machine(init));
+    let mut was_told = false;
+    while let Some(io) = world.asked.front() {
+        let syncs = matches!(io.op, IoOp::Write { sync: true, .. });
+        world.step();
+        if world.answers.contains_key(&3) && !was_told {
+            assert!(syncs, "the id was told before a sync");
+            was_told = true;
+        }
+    }
+    assert!(was_told, "the answer brings its own sync");
+    assert!(matches!(world.answer(2), Answer::Reply(Reply::Produced(_))));
+}
+
+#[test]
+fn a_slow_sync_does_not_cost_the_idle_mark() {
+    let mut world = World::open(config(true), BTreeMap::new(), start());
+    world.create_topic();
+    world.ask(2, batch(world.now));
+    world.pass_ms(60); // the write is still under way
+    world.settle();
+    assert!(
+        world
+            .core
+            .next_wakeup()
+            .is_some_and(|at| at <= world.now.mono_us + 50_000)
+    );
+    world.pass_ms(60);
+    let marks = world.asked.iter();
+    let marks = marks.filter(|io| matches!(io.op, IoOp::Write { sync: true, .. }));
+    assert_eq!(marks.count(), 1, "the last group is proved");
+}
+
+#[test]
+fn a_disk_that_has_no_room_for_a_spare_is_asked_again() {
+    let mut world = World::open(config(true), BTreeMap::new(), start());
+    world.create_topic();
+    world.settle();
+    world.is_full = true;
+    // Fill files until a spare is wanted and cannot be made.
+    let mut token = 10;
+    let before = world.allocations;
+    while world.allocations == before {
+        for _ in 0..64 {
+            world.ask(token, batch(world.now));
+            token += 1;
+        }
+        world.settle();
+    }
+    world.is_full = false;
+    world.pass_ms(1_000);
+    world.settle();
+    for token in token..token + 1_000 {
+        world.ask(token, batch(world.now));
+        world.settle();
+        let answer = world.answer(token);
+        assert!(
+            matches!(answer, Answer::Reply(Reply::Produced(_))),
+            "there is room long since: {answer:?}"
+        );
+    }
+}
+
+#[test]
+fn a_clock_gone_wild_moves_logged_time_by_one_step_in_all() {
+    let mut world = World::open(config(true), BTreeMap::new(), start());
+    world.create_topic();
+    world.now.wall.0 += 1_000 * HOUR_MS;
+    for token in 2..50 {
+        world.ask(token, batch(world.now));
+        world.settle();
+    }
+    let logged = world.core.state().clock();
+    assert_eq!(logged.0, start().wall.0 + HOUR_MS);
+
+    // A restart takes the wall as it is: nobody can say how long the stop was.
+    let files = std::mem::take(&mut world.files);
+    let mut world = World::open(config(true), files, world.now);
+    world.pass_ms(1);
+    world.settle();
+    assert_eq!(world.core.state().clock(), world.now.wall);
+}

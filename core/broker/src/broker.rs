@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use millstream_batch::ids::ShardId;
 use millstream_shard::call::{Answer, Call};
 use millstream_shard::core::CoreConfig;
-use millstream_shard::driver::ShardConfig;
+use millstream_shard::driver::{Peers, ShardConfig};
 use millstream_shard::handle::ShardHandle;
 use rustc_hash::FxHashSet;
 use tokio::sync::{oneshot, watch};
@@ -124,6 +124,7 @@ impl Broker {
                 why: error.to_string(),
             })?;
         let server = endpoint::server_config(&config, identity.server)?;
+        let peers = Peers::new(handles.clone());
         let shared = Arc::new(Shared {
             meta: directory.meta().clone(),
             cluster_id: cluster_id.into_bytes(),
@@ -132,7 +133,11 @@ impl Broker {
             spread: Spread::default(),
             bounds: Bounds::new(&config.memory),
             authority: Authority::new(&config),
-            components: Components::new(directory.components(), config.plugins.store_bytes_max),
+            components: Components::new(
+                directory.components(),
+                config.plugins.store_bytes_max,
+                usize::from(shards) + threads,
+            ),
             metrics: Metrics::default(),
             started: Instant::now(),
             phase: watch::Sender::new(Phase::Starting),
@@ -147,7 +152,8 @@ impl Broker {
 
         let mut starts: Vec<Vec<ShardStart>> = (0..threads).map(|_| Vec::new()).collect();
         for (shard, inbox) in inboxes.into_iter().enumerate() {
-            let config = shard_config(&shared, shard as u16);
+            let mut config = shard_config(&shared, shard as u16);
+            config.peers = Some(Arc::clone(&peers));
             let path = directory.shard(shard as u16);
             starts[shard % threads].push(ShardStart {
                 config,
@@ -351,6 +357,9 @@ async fn settle(shared: &Shared) -> Result<(), Error> {
         .flat_map(|topic| &topic.filters)
         .map(|binding| binding.digest)
         .collect();
+    let deploying = shared.components.deploying.lock().await;
+    shared.components.sweep(digests.clone()).await;
+    drop(deploying);
     for digest in digests {
         if let Err(error) = shared.components.load(digest).await {
             tracing::error!(

@@ -14,16 +14,29 @@ use millstream_machine::topic::FilterBinding;
 use millstream_protocol::{Code, messages};
 use millstream_sandbox::{Component, Engine, EngineConfig, Parameters, StartError};
 use millstream_shard::driver::{ComponentSource, Lookup, deployment};
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 use sha2::{Digest as _, Sha256};
 
 use crate::directory::write_file;
+
+/// Instances that the pool has room for at least, and at most: each reserves address space.
+const POOL_MIN: u32 = 256;
+const POOL_MAX: u32 = 1_024;
+/// Room of the pool that no host has: for starting deployments once.
+const POOL_SPARE: u32 = 16;
+/// What every host should be able to hold.
+const HOST_INSTANCES: u32 = 16;
 
 /// The store. One a broker, shared by all threads.
 #[derive(Debug)]
 pub(crate) struct Components {
     path: PathBuf,
     store_bytes_max: u64,
+    /// Hosts that run filters: one a shard for produce, one a thread for subscriptions.
+    hosts: u32,
+    /// Held from before a component is stored until the fact that names it is there, so that nothing
+    /// takes the component for one that no topic names.
+    pub(crate) deploying: tokio::sync::Mutex<()>,
     /// Started with the first component: brokers without components pay nothing.
     engine: OnceLock<Result<Engine, String>>,
     known: Mutex<FxHashMap<[u8; 32], Lookup>>,
@@ -31,10 +44,12 @@ pub(crate) struct Components {
 }
 
 impl Components {
-    pub(crate) fn new(path: PathBuf, store_bytes_max: u64) -> Arc<Self> {
+    pub(crate) fn new(path: PathBuf, store_bytes_max: u64, hosts: usize) -> Arc<Self> {
         Arc::new_cyclic(|me| Self {
             path,
             store_bytes_max,
+            hosts: u32::try_from(hosts).unwrap_or(POOL_MAX).max(1),
+            deploying: tokio::sync::Mutex::default(),
             engine: OnceLock::new(),
             known: Mutex::default(),
             me: me.clone(),
@@ -63,10 +78,55 @@ impl Components {
         .await
     }
 
-    /// Make sure that a stored component can run.
+    /// Make sure that a component which a topic names can run. What it lacks is remembered.
     pub(crate) async fn load(self: &Arc<Self>, digest: [u8; 32]) -> Result<(), messages::Error> {
+        self.loaded(digest, true).await
+    }
+
+    /// Make sure that a component which a client names can run. That it cannot is forgotten: clients
+    /// can name as many as they like.
+    pub(crate) async fn find(self: &Arc<Self>, digest: [u8; 32]) -> Result<(), messages::Error> {
+        self.loaded(digest, false).await
+    }
+
+    /// Delete components that no topic names. Under [`deploying`](Self::deploying), with what the
+    /// topics name since it is held.
+    pub(crate) async fn sweep(self: &Arc<Self>, named: FxHashSet<[u8; 32]>) {
         let me = Arc::clone(self);
-        blocking(move || match me.load_now(&digest) {
+        let swept = tokio::task::spawn_blocking(move || {
+            me.known().retain(|digest, _| named.contains(digest));
+            let files = std::fs::read_dir(&me.path).into_iter().flatten().flatten();
+            for file in files {
+                let name = file.file_name();
+                let unnamed = name
+                    .to_str()
+                    .and_then(|name| name.strip_suffix(".wasm"))
+                    .is_some_and(|name| !named.iter().any(|digest| hex(digest) == name));
+                if !unnamed {
+                    continue;
+                }
+                match std::fs::remove_file(file.path()) {
+                    Ok(()) => {
+                        tracing::info!(?name, "a component that no topic names is deleted");
+                    }
+                    Err(error) => {
+                        tracing::warn!(?name, %error, "a component that no topic names stays");
+                    }
+                }
+            }
+        });
+        if let Err(error) = swept.await {
+            tracing::error!(%error, "looking for components that no topic names ended badly");
+        }
+    }
+
+    async fn loaded(
+        self: &Arc<Self>,
+        digest: [u8; 32],
+        remember: bool,
+    ) -> Result<(), messages::Error> {
+        let me = Arc::clone(self);
+        blocking(move || match me.load_now(&digest, remember) {
             Lookup::Ready(_) | Lookup::Loading => Ok(()),
             Lookup::Lost(why) => Err(Code::UnknownFilter.error(why)),
         })
@@ -119,7 +179,7 @@ impl Components {
             .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    fn load_now(&self, digest: &[u8; 32]) -> Lookup {
+    fn load_now(&self, digest: &[u8; 32], remember: bool) -> Lookup {
         if let Some(ready @ Lookup::Ready(_)) = self.lookup(digest) {
             return ready;
         }
@@ -136,6 +196,9 @@ impl Components {
                 Err(error) => Lookup::Lost(error.message),
             },
         };
+        if !remember && matches!(lookup, Lookup::Lost(_)) {
+            return lookup;
+        }
         if let Lookup::Lost(why) = &lookup {
             tracing::error!("{why}; deployments that use it fail closed");
         }
@@ -147,6 +210,7 @@ impl Components {
         let engine = self.engine.get_or_init(|| {
             let config = EngineConfig {
                 cache_dir: Some(self.path.join("compiled")),
+                instances_max: self.pool(),
                 ..EngineConfig::default()
             };
             Engine::new(&config).map_err(|error| error.to_string())
@@ -181,12 +245,23 @@ impl Components {
         })
     }
 
+    fn pool(&self) -> u32 {
+        let wanted = self.hosts.saturating_mul(HOST_INSTANCES) + POOL_SPARE;
+        wanted
+            .clamp(POOL_MIN, POOL_MAX)
+            .max(self.hosts + POOL_SPARE)
+    }
+
     fn file(&self, digest: &[u8; 32]) -> PathBuf {
         self.path.join(format!("{}.wasm", hex(digest)))
     }
 }
 
 impl ComponentSource for Components {
+    fn share(&self) -> usize {
+        ((self.pool() - POOL_SPARE) / self.hosts) as usize
+    }
+
     fn component(&self, digest: &[u8; 32]) -> Lookup {
         if let Some(lookup) = self.lookup(digest) {
             return lookup;
@@ -196,9 +271,11 @@ impl ComponentSource for Components {
             let digest = *digest;
             let load = std::thread::Builder::new()
                 .name("component".to_owned())
-                .spawn(move || me.load_now(&digest));
+                .spawn(move || me.load_now(&digest, true));
             if let Err(error) = load {
-                return Lookup::Lost(format!("no thread to compile on: {error}"));
+                // Not lost: whoever asks again tries again.
+                tracing::warn!(%error, "no thread to compile a component on");
+                self.known().remove(&digest);
             }
         }
         Lookup::Loading

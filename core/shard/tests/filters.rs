@@ -14,7 +14,7 @@ use millstream_sandbox::{Component, Engine, EngineConfig, Parameters};
 use millstream_shard::call::{Answer, Call, Error, Fetch};
 use millstream_shard::core::CoreConfig;
 use millstream_shard::driver::{
-    ComponentSource, FilterHost, Lookup, ShardConfig, Site, run, system_clock,
+    ComponentSource, FilterHost, Lookup, Own, ShardConfig, Site, run, system_clock,
 };
 use millstream_shard::handle::ShardHandle;
 use millstream_uring::Preference;
@@ -246,6 +246,31 @@ async fn a_produce_filter_decides_what_is_stored() {
 }
 
 #[tokio::test(flavor = "current_thread")]
+async fn a_lost_component_fails_closed_under_every_policy() {
+    LocalSet::new()
+        .run_until(async {
+            let (dir, source) = (tempfile::tempdir().expect("a directory"), source());
+            let (shard, task) = open(dir.path(), &source).await;
+            for on_error in [OnError::Pass, OnError::Drop, OnError::Reject] {
+                let lost = FilterBinding {
+                    digest: [1; 32],
+                    ..binding(&source, on_error, Some("eu-"))
+                };
+                deploy(&shard, lost).await;
+                let answer = shard.call(produce(0, &["eu-1"])).await;
+                let Answer::Error(Error::Filter { message, .. }) = &answer else {
+                    panic!("{on_error:?}: {answer:?}")
+                };
+                assert_eq!(message, "never uploaded");
+            }
+            assert_eq!(stored(&shard).await, []);
+            drop(shard);
+            task.await.expect("it ends");
+        })
+        .await;
+}
+
+#[tokio::test(flavor = "current_thread")]
 async fn a_filter_that_cannot_start_does_what_its_policy_says() {
     LocalSet::new()
         .run_until(async {
@@ -289,6 +314,7 @@ fn a_subscription_keeps_offsets_and_its_own_parameters_win() {
         stage: Stage::Subscribe,
         ..binding(&source, OnError::Reject, Some("eu-"))
     };
+    let owner = host.owner(1);
     for (prefix, expected) in [("eu-", vec![0, 2]), ("us-", vec![1])] {
         let parameters = Parameters::from([("prefix".to_owned(), prefix.to_owned())]);
         let site = Site {
@@ -298,7 +324,10 @@ fn a_subscription_keeps_offsets_and_its_own_parameters_win() {
             stage: Stage::Subscribe,
             time: TimestampMs(5),
             base_offset: Some(Offset(100)),
-            parameters: &parameters,
+            own: Some(Own {
+                owner,
+                parameters: &parameters,
+            }),
         };
         let rest = host.run(
             std::slice::from_ref(&binding),
@@ -317,4 +346,44 @@ fn a_subscription_keeps_offsets_and_its_own_parameters_win() {
             "the batch still ends where it did"
         );
     }
+}
+
+/// The engine's pool has room for 256 instances: hundreds of distinct parameters all run, because
+/// those that were needed longest ago make room.
+#[test]
+fn distinct_parameters_never_use_up_the_room() {
+    let source = source();
+    let mut host = FilterHost::new(Arc::clone(&source) as Arc<dyn ComponentSource>);
+    let binding = FilterBinding {
+        stage: Stage::Subscribe,
+        ..binding(&source, OnError::Reject, Some("eu-"))
+    };
+    let site = Site {
+        topic: TOPIC,
+        topic_name: "orders",
+        partition: 0,
+        stage: Stage::Subscribe,
+        time: TimestampMs(5),
+        base_offset: Some(Offset(0)),
+        own: None,
+    };
+    for connection in 0..300 {
+        let prefix = format!("{connection}-");
+        let parameters = Parameters::from([("prefix".to_owned(), prefix.clone())]);
+        let own = Own {
+            owner: host.owner(connection),
+            parameters: &parameters,
+        };
+        let site = Site {
+            own: Some(own),
+            ..site
+        };
+        let key = format!("{prefix}1");
+        let rest = host.run(std::slice::from_ref(&binding), &site, batch(&["x", &key]));
+        let rest = rest.expect("filtered").expect("something is kept");
+        assert_eq!(rest.header().records, 1, "of {connection}");
+    }
+    // What is shared still finds room.
+    let rest = host.run(std::slice::from_ref(&binding), &site, batch(&["eu-1", "x"]));
+    assert!(rest.expect("filtered").is_some());
 }

@@ -5,6 +5,7 @@ use millstream_machine::request::{Reply, Request};
 use millstream_machine::topic::{Budget, FilterBinding, OnError, Stage};
 use millstream_protocol::messages::{self, DeployFilterRequest, DeployFilterResponse, FilterInfo};
 use millstream_protocol::{Code, Payload};
+use rustc_hash::FxHashSet;
 
 use super::convert;
 use crate::authority::Right;
@@ -27,15 +28,23 @@ pub(super) async fn handle(
     session.thread.catalog.topic(&filter.topic).await?;
     let binding = binding(session, &filter, [0; 32])?;
     let components = &session.shared.components;
+    let _deploying = components.deploying.lock().await;
     let digest = if payload.is_empty() {
         let digest = filter.digest.as_ref().try_into().map_err(|_| {
             Code::BadRequest
                 .error("DEPLOY_FILTER needs a component as payload, or the digest of a stored one")
         })?;
-        components.load(digest).await?;
+        components.find(digest).await?;
         digest
     } else {
-        components.add(payload.into_contiguous()).await?
+        let wasm = payload.into_contiguous();
+        match components.add(wasm.clone()).await {
+            Err(error) if error.code == Code::StateFull.number() => {
+                components.sweep(named(session).await?).await;
+                components.add(wasm).await?
+            }
+            added => added?,
+        }
     };
     let binding = FilterBinding { digest, ..binding };
     components.try_start(binding.clone()).await?;
@@ -56,6 +65,18 @@ pub(super) async fn handle(
                 revision: meta.revision,
             })
         }
+        other => Err(unexpected(&other)),
+    }
+}
+
+/// The components that topics name.
+async fn named(session: &Session) -> Result<FxHashSet<[u8; 32]>, messages::Error> {
+    match ask(session.shared.shards.catalog(), Request::ListTopics).await? {
+        Reply::Topics(topics) => Ok(topics
+            .iter()
+            .flat_map(|topic| &topic.filters)
+            .map(|binding| binding.digest)
+            .collect()),
         other => Err(unexpected(&other)),
     }
 }

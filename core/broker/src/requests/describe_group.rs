@@ -1,4 +1,5 @@
 //! DESCRIBE_GROUP: members from the group's home, offsets and lag from the shards of the partitions.
+//! Topics that the principal does not see are left out.
 
 use std::collections::BTreeMap;
 
@@ -191,11 +192,12 @@ pub(super) fn offset_row(
     }
 }
 
-/// The topic's name and the partition's number; `None` when the topic is gone.
+/// The topic's name and the partition's number; `None` when the topic is gone, or not to be seen.
 fn named(session: &Session, partition: Partition) -> Option<(String, u32)> {
     session
         .thread
         .catalog
         .cached(partition.topic)
+        .filter(|topic| session.principal().sees(&topic.name))
         .map(|topic| (topic.name.clone(), partition.index))
 }

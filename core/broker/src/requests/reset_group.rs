@@ -17,7 +17,10 @@ pub(super) async fn handle(
     session: &Session,
     request: ResetGroupRequest,
 ) -> Result<ResetGroupResponse, messages::Error> {
-    session.principal().check(Right::Admin, &request.group)?;
+    let principal = session.principal();
+    principal.check(Right::Admin, &request.group)?;
+    // The answer tells the topic's bounds, and what is committed decides who reads what of it.
+    principal.check(Right::Consume, &request.topic)?;
     let topic = session.thread.catalog.topic(&request.topic).await?;
     let members = match gather(session, &request.group).await {
         Ok((home, _)) => home.members.len(),

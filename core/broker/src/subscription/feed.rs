@@ -8,6 +8,7 @@ use millstream_batch::HEAD_BYTES;
 use millstream_batch::ids::{GroupEpoch, Offset, Partition};
 use millstream_machine::topic::TopicMeta;
 use millstream_protocol::messages;
+use tokio::time::Instant;
 
 /// A batch that can be sent.
 #[derive(Debug)]
@@ -33,6 +34,8 @@ pub(super) struct Feed {
     /// Under which a group's member commits; 0 for fixed partitions.
     pub(super) epoch: GroupEpoch,
     pub(super) state: State,
+    /// While it is revoked: when the client must have released it.
+    pub(super) release_by: Option<Instant>,
     /// The client asked for no more for now.
     pub(super) paused: bool,
     /// The next offset to fetch.
@@ -80,6 +83,7 @@ impl Feed {
             partition,
             epoch,
             state: State::Opening,
+            release_by: None,
             paused: false,
             next: Offset(0),
             stop_at: None,

@@ -3,21 +3,20 @@
 use std::collections::VecDeque;
 use std::rc::Rc;
 
-use millstream_batch::ids::{GroupEpoch, Offset, Partition, TimestampMs};
+use millstream_batch::ids::{GroupEpoch, Offset, Partition};
 use millstream_batch::{Batch, served_head};
-use millstream_machine::topic::{FilterBinding, Stage, TopicMeta};
+use millstream_machine::topic::TopicMeta;
 use millstream_protocol::messages::{self, CaughtUp, PartitionError};
 use millstream_protocol::{Code, Kind};
-use millstream_sandbox::Parameters;
 use millstream_shard::call::{Answer, Call, Error, Fetch, Fetched, Served};
-use millstream_shard::driver::{FilterFailure, Site};
+use millstream_shard::driver::FilterFailure;
 use millstream_shard::handle::ReplyTo;
 use rustc_hash::FxHashMap;
 
+use super::Subscription;
 use super::feed::{Feed, Ready, State};
 use super::jobs::Event;
 use super::outbox::COPY_BELOW;
-use super::{OwnFilter, Subscription};
 use crate::refusals;
 
 /// What one fetch may bring.
@@ -73,6 +72,11 @@ impl Feeds {
 
     pub(super) fn is_empty(&self) -> bool {
         self.feeds.is_empty()
+    }
+
+    /// Handles given out so far.
+    pub(super) fn given(&self) -> usize {
+        self.next_handle as usize - 1
     }
 
     pub(super) fn all_ended(&self) -> bool {
@@ -460,7 +464,7 @@ impl Subscription {
         };
         let batch = Batch::parse(served.batch.clone()).map_err(unreadable)?;
         let records = batch.header().records;
-        let Some(batch) = self.filter(topic, partition, served, batch)? else {
+        let Some(batch) = self.filters.run(topic, partition, served, batch)? else {
             return Ok(None);
         };
         let body = batch.bytes().slice(millstream_batch::HEAD_BYTES..);
@@ -490,50 +494,5 @@ impl Subscription {
             ),
             body,
         }))
-    }
-
-    fn filter(
-        &self,
-        topic: &TopicMeta,
-        partition: u32,
-        served: &Served,
-        batch: Batch,
-    ) -> Result<Option<Batch>, FilterFailure> {
-        if self.filters.is_empty()
-            && topic
-                .filters
-                .iter()
-                .all(|binding| binding.stage != Stage::Subscribe)
-        {
-            return Ok(Some(batch));
-        }
-        let host = &mut self.session.thread.filters.borrow_mut();
-        let none = Parameters::new();
-        let mut run = |bindings: &[FilterBinding], parameters: &Parameters, batch: Batch| {
-            let site = Site {
-                topic: topic.id,
-                topic_name: &topic.name,
-                partition,
-                stage: Stage::Subscribe,
-                time: TimestampMs(served.append_time.0),
-                base_offset: Some(served.base_offset),
-                parameters,
-            };
-            host.run(bindings, &site, batch)
-        };
-        let Some(mut batch) = run(&topic.filters, &none, batch)? else {
-            return Ok(None);
-        };
-        for OwnFilter {
-            binding,
-            parameters,
-        } in self.filters.iter()
-        {
-            match run(std::slice::from_ref(binding), parameters, batch)? {
-                Some(rest) => batch = rest,
-                None => return Ok(None),
-            }
-        }
-        Ok(Some(batch))
     }
 }

@@ -28,6 +28,8 @@ const SESSION_TIMEOUT_MS_MAX: u32 = 3_600_000;
 const WATCH_MS_MAX: u32 = 5_000;
 /// How long a topic that the home knows may take to be known on this thread.
 const CATALOG_WAIT: Duration = Duration::from_millis(50);
+/// How long a member keeps a partition that it cannot open: given back at once, it would go round.
+const GIVE_BACK: Duration = Duration::from_secs(5);
 /// Pause after a call that failed.
 const RETRY: Duration = Duration::from_millis(500);
 
@@ -40,7 +42,7 @@ pub(super) struct Membership {
     /// The newest assignment that was taken up.
     version: u64,
     owned: Vec<(Partition, GroupEpoch)>,
-    /// When partitions asked back must be released.
+    /// The earliest time at which a partition that was asked back must be released.
     release_by: Option<Instant>,
 }
 
@@ -216,7 +218,36 @@ impl Subscription {
         }
     }
 
+    /// Claim again what could not be opened, but not at once.
+    pub(super) fn claim_later(&mut self) {
+        self.jobs.spawn_local(async {
+            tokio::time::sleep(RETRY).await;
+            Event::Claim
+        });
+    }
+
+    /// A partition failed for good here: the group may give it to another member, or anew.
+    pub(super) fn give_back_later(&mut self, handle: u32) {
+        self.jobs.spawn_local(async move {
+            tokio::time::sleep(GIVE_BACK).await;
+            Event::GiveBack { handle }
+        });
+    }
+
+    pub(super) fn give_back(&mut self, handle: u32) {
+        // The client may have sought elsewhere meanwhile, and the group may have decided anew.
+        if let Some(feed) = self.feeds.feed(handle)
+            && feed.state == State::Failed
+        {
+            let partition = feed.partition;
+            self.to_release.push(partition);
+            self.release_now();
+        }
+    }
+
     fn revoke(&mut self, revoking: &[Partition]) {
+        let limit = Duration::from_millis(self.session.shared.config.limits.release_ms);
+        let release_by = Instant::now() + limit;
         let mut told = Vec::new();
         for &partition in revoking {
             match self
@@ -233,6 +264,9 @@ impl Subscription {
                 }
                 Some((handle, _)) => {
                     self.feeds.halt(handle, Some(State::Revoking), false);
+                    if let Some(feed) = self.feeds.feed(handle) {
+                        feed.release_by = Some(release_by);
+                    }
                     told.push(handle);
                 }
             }
@@ -316,14 +350,9 @@ impl Subscription {
     }
 
     fn set_deadline(&mut self) {
-        let waiting = self.feeds.iter().any(|feed| feed.state == State::Revoking);
-        let limit = Duration::from_millis(self.session.shared.config.limits.release_ms);
+        let earliest = self.feeds.iter().filter_map(|feed| feed.release_by).min();
         if let Some(membership) = &mut self.membership {
-            match (waiting, membership.release_by) {
-                (false, _) => membership.release_by = None,
-                (true, None) => membership.release_by = Some(Instant::now() + limit),
-                (true, Some(_)) => {}
-            }
+            membership.release_by = earliest;
         }
     }
 

@@ -18,6 +18,9 @@ use crate::refusals;
 use crate::requests::At;
 use crate::shards::{ask, unexpected};
 
+/// Partitions told in one frame.
+const ASSIGNED_TOGETHER: usize = 1_024;
+
 /// The result of a job.
 #[derive(Debug)]
 pub(super) enum Event {
@@ -43,6 +46,8 @@ pub(super) enum Event {
     Release(Vec<Partition>),
     /// Look again whether owned partitions can be claimed.
     Claim,
+    /// Give a partition that could not be opened back to the group, if it still stands like that.
+    GiveBack { handle: u32 },
     /// Ask for the assignment again.
     Watch,
 }
@@ -156,6 +161,7 @@ impl Subscription {
     }
 
     pub(super) fn seek_later(&mut self, handle: u32, generation: u32, opening: Opening) {
+        self.seeking += 1;
         self.jobs.spawn_local(async move {
             Event::Sought {
                 handle,
@@ -170,6 +176,7 @@ impl Subscription {
         let mut assigned = Vec::new();
         let mut failed = Vec::new();
         for event in events {
+            self.seeking -= usize::from(matches!(event, Event::Sought { .. }));
             match event {
                 Event::Opened { handle, start } => {
                     self.opened(handle, start, &mut assigned, &mut failed);
@@ -209,14 +216,16 @@ impl Subscription {
                     self.release_now();
                 }
                 Event::Claim => self.claim_owned(),
+                Event::GiveBack { handle } => self.give_back(handle),
                 Event::Watch => self.watch(),
             }
         }
-        if !assigned.is_empty() {
+        // Many can open at once: a frame holds so many at most.
+        for partitions in assigned.chunks(ASSIGNED_TOGETHER) {
             self.outbox.frame(
                 Kind::Assigned,
                 &Assigned {
-                    partitions: assigned,
+                    partitions: partitions.to_vec(),
                 },
             );
         }
@@ -242,6 +251,20 @@ impl Subscription {
             self.to_release.push(partition);
             return self.release_now();
         }
+        if self.membership.is_some() {
+            match &start {
+                Err(error) if error.retriable => {
+                    // The client never heard of it, and the partition is still owned.
+                    self.feeds.remove(handle);
+                    return self.claim_later();
+                }
+                Err(_) => self.give_back_later(handle),
+                Ok(_) => {}
+            }
+        }
+        let Some(feed) = self.feeds.feed(handle) else {
+            return;
+        };
         let (offset, error) = match start {
             Ok((offset, stop)) => {
                 let offset = (offset, stop);

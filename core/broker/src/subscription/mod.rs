@@ -12,6 +12,7 @@
 mod client;
 mod feed;
 mod feeds;
+mod filters;
 mod group;
 mod jobs;
 mod open;
@@ -22,10 +23,9 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use millstream_batch::ids::{MemberId, Partition};
-use millstream_machine::topic::{FilterBinding, TopicMeta};
+use millstream_machine::topic::TopicMeta;
 use millstream_protocol::messages::{self, Revoke, Subscribe, Subscribed};
 use millstream_protocol::{Code, Kind};
-use millstream_sandbox::Parameters;
 use millstream_shard::call::Answer;
 use quinn::SendStream;
 use tokio::sync::mpsc;
@@ -33,6 +33,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use self::feeds::Feeds;
+use self::filters::OwnFilters;
 use self::group::Membership;
 use self::jobs::Event;
 use self::outbox::Outbox;
@@ -46,6 +47,8 @@ use crate::stream::{FrameReader, ReadEnd, Received, refuse};
 const WATCH_TAG: u64 = u64::MAX;
 /// Frames of the client that wait for the loop.
 const FRAMES_WAITING_MAX: usize = 4;
+/// COMMITs and SEEKs whose answers are not ready; past it the client's frames wait.
+const UNANSWERED_MAX: usize = 8;
 /// Answers taken up before the loop looks at the client again.
 const ANSWERS_TOGETHER: usize = 64;
 /// How long leaving a group may take at the end of a stream.
@@ -61,12 +64,6 @@ enum End {
     Refused(messages::Error),
 }
 
-/// A filter that runs for this subscription alone.
-struct OwnFilter {
-    binding: FilterBinding,
-    parameters: Parameters,
-}
-
 /// What the loop holds.
 struct Subscription {
     session: Rc<Session>,
@@ -74,7 +71,7 @@ struct Subscription {
     /// Where partitions without a committed offset start.
     from: At,
     stop_at_end: bool,
-    filters: Rc<[OwnFilter]>,
+    filters: OwnFilters,
     feeds: Feeds,
     outbox: Outbox,
     jobs: JoinSet<Event>,
@@ -82,6 +79,8 @@ struct Subscription {
     membership: Option<Membership>,
     /// Commits whose answer is awaited; releases wait for them.
     committing: usize,
+    /// Seeks under way.
+    seeking: usize,
     to_release: Vec<Partition>,
 }
 
@@ -151,19 +150,20 @@ async fn begin(
     answers: mpsc::UnboundedSender<(u64, Answer)>,
 ) -> Result<Subscription, messages::Error> {
     let subscribe: Subscribe = first.frame.message().map_err(refusals::of_frame)?;
-    let filters = open::filters(&session, &subscribe)?;
+    let filters = OwnFilters::new(&session, &subscribe)?;
     let from = position_of(subscribe.from.as_ref());
     let mut subscription = Subscription {
         group: (!subscribe.group.is_empty()).then(|| Rc::from(subscribe.group.as_str())),
         from,
         stop_at_end: subscribe.stop_at_end,
-        filters: filters.into(),
+        filters,
         feeds: Feeds::new(subscribe.credit_bytes),
         outbox: Outbox::new(session.send.clone()),
         jobs: JoinSet::new(),
         answers,
         membership: None,
         committing: 0,
+        seeking: 0,
         to_release: Vec::new(),
         session,
     };
@@ -188,6 +188,9 @@ impl Subscription {
             }
             let deadline = self.membership.as_ref().and_then(Membership::deadline);
             let starved = self.feeds.starved;
+            // A client that asks and does not read what it is answered is not asked for more.
+            let listening =
+                self.outbox.has_control_room() && self.committing + self.seeking < UNANSWERED_MAX;
             tokio::select! {
                 written = send.write_chunks(self.outbox.chunks()), if !self.outbox.is_empty() => match written {
                     Ok(written) => self.outbox.written(written),
@@ -205,7 +208,7 @@ impl Subscription {
                         }
                     }
                 }
-                received = frames.recv() => match received {
+                received = frames.recv(), if listening => match received {
                     Some(Ok(received)) => {
                         if let Err(error) = self.client_said(&received.frame) {
                             return End::Refused(error);

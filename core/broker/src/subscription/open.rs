@@ -1,65 +1,18 @@
-//! SUBSCRIBE: rights, topics, filters, and the first partitions.
+//! SUBSCRIBE: rights, topics, and the first partitions.
 
 use std::rc::Rc;
 
 use millstream_batch::ids::{GroupEpoch, MemberId, Partition};
 use millstream_batch::limits::is_name;
-use millstream_machine::topic::{FilterBinding, Stage, TopicMeta};
+use millstream_machine::topic::TopicMeta;
 use millstream_protocol::Code;
 use millstream_protocol::messages::{self, Subscribe};
 
+use super::Subscription;
 use super::group::session_timeout;
 use super::jobs::Opening;
-use super::{OwnFilter, Subscription};
 use crate::authority::Right;
 use crate::requests::{At, position_of};
-use crate::session::Session;
-
-/// Filters of one subscription.
-const FILTERS_MAX: usize = 16;
-
-/// The components that the client wants run for itself: each deployed on some topic that it may read.
-pub(super) fn filters(
-    session: &Session,
-    subscribe: &Subscribe,
-) -> Result<Vec<OwnFilter>, messages::Error> {
-    if subscribe.filters.len() > FILTERS_MAX {
-        return Err(
-            Code::TooLarge.error(format!("a subscription has at most {FILTERS_MAX} filters"))
-        );
-    }
-    let principal = session.principal();
-    let topics = session.thread.catalog.topics();
-    let find = |name: &str| -> Option<FilterBinding> {
-        topics
-            .iter()
-            .filter(|topic| principal.may(Right::Consume, &topic.name))
-            .flat_map(|topic| &topic.filters)
-            .find(|binding| binding.name == name)
-            .cloned()
-    };
-    subscribe
-        .filters
-        .iter()
-        .map(|filter| {
-            let binding = find(&filter.name).ok_or_else(|| {
-                Code::UnknownFilter.error(format!("no filter `{}` is deployed", filter.name))
-            })?;
-            let parameters = filter
-                .parameters
-                .iter()
-                .map(|p| (p.key.clone(), p.value.clone().unwrap_or_default()))
-                .collect();
-            Ok(OwnFilter {
-                binding: FilterBinding {
-                    stage: Stage::Subscribe,
-                    ..binding
-                },
-                parameters,
-            })
-        })
-        .collect()
-}
 
 impl Subscription {
     /// Start what SUBSCRIBE asks for.

@@ -21,13 +21,20 @@ use rustc_hash::FxHashMap;
 use crate::call::{Error, FilterStatus};
 use crate::core::{Now, ShardCore};
 
-/// Topics whose instances stay warm on one thread.
-const WARM_TOPICS_MAX: usize = 256;
+/// Instances that the subscriptions of one connection hold at most; past it they take turns.
+const CONNECTION_INSTANCES_MAX: usize = 16;
+/// A host's share of the pool when its source does not say.
+const SHARE: usize = 64;
 
 /// Where compiled components come from. Never blocks.
 pub trait ComponentSource: fmt::Debug + Send + Sync {
     /// The component with this SHA-256.
     fn component(&self, digest: &[u8; 32]) -> Lookup;
+
+    /// Instances that one host may hold, so that none takes the room of another.
+    fn share(&self) -> usize {
+        SHARE
+    }
 }
 
 /// What a source knows of a component.
@@ -61,11 +68,34 @@ pub struct Site<'a> {
     pub time: TimestampMs,
     /// `None` at the produce stage.
     pub base_offset: Option<Offset>,
-    /// A subscription's own parameters: they win over the deployment's.
+    /// Set when the filters run for one subscription alone.
+    pub own: Option<Own<'a>>,
+}
+
+/// What a subscription brings to a filter that runs for it alone.
+#[derive(Clone, Copy, Debug)]
+pub struct Own<'a> {
+    pub owner: Owner,
+    /// They win over the deployment's.
     pub parameters: &'a Parameters,
 }
 
-/// A batch that could not be filtered, under the policy `reject`.
+/// A subscription, to one host. See [`FilterHost::owner`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Owner {
+    connection: u64,
+    subscription: u64,
+}
+
+/// Whom instances are kept for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Whose {
+    Topic(TopicId),
+    Subscription(Owner),
+}
+
+/// A batch that is refused: it could not be filtered and the policy is `reject`, or there was no
+/// component to filter it with, whatever the policy.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("filter `{filter}`: {message}")]
 pub struct FilterFailure {
@@ -91,18 +121,12 @@ pub fn deployment(binding: &FilterBinding, component: Arc<Component>) -> Arc<Dep
 #[derive(Debug)]
 pub struct FilterHost {
     source: Arc<dyn ComponentSource>,
-    topics: FxHashMap<TopicId, Warm>,
+    warm: FxHashMap<Whose, Vec<Instance>>,
     counts: FxHashMap<String, FilterStatus>,
     codec: Codec,
     index: Option<RecordIndex>,
     uses: u64,
-}
-
-#[derive(Debug, Default)]
-struct Warm {
-    instances: Vec<Instance>,
-    /// For eviction: the use it was last needed in.
-    used: u64,
+    owners: u64,
 }
 
 #[derive(Debug)]
@@ -111,6 +135,8 @@ struct Instance {
     parameters: Parameters,
     deployment: Arc<Deployment>,
     filter: Filter,
+    /// For eviction: the use it was last needed in.
+    used: u64,
 }
 
 impl FilterHost {
@@ -118,12 +144,27 @@ impl FilterHost {
     pub fn new(source: Arc<dyn ComponentSource>) -> Self {
         Self {
             source,
-            topics: FxHashMap::default(),
+            warm: FxHashMap::default(),
             counts: FxHashMap::default(),
             codec: Codec::new(),
             index: None,
             uses: 0,
+            owners: 0,
         }
+    }
+
+    /// A subscription of a connection begins; [`end`](Self::end) it.
+    pub fn owner(&mut self, connection: u64) -> Owner {
+        self.owners += 1;
+        Owner {
+            connection,
+            subscription: self.owners,
+        }
+    }
+
+    /// A subscription is over, and so are its instances.
+    pub fn end(&mut self, owner: Owner) {
+        self.warm.remove(&Whose::Subscription(owner));
     }
 
     /// Run every filter of `bindings` that belongs to the site's stage over `batch`, in order. The
@@ -135,6 +176,7 @@ impl FilterHost {
         site: &Site<'_>,
         mut batch: Batch,
     ) -> Result<Option<Batch>, FilterFailure> {
+        self.drop_gone(bindings, site);
         for binding in bindings
             .iter()
             .filter(|binding| binding.stage == site.stage)
@@ -156,6 +198,15 @@ impl FilterHost {
                         filter: binding.name.clone(),
                         message,
                         retriable: true,
+                    });
+                }
+                Err(Trouble::Lost(message)) => {
+                    // No policy applies: it says what to do with a filter's faults, not without one.
+                    self.count(&binding.name).errors += 1;
+                    return Err(FilterFailure {
+                        filter: binding.name.clone(),
+                        message,
+                        retriable: false,
                     });
                 }
                 Err(Trouble::Filter { message, retriable }) => {
@@ -182,9 +233,8 @@ impl FilterHost {
     pub fn status(&self) -> Vec<FilterStatus> {
         let mut rows: Vec<FilterStatus> = self.counts.values().cloned().collect();
         rows.sort_unstable_by(|a, b| a.name.cmp(&b.name));
-        for warm in self.topics.values() {
-            for instance in warm
-                .instances
+        for instances in self.warm.values() {
+            for instance in instances
                 .iter()
                 .filter(|instance| instance.deployment.is_paused())
             {
@@ -196,6 +246,11 @@ impl FilterHost {
             }
         }
         rows
+    }
+
+    /// Whether there are instances for a topic, of deployments that may be gone by now.
+    pub(super) fn is_warm(&self, topic: TopicId) -> bool {
+        self.warm.contains_key(&Whose::Topic(topic))
     }
 
     /// The produce stage: the request and the bytes as they will be appended.
@@ -213,12 +268,14 @@ impl FilterHost {
         if bindings
             .iter()
             .all(|binding| binding.stage != Stage::Produce)
-            || core.decides_duplicate(now, request)
         {
+            self.warm.remove(&Whose::Topic(topic.id));
+            return Ok((request, raw));
+        }
+        if core.decides_duplicate(now, request) {
             return Ok((request, raw));
         }
         let batch = Batch::parse(join(raw)).map_err(|error| Error::BadBatch(error.to_string()))?;
-        let parameters = Parameters::new();
         let site = Site {
             topic: topic.id,
             topic_name: &topic.name,
@@ -226,7 +283,7 @@ impl FilterHost {
             stage: Stage::Produce,
             time: now.wall,
             base_offset: None,
-            parameters: &parameters,
+            own: None,
         };
         let rest = self
             .run(bindings, &site, batch)
@@ -328,52 +385,126 @@ impl FilterHost {
         site: &Site<'_>,
     ) -> Result<&mut Instance, Trouble> {
         self.uses += 1;
-        if self.topics.len() >= WARM_TOPICS_MAX && !self.topics.contains_key(&site.topic) {
-            let coldest = self
-                .topics
-                .iter()
-                .min_by_key(|(_, warm)| warm.used)
-                .map(|(topic, _)| *topic);
-            self.topics.remove(&coldest.expect("the map is not empty"));
-        }
-        let warm = self.topics.entry(site.topic).or_default();
-        warm.used = self.uses;
+        let none = Parameters::new();
+        let parameters = site.own.map_or(&none, |own| own.parameters);
+        let whose = site.whose();
         let of_name = |i: &Instance| {
             i.binding.name == binding.name
                 && i.binding.stage == binding.stage
-                && i.parameters == *site.parameters
+                && i.parameters == *parameters
         };
-        let found = warm.instances.iter().position(of_name);
-        if let Some(at) = found {
-            if warm.instances[at].binding == *binding {
-                return Ok(&mut warm.instances[at]);
+        let instances = self.warm.entry(whose).or_default();
+        let found = instances.iter().position(of_name);
+        let current = found.filter(|at| instances[*at].binding == *binding);
+        if current.is_none() {
+            if let Some(at) = found {
+                instances.remove(at);
             }
-            warm.instances.remove(at);
+            let started = self.start(binding, parameters, whose);
+            let instances = self.warm.entry(whose).or_default();
+            match started {
+                Ok(instance) => instances.push(instance),
+                Err(trouble) => {
+                    if instances.is_empty() {
+                        self.warm.remove(&whose);
+                    }
+                    return Err(trouble);
+                }
+            }
         }
+        let instances = self.warm.entry(whose).or_default();
+        let last = instances.len() - 1;
+        let instance = &mut instances[current.unwrap_or(last)];
+        instance.used = self.uses;
+        Ok(instance)
+    }
+
+    fn start(
+        &mut self,
+        binding: &FilterBinding,
+        parameters: &Parameters,
+        whose: Whose,
+    ) -> Result<Instance, Trouble> {
         let component = match self.source.component(&binding.digest) {
             Lookup::Ready(component) => component,
             Lookup::Loading => return Err(Trouble::Loading),
-            Lookup::Lost(why) => {
-                return Err(Trouble::Filter {
-                    message: why,
-                    retriable: true,
-                });
-            }
+            Lookup::Lost(why) => return Err(Trouble::Lost(why)),
         };
+        let share = self.source.share().max(1);
+        if let Whose::Subscription(owner) = whose {
+            let same = |whose: &Whose| matches!(whose, Whose::Subscription(of) if of.connection == owner.connection);
+            let most = CONNECTION_INSTANCES_MAX.min(share / 2).max(1);
+            while self.held(same) >= most && self.evict_coldest(same) {}
+        }
+        while self.held(|_| true) >= share && self.evict_coldest(|_| true) {}
         let deployment = deployment(binding, component);
-        let filter = deployment
-            .filter(site.parameters)
-            .map_err(|error| Trouble::Filter {
-                retriable: is_retriable(&error),
-                message: error.to_string(),
-            })?;
-        warm.instances.push(Instance {
-            binding: binding.clone(),
-            parameters: site.parameters.clone(),
-            deployment,
-            filter,
-        });
-        Ok(warm.instances.last_mut().expect("one was pushed"))
+        loop {
+            match deployment.filter(parameters) {
+                Ok(filter) => {
+                    return Ok(Instance {
+                        binding: binding.clone(),
+                        parameters: parameters.clone(),
+                        deployment,
+                        filter,
+                        used: self.uses,
+                    });
+                }
+                Err(StartError::NoRoom(_)) if self.evict_coldest(|_| true) => {}
+                Err(error) => {
+                    return Err(Trouble::Filter {
+                        retriable: is_retriable(&error),
+                        message: error.to_string(),
+                    });
+                }
+            }
+        }
+    }
+
+    /// Let go of instances whose deployment is not the topic's any more.
+    fn drop_gone(&mut self, bindings: &[FilterBinding], site: &Site<'_>) {
+        let whose = site.whose();
+        if site.own.is_some() || self.warm.is_empty() {
+            return;
+        }
+        let Some(instances) = self.warm.get_mut(&whose) else {
+            return;
+        };
+        let of_stage = |binding: &&FilterBinding| binding.stage == site.stage;
+        if instances.len() > bindings.iter().filter(of_stage).count() {
+            instances.retain(|instance| bindings.contains(&instance.binding));
+            if instances.is_empty() {
+                self.warm.remove(&whose);
+            }
+        }
+    }
+
+    /// Instances held for some.
+    fn held(&self, of: impl Fn(&Whose) -> bool) -> usize {
+        let held = self.warm.iter().filter(|(whose, _)| of(whose));
+        held.map(|(_, instances)| instances.len()).sum()
+    }
+
+    /// Let go of the instance that was needed longest ago, among those of some. Whether there was one.
+    fn evict_coldest(&mut self, of: impl Fn(&Whose) -> bool) -> bool {
+        let coldest = self
+            .warm
+            .iter()
+            .filter(|(whose, _)| of(whose))
+            .flat_map(|(whose, instances)| {
+                let numbered = instances.iter().enumerate();
+                numbered.map(|(at, instance)| (instance.used, *whose, at))
+            })
+            .min_by_key(|(used, ..)| *used);
+        let Some((_, whose, at)) = coldest else {
+            return false;
+        };
+        if let Some(instances) = self.warm.get_mut(&whose) {
+            instances.remove(at);
+            if instances.is_empty() {
+                self.warm.remove(&whose);
+            }
+        }
+        true
     }
 
     fn count(&mut self, name: &str) -> &mut FilterStatus {
@@ -390,10 +521,21 @@ impl FilterHost {
     }
 }
 
+impl Site<'_> {
+    fn whose(&self) -> Whose {
+        match self.own {
+            Some(own) => Whose::Subscription(own.owner),
+            None => Whose::Topic(self.topic),
+        }
+    }
+}
+
 /// Why a filter gave no verdict.
 #[derive(Debug)]
 enum Trouble {
     Loading,
+    /// There is no component to ask, until it is deployed again.
+    Lost(String),
     /// The producer's fault: no policy applies.
     Batch(String),
     Filter {

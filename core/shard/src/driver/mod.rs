@@ -25,7 +25,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::Sleep;
 
 pub use self::filters::{
-    ComponentSource, FilterFailure, FilterHost, Lookup, NoComponents, Site, deployment,
+    ComponentSource, FilterFailure, FilterHost, Lookup, NoComponents, Own, Owner, Site, deployment,
 };
 use self::replies::Replies;
 use crate::call::{Answer, Call, Error};
@@ -211,7 +211,8 @@ impl<C: Fn() -> Now> Task<C> {
         let now = (self.clock)();
         let call = match call {
             Call::Produce { request, raw }
-                if !self.core.state().filters(request.partition).is_empty() =>
+                if !self.core.state().filters(request.partition).is_empty()
+                    || self.filters.is_warm(request.partition.topic) =>
             {
                 match self.filters.produce(&self.core, now, request, raw) {
                     Ok((request, raw)) => Call::Produce { request, raw },

@@ -309,10 +309,20 @@ pub(crate) fn apply(
     Ok(Decision::of(applied(state, time, meta)?, Reply::Done))
 }
 
+/// A topic that is not known here yet is remembered as deleted all the same: its description may still
+/// be on its way.
 pub(crate) fn forget(state: &State, time: TimestampMs, id: TopicId) -> Decision {
     match state.topics.cell(id) {
         Some(topic) => Decision::of(gone(topic, time), Reply::Done),
-        None => Decision::look(Reply::Done),
+        None if state.shard.forgotten.contains(&id) => Decision::look(Reply::Done),
+        None => {
+            let fact = TopicForgotten {
+                id: id.0,
+                slots: Vec::new(),
+                time_ms: time.0,
+            };
+            Decision::of(Fact::TopicForgotten(Box::new(fact)), Reply::Done)
+        }
     }
 }
 

@@ -436,6 +436,26 @@ fn a_namesake_that_is_still_to_be_forgotten_does_not_hide_the_new_topic() {
 }
 
 #[test]
+fn a_deletion_that_overtakes_the_description_wins() {
+    let mut other = World::new(1, 2, Limits::default());
+    let id = TopicId([7; 16]);
+    other.ask(&Request::ForgetTopic { id }).unwrap();
+    let lsn = other.lsn();
+    let meta = TopicMeta {
+        id,
+        name: "t".to_owned(),
+        partitions: 2,
+        config: TopicConfig::default(),
+        revision: 1,
+        filters: Vec::new(),
+    };
+    other.ask(&Request::ApplyTopic { meta }).unwrap();
+    other.ask(&Request::ForgetTopic { id }).unwrap();
+    assert!(other.state.topic_by_name("t").is_none());
+    assert_eq!(other.lsn(), lsn, "once is enough");
+}
+
+#[test]
 fn facts_say_what_they_touch() {
     let mut world = World::new(0, 1, Limits::default());
     let decision = decide(&world.state, world.now, TERM, &create(1, "t", 1)).unwrap();

@@ -16,6 +16,11 @@ use super::jobs::Opening;
 use crate::refusals;
 use crate::requests::position_of;
 
+/// Offsets in one COMMIT that every subscription may send, however few partitions it has.
+const COMMIT_OFFSETS: usize = 1_024;
+/// And at most, however many it has: the answer to all of them fits in a frame many times.
+const COMMIT_OFFSETS_MAX: usize = 16 << 10;
+
 impl Subscription {
     pub(super) fn client_said(&mut self, frame: &Frame) -> Result<(), messages::Error> {
         match frame.known() {
@@ -47,6 +52,14 @@ impl Subscription {
         let Some(group) = self.group.clone() else {
             return Err(Code::BadRequest.error("COMMIT without a group"));
         };
+        let offsets_max = self.feeds.given().clamp(COMMIT_OFFSETS, COMMIT_OFFSETS_MAX);
+        if commit.offsets.len() > offsets_max {
+            let message = format!(
+                "COMMIT of {} offsets is over {offsets_max}: commit each partition once, in several COMMITs",
+                commit.offsets.len()
+            );
+            return Err(Code::TooLarge.error(message));
+        }
         let member = self
             .membership
             .as_ref()
@@ -65,7 +78,7 @@ impl Subscription {
             let Some(feed) = self.feeds.feed(offset.handle) else {
                 failed.push((
                     offset.handle,
-                    Code::MemberFenced.error("the partition is not this subscription's"),
+                    Code::MemberFenced.error("not this subscription's"),
                 ));
                 continue;
             };

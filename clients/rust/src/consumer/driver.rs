@@ -37,10 +37,6 @@ pub(super) enum Change {
     Assigned(Vec<(Arc<Assignment>, u64)>),
     Revoking(Vec<Arc<Assignment>>),
     Lost(Vec<Arc<Assignment>>),
-    Failed {
-        assignment: Arc<Assignment>,
-        error: Error,
-    },
     /// Nothing more comes but what has arrived.
     Ended(Option<Error>),
 }
@@ -63,6 +59,8 @@ pub(super) enum Arrived {
         ended: bool,
     },
     Fault(Error),
+    /// The partition has stopped: after everything that arrived before.
+    Failed(Error),
 }
 
 /// To the task.

@@ -106,8 +106,8 @@ impl Driver {
                     let held = &mut self.held[at];
                     held.seeking = None;
                     held.ended = self.plan.stop_at_end;
-                    let assignment = Arc::clone(&held.assignment);
-                    let _ = self.changes.send(Change::Failed { assignment, error });
+                    let arrival = held.arrival(Arrived::Failed(error));
+                    let _ = self.arrivals.send(arrival);
                 }
             }
             Some(Kind::Error) => {

@@ -340,7 +340,7 @@ impl Consumer {
                     }
                     Err(error) => return Poll::Ready(Some(Err(error))),
                 },
-                Arrived::CaughtUp { .. } | Arrived::Fault(_) => {}
+                Arrived::CaughtUp { .. } | Arrived::Fault(_) | Arrived::Failed(_) => {}
             }
         }
     }
@@ -366,6 +366,8 @@ impl Consumer {
                     ended,
                 })),
                 Arrived::Fault(error) => Some(Err(error)),
+                // Told as an event by `poll_arrival`.
+                Arrived::Failed(_) => return self.poll_event(cx),
                 // Only left over by reading record by record.
                 Arrived::Records(_) => return self.poll_event(cx),
             },
@@ -417,6 +419,13 @@ impl Consumer {
             }
             match &arrival.what {
                 Arrived::Fault(error) => return Poll::Ready(Some(Err(error.clone()))),
+                Arrived::Failed(error) => {
+                    let failed = ConsumerEvent::Failed {
+                        partition: arrival.assignment.name.clone(),
+                        error: error.clone(),
+                    };
+                    return Poll::Ready(Some(Ok(Next::Event(failed))));
+                }
                 Arrived::CaughtUp { offset, .. } => {
                     let assignment = &arrival.assignment;
                     assignment.set_processed(assignment.processed().max(*offset));
@@ -468,10 +477,6 @@ impl Consumer {
                 self.forget(&gone);
                 Some(Ok(ConsumerEvent::Lost(names(&gone))))
             }
-            Change::Failed { assignment, error } => Some(Ok(ConsumerEvent::Failed {
-                partition: assignment.name.clone(),
-                error,
-            })),
             Change::Ended(error) => {
                 self.ending = true;
                 self.last_words = error;

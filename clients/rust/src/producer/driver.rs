@@ -497,7 +497,11 @@ impl Driver {
                 {
                     Refused::Kept => {
                         tracing::debug!(%error, tag, "batch refused; it will be sent again");
-                        self.last_refusal = Some(error);
+                        // A gap behind a batch that was put off only follows from it.
+                        let follows = error.code() == Some(Code::SequenceGap);
+                        if !follows || self.last_refusal.is_none() {
+                            self.last_refusal = Some(error);
+                        }
                     }
                     Refused::Failed { parcel, unknown } => {
                         if matches!(

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Decode every `rust-*.bin` with kafka-python and compare each field with the `.json` beside it.
 
-The batches were written by our encoder: `cargo run -p millstream-batch --example write_vectors`.
+The batches were written by our encoder: `cargo run -p millstream-batch --example write_batch_vectors`.
 With `--all` the `kafka-*.bin` are held to their descriptions as well.
 """
 

@@ -17,10 +17,10 @@ pub(crate) fn run(write: bool) -> Result<()> {
     if write {
         run::run(&mut script("make_vectors.py"))?;
         run::run(&mut command(
-            "cargo run --quiet -p millstream-batch --example write_vectors",
+            "cargo run --quiet -p millstream-batch --example write_batch_vectors",
         ))?;
         run::run(&mut command(
-            "cargo run --quiet -p millstream-protocol --example write_vectors",
+            "cargo run --quiet -p millstream-protocol --example write_frame_vectors",
         ))?;
     }
     // Their decoder on our bytes. Our decoders on theirs run with the crates' own tests.

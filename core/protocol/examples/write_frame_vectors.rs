@@ -1,5 +1,5 @@
 //! Writes `clients/vectors/frames`: one frame of every kind as bytes, and beside it what it says as
-//! JSON, read back by the schema alone. `cargo run -p millstream-protocol --example write_vectors`.
+//! JSON, read back by the schema alone. `cargo run -p millstream-protocol --example write_frame_vectors`.
 
 mod samples;
 

@@ -1,6 +1,6 @@
 //! Writes `rust-*.bin` and their descriptions into `clients/vectors/batch`, for
 //! `check_vectors.py` to read with kafka-python: `cargo run -p millstream-batch --example
-//! write_vectors`. The descriptions are made from what goes in, never from what we decode.
+//! write_batch_vectors`. The descriptions are made from what goes in, never from what we decode.
 
 use std::error::Error;
 use std::path::{Path, PathBuf};

@@ -7,11 +7,12 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::admin::Admin;
-use crate::connection::Link;
+use crate::connection::{Connections, Link};
 use crate::consumer::ConsumerBuilder;
 use crate::context::Context;
 use crate::error::Result;
 use crate::producer::ProducerBuilder;
+use crate::transport;
 
 /// What this client calls itself in HELLO.
 const CLIENT_NAME: &str = concat!("millstream-rust/", env!("CARGO_PKG_VERSION"));
@@ -30,6 +31,7 @@ pub struct ClientBuilder {
     context: Context,
     name: String,
     timeout: Duration,
+    idle_timeout: Duration,
 }
 
 impl ClientBuilder {
@@ -44,6 +46,15 @@ impl ClientBuilder {
     #[must_use]
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
+        self
+    }
+
+    /// After how long without a packet from the broker a connection counts as lost; the broker's own
+    /// `quic.idle_timeout_ms` may be shorter. A broker that was restarted is noticed at once, without
+    /// this. Default 6 s.
+    #[must_use]
+    pub fn idle_timeout(mut self, timeout: Duration) -> Self {
+        self.idle_timeout = timeout;
         self
     }
 
@@ -64,7 +75,7 @@ impl ClientBuilder {
     /// When the context cannot be used.
     pub fn lazy(self) -> Result<Client> {
         Ok(Client {
-            link: Arc::new(Link::new(self.context, self.name)?),
+            link: Arc::new(Link::new(self.context, self.name, self.idle_timeout)?),
             timeout: self.timeout,
         })
     }
@@ -91,6 +102,7 @@ impl Client {
             context,
             name: CLIENT_NAME.to_owned(),
             timeout: Duration::from_secs(30),
+            idle_timeout: transport::IDLE_TIMEOUT,
         }
     }
 
@@ -145,6 +157,14 @@ impl Client {
             batch_bytes_max: hello.batch_bytes_max,
             in_flight_max: hello.in_flight_max,
         })
+    }
+
+    /// How many connections were made, and why the last one that is gone was lost: for watching, and for
+    /// telling a restarted broker ([`Error::source`](std::error::Error::source) is a
+    /// `quinn::ConnectionError`, then `Reset`) from a network that went silent.
+    #[must_use]
+    pub fn connections(&self) -> Connections {
+        self.link.connections()
     }
 
     /// Say goodbye. Close producers and consumers first: what they have under way is lost with the

@@ -5,7 +5,7 @@
 //! producers and consumers carry.
 
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -34,13 +34,30 @@ pub(crate) struct Session {
     pub(crate) hello: Arc<HelloResponse>,
 }
 
+/// The connection there is or was, and what became of those before it.
+#[derive(Debug, Default)]
+struct Current {
+    session: Option<Session>,
+    connections: u64,
+    lost: Option<Error>,
+}
+
+/// What became of a client's connections: see [`Client::connections`](crate::Client::connections).
+#[derive(Clone, Debug, Default)]
+pub struct Connections {
+    /// Made so far, the live one included.
+    pub made: u64,
+    /// Why the last one that is gone was lost.
+    pub lost: Option<Error>,
+}
+
 /// The way to one broker. Cheap to share.
 #[derive(Debug)]
 pub(crate) struct Link {
     context: Context,
     client: String,
     config: quinn::ClientConfig,
-    current: Mutex<Option<Session>>,
+    current: Mutex<Current>,
     /// Held while connecting, so that one attempt serves all.
     connecting: tokio::sync::Mutex<Option<(Endpoint, SocketAddr)>>,
 }
@@ -55,8 +72,8 @@ pub(crate) enum Repeat {
 }
 
 impl Link {
-    pub(crate) fn new(context: Context, client: String) -> Result<Self> {
-        let config = transport::client_config(&context)?;
+    pub(crate) fn new(context: Context, client: String, idle_timeout: Duration) -> Result<Self> {
+        let config = transport::client_config(&context, idle_timeout)?;
         Ok(Self {
             context,
             client,
@@ -82,8 +99,13 @@ impl Link {
             let attempt = deadline.min(Instant::now() + ATTEMPT);
             let error = match timeout_at(attempt, self.connect(&mut endpoint)).await {
                 Ok(Ok(session)) => {
-                    *self.current.lock().unwrap_or_else(PoisonError::into_inner) =
-                        Some(session.clone());
+                    let mut current = self.current();
+                    let before = current.session.replace(session.clone());
+                    current.connections += 1;
+                    let reason = before.and_then(|before| before.connection.close_reason());
+                    if let Some(reason) = reason {
+                        current.lost = Some(reason.into());
+                    }
                     return Ok(session);
                 }
                 Ok(Err(error)) if !error.retriable() => return Err(error),
@@ -103,20 +125,31 @@ impl Link {
 
     /// The live connection, if there is one.
     pub(crate) fn live(&self) -> Option<Session> {
-        let current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
-        current
-            .as_ref()
+        let current = self.current();
+        let session = current.session.as_ref();
+        session
             .filter(|session| session.connection.close_reason().is_none())
             .cloned()
     }
 
+    /// What became of the connections so far.
+    pub(crate) fn connections(&self) -> Connections {
+        let current = self.current();
+        let session = current.session.as_ref();
+        let reason = session.and_then(|session| session.connection.close_reason());
+        Connections {
+            made: current.connections,
+            lost: reason.map(Error::from).or_else(|| current.lost.clone()),
+        }
+    }
+
+    fn current(&self) -> MutexGuard<'_, Current> {
+        self.current.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Say goodbye and let go of the socket.
     pub(crate) async fn close(&self) {
-        let session = self
-            .current
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
+        let session = self.current().session.take();
         if let Some(session) = session {
             session.connection.close(0u32.into(), b"");
         }

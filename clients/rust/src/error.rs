@@ -41,6 +41,8 @@ struct Inner {
     retriable: bool,
     unknown_outcome: bool,
     retry_after: Option<Duration>,
+    /// What the connection ended with, when that is the reason.
+    lost: Option<quinn::ConnectionError>,
 }
 
 /// What a call of this crate gives.
@@ -113,6 +115,7 @@ impl Error {
             retriable,
             unknown_outcome: false,
             retry_after: None,
+            lost: None,
         }))
     }
 
@@ -178,6 +181,7 @@ impl Error {
             unknown_outcome: error.unknown_outcome,
             retry_after: (error.retry_after_ms > 0)
                 .then(|| Duration::from_millis(error.retry_after_ms.into())),
+            lost: None,
         }))
     }
 
@@ -191,7 +195,16 @@ impl Error {
             retriable: self.0.retriable,
             unknown_outcome: true,
             retry_after: self.0.retry_after,
+            lost: self.0.lost.clone(),
         }))
+    }
+
+    /// The same error, with what the connection ended with.
+    fn caused_by(mut self, lost: quinn::ConnectionError) -> Self {
+        if let Some(inner) = std::sync::Arc::get_mut(&mut self.0) {
+            inner.lost = Some(lost);
+        }
+        self
     }
 
     /// The same error with words before its message.
@@ -204,6 +217,7 @@ impl Error {
             retriable: self.0.retriable,
             unknown_outcome: self.0.unknown_outcome,
             retry_after: self.0.retry_after,
+            lost: self.0.lost.clone(),
         }))
     }
 }
@@ -232,12 +246,18 @@ impl fmt::Debug for Error {
     }
 }
 
-impl std::error::Error for Error {}
+impl std::error::Error for Error {
+    /// A `quinn::ConnectionError`, when the end of a connection is the reason.
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.0.lost.as_ref().map(|lost| lost as _)
+    }
+}
 
 impl From<quinn::ConnectionError> for Error {
     fn from(error: quinn::ConnectionError) -> Self {
         use quinn::ConnectionError as C;
-        match error {
+        let cause = error.clone();
+        let error = match error {
             C::ApplicationClosed(ref close) => {
                 let number = u32::try_from(close.error_code.into_inner()).unwrap_or(u32::MAX);
                 let reason = String::from_utf8_lossy(&close.reason).into_owned();
@@ -270,7 +290,8 @@ impl From<quinn::ConnectionError> for Error {
             C::TimedOut => Self::transport("the broker does not answer"),
             C::Reset => Self::transport("the broker was restarted"),
             other => Self::transport(format!("the connection failed: {other}")),
-        }
+        };
+        error.caused_by(cause)
     }
 }
 

@@ -40,6 +40,7 @@ pub use admin::{
     TopicDescription,
 };
 pub use client::{BrokerInfo, Client, ClientBuilder};
+pub use connection::Connections;
 pub use consumer::{
     CommitFailure, Consumer, ConsumerBuilder, ConsumerEvent, FetchedBatch, OpenedBatch, StartAt,
     TopicPartition,
@@ -53,4 +54,6 @@ pub use millstream_protocol::Code;
 pub use producer::{
     Compression, Delivery, Enqueued, Producer, ProducerBuilder, Report, Topic, partition_of_key,
 };
+/// What a connection ended with: the [`source`](std::error::Error::source) of an [`Error`].
+pub use quinn::ConnectionError;
 pub use record::{ConsumedRecord, Header, Record, RecordMetadata, RecordRef};

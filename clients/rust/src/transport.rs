@@ -31,13 +31,13 @@ const STREAM_WINDOW_BYTES: u32 = 16 << 20;
 const CONNECTION_WINDOW_BYTES: u32 = 64 << 20;
 /// Unacknowledged bytes we may have sent on a connection.
 const SEND_WINDOW_BYTES: u64 = 16 << 20;
-/// A peer that is silent for so long is gone, or was restarted and no longer knows the connection.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(6);
+/// A peer that is silent for so long is gone. One that was restarted says so itself (a stateless reset).
+pub(crate) const IDLE_TIMEOUT: Duration = Duration::from_secs(6);
 /// Well below the idle timeout, so that one lost packet is no reason to part.
 const KEEP_ALIVE: Duration = Duration::from_secs(2);
 
 /// TLS settings of a context: TLS 1.3, ALPN `millstream/1`, the context's CA and certificate.
-pub(crate) fn client_config(context: &Context) -> Result<ClientConfig> {
+pub(crate) fn client_config(context: &Context, idle_timeout: Duration) -> Result<ClientConfig> {
     let mut provider: CryptoProvider = ring::default_provider();
     // The cheapest suite first; the broker takes the client's order.
     provider.cipher_suites = vec![
@@ -90,7 +90,7 @@ pub(crate) fn client_config(context: &Context) -> Result<ClientConfig> {
     let quic = QuicClientConfig::try_from(tls)
         .map_err(|error| Error::usage(format!("TLS for QUIC: {error}")))?;
     let mut config = ClientConfig::new(Arc::new(quic));
-    config.transport_config(Arc::new(transport()));
+    config.transport_config(Arc::new(transport(idle_timeout)));
     Ok(config)
 }
 
@@ -121,13 +121,13 @@ pub(crate) fn endpoint(remote: SocketAddr) -> Result<Endpoint> {
         .map_err(|error| failed("no QUIC endpoint", error))
 }
 
-fn transport() -> TransportConfig {
+fn transport(idle_timeout: Duration) -> TransportConfig {
     let mut transport = TransportConfig::default();
     let mut mtu = MtuDiscoveryConfig::default();
     mtu.upper_bound(UDP_PAYLOAD_BYTES_MAX);
     transport
-        .max_idle_timeout(IDLE_TIMEOUT.try_into().ok())
-        .keep_alive_interval(Some(KEEP_ALIVE))
+        .max_idle_timeout(idle_timeout.try_into().ok())
+        .keep_alive_interval(Some(KEEP_ALIVE.min(idle_timeout / 3)))
         .stream_receive_window(VarInt::from_u32(STREAM_WINDOW_BYTES))
         .receive_window(VarInt::from_u32(CONNECTION_WINDOW_BYTES))
         .send_window(SEND_WINDOW_BYTES)

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use millstream_batch::ids::ShardId;
 use millstream_shard::call::{Answer, Call};
 use millstream_shard::core::CoreConfig;
-use millstream_shard::driver::{Peers, ShardConfig};
+use millstream_shard::driver::{Deployments, Peers, Plugins, ShardConfig, Workers};
 use millstream_shard::handle::ShardHandle;
 use rustc_hash::FxHashSet;
 use tokio::sync::{oneshot, watch};
@@ -28,6 +28,7 @@ use crate::directory::{Directory, Meta};
 use crate::endpoint::{self, Socket};
 use crate::memory::Bounds;
 use crate::metrics::Metrics;
+use crate::secrets::Secrets;
 use crate::shards::Shards;
 use crate::thread::{self, ShardStart, Start};
 use crate::{Error, http, steering, sys, tls};
@@ -57,7 +58,9 @@ pub(crate) struct Shared {
     pub(crate) spread: Spread,
     pub(crate) bounds: Bounds,
     pub(crate) authority: Authority,
+    pub(crate) secrets: Secrets,
     pub(crate) components: Arc<Components>,
+    pub(crate) plugins: Plugins,
     pub(crate) metrics: Metrics,
     pub(crate) started: Instant,
     phase: watch::Sender<Phase>,
@@ -125,6 +128,12 @@ impl Broker {
             })?;
         let server = endpoint::server_config(&config, identity.server)?;
         let peers = Peers::new(handles.clone());
+        let components = Components::new(
+            directory.components(),
+            config.plugins.store_bytes_max,
+            usize::from(shards) + threads + config.plugins.worker_threads,
+        );
+        let plugins = plugins(&components, config.plugins.worker_threads)?;
         let shared = Arc::new(Shared {
             meta: directory.meta().clone(),
             cluster_id: cluster_id.into_bytes(),
@@ -133,11 +142,9 @@ impl Broker {
             spread: Spread::default(),
             bounds: Bounds::new(&config.memory),
             authority: Authority::new(&config),
-            components: Components::new(
-                directory.components(),
-                config.plugins.store_bytes_max,
-                usize::from(shards) + threads,
-            ),
+            secrets: Secrets::open(&directory)?,
+            components,
+            plugins,
             metrics: Metrics::default(),
             started: Instant::now(),
             phase: watch::Sender::new(Phase::Starting),
@@ -329,6 +336,17 @@ pub fn run(config: Config, started: impl FnOnce(&Broker)) -> Result<(), Error> {
         .block_on(is_first)
         .map_err(|_| Error::Internal("signals cannot be heard".to_owned()))?;
     broker.stop()
+}
+
+/// What runs components. Before any thread is bound to a core, which its workers would inherit.
+fn plugins(components: &Arc<Components>, worker_threads: usize) -> Result<Plugins, Error> {
+    let deployments = Deployments::new(Arc::clone(components) as _);
+    let workers = Workers::start(&deployments, worker_threads)
+        .map_err(|error| Error::Internal(format!("no thread for filters: {error}")))?;
+    Ok(Plugins {
+        deployments,
+        workers: Arc::new(workers),
+    })
 }
 
 /// After recovery, before the first client: every shard knows the catalog, every component is there.

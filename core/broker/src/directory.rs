@@ -5,6 +5,7 @@
 //! DIR/meta.toml       cluster, broker, format, number of shards: written once
 //! DIR/shard-N/        the log of shard N
 //! DIR/components/     <sha256>.wasm, written and synced before a deployment names it
+//! DIR/secret.key      random, for this broker alone: what must not change with a restart is derived
 //! DIR/tls/            certificates made here, when none are configured
 //! DIR/context.toml    how a client on this machine connects
 //! ```
@@ -137,6 +138,12 @@ impl Directory {
     #[must_use]
     pub fn components(&self) -> PathBuf {
         self.path.join("components")
+    }
+
+    /// The broker's own random key.
+    #[must_use]
+    pub(crate) fn secret(&self) -> PathBuf {
+        self.path.join("secret.key")
     }
 
     /// Where certificates made here lie.

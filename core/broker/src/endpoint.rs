@@ -19,6 +19,10 @@ use crate::steering::SteeredIds;
 /// Handshakes that wait for the accept loop; more are dropped and come again.
 const INCOMING_MAX: usize = 1_024;
 
+/// Between two stateless resets. After a restart all clients ask for theirs at once; what is dropped comes
+/// again with the client's next packet.
+const RESET_INTERVAL_MIN: Duration = Duration::from_micros(500);
+
 /// What one endpoint is made of.
 #[derive(Debug)]
 pub(crate) struct Socket {
@@ -40,7 +44,8 @@ pub(crate) fn server_config(
 
 /// Open the endpoint of thread `index`, inside its runtime.
 pub(crate) fn open(socket: Socket, index: usize, shared: &Shared) -> Result<Endpoint, Error> {
-    let mut config = EndpointConfig::default();
+    // The same on every thread: a packet of a connection that is no longer known may reach any of them.
+    let mut config = EndpointConfig::new(Arc::new(shared.secrets.reset_key()));
     let thread = index as u8;
     config.cid_generator(move || {
         Box::new(SteeredIds::new(
@@ -51,6 +56,7 @@ pub(crate) fn open(socket: Socket, index: usize, shared: &Shared) -> Result<Endp
     config
         .max_udp_payload_size(shared.config.quic.mtu_max.max(1472))
         .map_err(|error| Error::Internal(format!("quic.mtu_max: {error}")))?;
+    config.min_reset_interval(RESET_INTERVAL_MIN);
     let address = shared.address;
     Endpoint::new(
         config,

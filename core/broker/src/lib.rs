@@ -17,6 +17,7 @@ mod metrics;
 mod producer;
 mod refusals;
 mod requests;
+mod secrets;
 mod session;
 mod shards;
 mod steering;

@@ -1,0 +1,96 @@
+//! What the broker knows and nobody else does, over restarts: one random key in the data directory
+//! (`DIR/secret.key`, mode 0600), and the keys that are derived from it for each use.
+//!
+//! A key that is lost is made again, at a price that each use states. Absent: TLS keys (`tls`), and the
+//! keys of single connections (QUIC's own).
+
+use std::fmt;
+use std::fs;
+use std::io;
+
+use ring::rand::{SecureRandom as _, SystemRandom};
+use ring::{hkdf, hmac};
+
+use crate::Error;
+use crate::directory::{Directory, write_file};
+
+const KEY_BYTES: usize = 32;
+
+/// The key of one data directory.
+pub(crate) struct Secrets {
+    derive: hkdf::Prk,
+}
+
+impl Secrets {
+    /// Read the key, or make it at the first start.
+    pub(crate) fn open(directory: &Directory) -> Result<Self, Error> {
+        let path = directory.secret();
+        let key: [u8; KEY_BYTES] = match fs::read(&path) {
+            Ok(bytes) => bytes.try_into().map_err(|_| Error::Meta {
+                path: path.clone(),
+                why: format!(
+                    "not {KEY_BYTES} bytes: restore it, or remove it and the broker makes a new one"
+                ),
+            })?,
+            Err(source) if source.kind() == io::ErrorKind::NotFound => {
+                let mut key = [0; KEY_BYTES];
+                SystemRandom::new()
+                    .fill(&mut key)
+                    .map_err(|_| Error::Internal("the system has no entropy".to_owned()))?;
+                write_file(&path, &key, 0o600)
+                    .map_err(|source| Error::directory(directory.path(), "write to", &source))?;
+                key
+            }
+            Err(source) => return Err(Error::directory(directory.path(), "read", &source)),
+        };
+        let derive = hkdf::Salt::new(hkdf::HKDF_SHA256, b"millstream").extract(&key);
+        Ok(Self { derive })
+    }
+
+    /// For QUIC's stateless resets (RFC 9000, 10.3): the same on every endpoint and after a restart, so
+    /// that a client whose connection is no longer known hears of it with its next packet. Without it,
+    /// clients notice by their idle timeout.
+    pub(crate) fn reset_key(&self) -> hmac::Key {
+        self.hmac(b"quic stateless reset")
+    }
+
+    fn hmac(&self, label: &[u8]) -> hmac::Key {
+        let label = [label];
+        let derived = self.derive.expand(&label, hmac::HMAC_SHA256);
+        derived.expect("one digest is not too long").into()
+    }
+}
+
+impl fmt::Debug for Secrets {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secrets")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    #[test]
+    fn the_key_is_made_once_for_its_owner_alone() {
+        let root = tempfile::tempdir().expect("a directory");
+        let directory = Directory::open(root.path(), None, 1).expect("made");
+        let mac = |secrets: &Secrets| hmac::sign(&secrets.reset_key(), b"x").as_ref().to_vec();
+        let first = mac(&Secrets::open(&directory).expect("made"));
+        let path = directory.secret();
+        let mode = fs::metadata(&path).expect("it is there").permissions();
+        assert_eq!(mode.mode() & 0o777, 0o600);
+        assert_eq!(mac(&Secrets::open(&directory).expect("read")), first);
+        fs::remove_file(&path).expect("removed");
+        let other = mac(&Secrets::open(&directory).expect("made anew"));
+        assert_ne!(other, first);
+        fs::write(&path, b"short").expect("written");
+        let error = Secrets::open(&directory).expect_err("cut").to_string();
+        assert!(
+            error.contains("secret.key") && error.contains("32 bytes"),
+            "{error}"
+        );
+    }
+}

@@ -56,6 +56,7 @@ fn of_machine(refusal: &Refusal) -> Code {
         Refusal::MemberFenced { .. } => Code::MemberFenced,
         Refusal::GroupBusy(_) => Code::GroupBusy,
         Refusal::OffsetOutOfRange { .. } => Code::OffsetOutOfRange,
+        Refusal::OffsetTruncated { .. } => Code::OffsetTruncated,
         Refusal::UnknownFilter(_) => Code::UnknownFilter,
         Refusal::StateFull(_) => Code::StateFull,
         Refusal::NotHome => Code::NotHome,

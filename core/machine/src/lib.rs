@@ -18,6 +18,7 @@ mod assign;
 pub mod bounds;
 pub mod clock;
 mod decide;
+mod epochs;
 pub mod fact;
 mod groups;
 mod install;

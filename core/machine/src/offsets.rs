@@ -200,6 +200,7 @@ pub(crate) fn commit(
         member,
         epoch,
         offset,
+        leader_epoch,
         metadata,
     } = commit;
     named(group)?;
@@ -213,6 +214,15 @@ pub(crate) fn commit(
             member: *member,
             sent: *epoch,
             current,
+        });
+    }
+    if let Some(leader_epoch) = *leader_epoch
+        && let Some(safe) = cell.truncated(*offset, leader_epoch)
+    {
+        return Err(Refusal::OffsetTruncated {
+            offset: *offset,
+            leader_epoch,
+            safe,
         });
     }
     if *offset > cell.end {

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use millstream_batch::ids::{Lsn, Offset, Partition, PartitionSlot, Term, TimestampMs};
 
 use crate::decide::Decision;
+use crate::epochs::LeaderEpochs;
 use crate::fact::Fact;
 use crate::fact::archive::PartitionTrimmed;
 use crate::request::{PartitionInfo, Refusal, Reply};
@@ -24,11 +25,19 @@ pub(crate) struct PartitionCell {
     pub(crate) end: Offset,
     pub(crate) bytes: u64,
     pub(crate) last_append: TimestampMs,
+    pub(crate) epochs: LeaderEpochs,
     /// Producers known here. Counted, not archived.
     pub(crate) producers: u32,
 }
 
 impl PartitionCell {
+    /// Whether a position was cut away: who read up to `offset`, the last record under `epoch`, goes on
+    /// from here instead. `None`: what it read is what is stored.
+    pub(crate) fn truncated(&self, offset: Offset, epoch: Term) -> Option<Offset> {
+        let kept = self.epochs.end_of(epoch).unwrap_or(self.end).min(self.end);
+        (offset > kept).then(|| kept.max(self.start))
+    }
+
     pub(crate) fn view(&self, slot: PartitionSlot) -> PartitionView {
         let Self {
             partition,
@@ -90,6 +99,7 @@ impl Partitions {
             end: Offset(0),
             bytes: 0,
             last_append: TimestampMs(0),
+            epochs: LeaderEpochs::default(),
             producers,
         };
         self.put(slot, cell);
@@ -188,6 +198,7 @@ pub(crate) fn install_trimmed(state: &mut State, lsn: Lsn, fact: &PartitionTrimm
         fact.start
     );
     cell.start = Offset(fact.start);
+    cell.epochs.trim(cell.start);
 }
 
 #[cfg(test)]

@@ -312,6 +312,7 @@ pub(crate) fn install_batch(state: &mut State, lsn: Lsn, fact: &BatchAppended) {
             cell.end.0, fact.base_offset,
             "slot {slot}: offsets are dense"
         );
+        cell.epochs.note(Term(fact.term), cell.end);
         cell.end = Offset(fact.base_offset + u64::from(fact.kept));
         cell.bytes += u64::from(fact.bytes);
         cell.last_append = TimestampMs(fact.append_time_ms);

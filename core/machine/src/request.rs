@@ -181,6 +181,8 @@ pub struct Commit {
     pub epoch: GroupEpoch,
     /// The next offset to read.
     pub offset: Offset,
+    /// Of the last record read, if it is known: refused when that record was cut away since.
+    pub leader_epoch: Option<Term>,
     pub metadata: String,
 }
 
@@ -330,6 +332,15 @@ pub enum Refusal {
         offset: Offset,
         start: Offset,
         end: Offset,
+    },
+    #[error(
+        "the log was cut after an unclean stop: what was read up to {offset} under leader epoch {leader_epoch} is kept only up to {safe}"
+    )]
+    OffsetTruncated {
+        offset: Offset,
+        leader_epoch: Term,
+        /// Up to here nothing was lost: where to go on.
+        safe: Offset,
     },
     #[error("no filter `{0}` on this topic")]
     UnknownFilter(String),

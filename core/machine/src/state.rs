@@ -18,7 +18,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use millstream_batch::ids::{
     CATALOG_SHARD, GroupEpoch, Lsn, MemberId, Offset, Partition, PartitionSlot, ProducerEpoch,
-    ProducerId, ShardId, TimestampMs, TopicId, group_home,
+    ProducerId, ShardId, Term, TimestampMs, TopicId, group_home,
 };
 
 use crate::bounds::{Limits, SURVIVORS_MAX};
@@ -183,6 +183,14 @@ impl State {
     /// The partitions of this shard, by slot.
     pub fn partitions(&self) -> impl Iterator<Item = PartitionView> + '_ {
         self.partitions.iter().map(|(slot, cell)| cell.view(slot))
+    }
+
+    /// Whether what a reader has read was cut away: it read up to `offset`, the last record under
+    /// `epoch`. Then the offset up to which it is the same as what is stored.
+    #[must_use]
+    pub fn truncated(&self, partition: Partition, offset: Offset, epoch: Term) -> Option<Offset> {
+        let cell = self.partitions.at(self.slot(partition)?)?;
+        cell.truncated(offset, epoch)
     }
 
     /// The slot that keeps a partition of this shard.

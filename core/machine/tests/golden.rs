@@ -228,13 +228,13 @@ fn old_facts_decode() {
     let files = fs::read_dir(file("x").parent().unwrap()).unwrap().count();
     assert_eq!(
         files,
-        samples().len() + 1,
-        "every file is of a kind tested here, or the snapshot"
+        samples().len() + 2,
+        "every file is of a kind tested here, or a snapshot"
     );
 }
 
-#[test]
-fn old_snapshots_open() {
+/// The state that the samples make, its batch of this term.
+fn sample_state(term: u32) -> State {
     let mut state = State::new(ShardId(0), 1, Limits::default());
     let order = ["016", "001", "002", "003", "032", "048", "049", "064"];
     let mut samples = samples();
@@ -244,22 +244,35 @@ fn old_snapshots_open() {
             .position(|kind| name.starts_with(kind))
             .unwrap_or(order.len())
     });
-    for (lsn, (_, fact)) in (1..).zip(&samples) {
+    for (lsn, (_, fact)) in (1..).zip(&mut samples) {
+        if let Fact::BatchAppended(batch) = fact {
+            batch.term = term;
+        }
         install(&mut state, Lsn(lsn), fact);
     }
-    let bytes = golden("snapshot-1", &state.snapshot(None, usize::MAX).bytes);
-    let restored = State::restore(
-        ShardId(0),
-        1,
-        Limits::default(),
-        state.installed(),
-        [&bytes],
-    )
-    .unwrap();
-    assert!(restored == state);
-    assert_eq!(restored.digest(), state.digest());
+    state
+}
+
+fn restored(state: &State, bytes: &[u8]) -> State {
+    let begin = state.installed();
+    State::restore(ShardId(0), 1, Limits::default(), begin, [bytes]).unwrap()
+}
+
+#[test]
+fn old_snapshots_open() {
+    // Version 1 knew nothing of leader epochs: they begin at 0.
+    let state = sample_state(0);
+    let first = restored(&state, &golden("snapshot-1", &[]));
+    assert!(first == state);
+    assert_eq!(first.installed(), state.installed());
+
+    let state = sample_state(4);
+    let bytes = golden("snapshot-2", &state.snapshot(None, usize::MAX).bytes);
+    let second = restored(&state, &bytes);
+    assert!(second == state && second != first);
+    assert_eq!(second.digest(), state.digest());
     assert_eq!(state.snapshot(None, usize::MAX).bytes, bytes);
-    assert_eq!(restored.installed(), state.installed());
+    assert_eq!(second.installed(), state.installed());
 }
 
 /// The pinned features of rkyv, as bytes: little-endian, aligned, 32-bit relative pointers.

@@ -4,7 +4,7 @@ mod world;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use millstream_batch::ids::{GroupEpoch, MemberId, Offset, Partition, TopicId};
+use millstream_batch::ids::{GroupEpoch, MemberId, Offset, Partition, Term, TopicId};
 use millstream_machine::Limits;
 use millstream_machine::request::{Assignment, Refusal, Reply, Request};
 use world::{Rng, World, batch, partition};
@@ -551,6 +551,7 @@ fn groups_are_bounded_and_asked_at_their_home() {
             member: MemberId(0),
             epoch: GroupEpoch(0),
             offset: Offset(0),
+            leader_epoch: None,
             metadata: metadata.to_owned(),
         })
     };
@@ -571,4 +572,47 @@ fn groups_are_bounded_and_asked_at_their_home() {
         .filter_map(|world| world.ask(&other("somewhere")).ok())
         .count();
     assert_eq!(homes, 1);
+}
+
+#[test]
+fn a_commit_over_records_that_were_cut_away_is_refused() {
+    let mut world = World::new(0, 1, Limits::default());
+    world.create(1, "orders", 1);
+    let orders = partition(1, 0);
+    world.produce(batch(orders, 0, 0, 0, 10)).unwrap();
+    let read_under = world.term;
+    // Ten more were read, and an unclean stop took them; others have their offsets now.
+    world.term.0 += 1;
+    world.produce(batch(orders, 0, 0, 0, 10)).unwrap();
+    let mut commit = |offset, leader_epoch| {
+        world.ask(&Request::Commit(millstream_machine::request::Commit {
+            group: "g".to_owned(),
+            partition: orders,
+            member: MemberId(0),
+            epoch: GroupEpoch(0),
+            offset: Offset(offset),
+            leader_epoch,
+            metadata: String::new(),
+        }))
+    };
+    let refusal = Refusal::OffsetTruncated {
+        offset: Offset(11),
+        leader_epoch: read_under,
+        safe: Offset(10),
+    };
+    assert_eq!(commit(11, Some(read_under)), Err(refusal));
+    commit(10, Some(read_under)).expect("up to there nothing was lost");
+    commit(20, Some(Term(read_under.0 + 1))).expect("these were read after it");
+    commit(20, None).expect("who does not know is believed");
+    let beyond = commit(25, Some(Term(read_under.0 + 1)));
+    assert!(
+        matches!(
+            beyond,
+            Err(Refusal::OffsetTruncated {
+                safe: Offset(20),
+                ..
+            })
+        ),
+        "{beyond:?}"
+    );
 }

@@ -6,8 +6,8 @@ mod world;
 use std::collections::BTreeSet;
 
 use millstream_batch::ids::{
-    GroupEpoch, Lsn, MemberId, Offset, Partition, ProducerEpoch, ProducerId, Sequence, TimestampMs,
-    TopicId,
+    GroupEpoch, Lsn, MemberId, Offset, Partition, ProducerEpoch, ProducerId, Sequence, Term,
+    TimestampMs, TopicId,
 };
 use millstream_machine::request::{Commit, Produce, Refusal, Reply, Request};
 use millstream_machine::topic::{Budget, FilterBinding, OnError, Stage, TopicConfig, TopicMeta};
@@ -38,6 +38,9 @@ impl Asker {
         world.now.0 += self.rng.below(2_000) as i64 - 200;
         if self.rng.one_in(50) {
             world.now.0 += self.rng.below(20_000_000) as i64;
+        }
+        if self.rng.one_in(60) {
+            world.term.0 += 1;
         }
         let request = self.request(world);
         let before = world.state.clone();
@@ -169,12 +172,17 @@ impl Asker {
                 let metadata = "m".repeat(self.rng.below(9) as usize);
                 let (member, epoch) = (MemberId(0), GroupEpoch(0));
                 let offset = Offset(self.rng.below(20));
+                let leader_epoch = self
+                    .rng
+                    .one_in(2)
+                    .then(|| Term(2 + self.rng.below(6) as u32));
                 Request::Commit(Commit {
                     group,
                     partition: self.partition(),
                     member,
                     epoch,
                     offset,
+                    leader_epoch,
                     metadata,
                 })
             }
@@ -362,7 +370,7 @@ fn a_snapshot_in_slices_and_the_tail_give_the_live_state() {
         let (mut live, mut other) = (world, World::new(0, 1, Limits::default()));
         other.state = restored;
         other.log.clone_from(&live.log);
-        other.now = live.now;
+        (other.now, other.term) = (live.now, live.term);
         let mut twin = Asker::new(seed);
         let mut twin_asker = Asker::new(seed);
         for asker in [&mut twin, &mut twin_asker] {

@@ -88,6 +88,9 @@ codes! {
     MemberFenced = 64, "MEMBER_FENCED", false, "Another member holds this partition now: drop what was not committed.";
     GroupBusy = 65, "GROUP_BUSY", false, "Stop the group's members first, or use force.";
 
+    /// What was read was cut away by an unclean stop under `flush = interval`.
+    OffsetTruncated = 66, "OFFSET_TRUNCATED", false, "Records that were read are lost: go on from safe_offset, and undo or repeat what hangs on those past it.";
+
     UnknownFilter = 80, "UNKNOWN_FILTER", false, "See what is deployed with `millstream plugin list`.";
     /// A filter trapped, ran out of budget or is lost.
     FilterFailed = 81, "FILTER_FAILED", false, "See the filter's message; roll it back or set on_error.";

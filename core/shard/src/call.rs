@@ -48,6 +48,9 @@ pub enum Call {
 pub struct Fetch {
     pub partition: Partition,
     pub offset: Offset,
+    /// Of the last record that the reader has read, if it knows: should that record have been cut away
+    /// by an unclean stop, it is told so, with the offset to go on from, instead of being given others.
+    pub leader_epoch: Option<Term>,
     /// Stop after this many bytes; at least one batch is returned when there is one.
     pub bytes_max: usize,
     /// With nothing to return, wait so long for the next released batch. 0 answers at once.

@@ -234,6 +234,7 @@ fn after_a_failed_write_look_ups_answer() {
     let nowhere = Call::Fetch(Fetch {
         partition: partition(TopicId([9; 16])),
         offset: Offset(0),
+        leader_epoch: None,
         bytes_max: 1,
         wait_ms: 0,
     });

@@ -86,6 +86,7 @@ fn fetch(offset: u64, wait_ms: u32) -> Call {
     Call::Fetch(Fetch {
         partition: PARTITION,
         offset: Offset(offset),
+        leader_epoch: None,
         bytes_max: 1 << 20,
         wait_ms,
     })

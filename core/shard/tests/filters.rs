@@ -158,7 +158,10 @@ async fn deploy(shard: &ShardHandle, binding: FilterBinding) {
 async fn stored(shard: &ShardHandle) -> Vec<(u64, String)> {
     let fetch = Fetch {
         partition: PARTITION,
-        offset: Offset(0),
+ Offset(0),
+        bytes_max:        offset: Offset(0),
+        leader_epoch: None,
+        bytes_max: Offset(0),
         bytes_max: 1 << 20,
         wait_ms: 0,
     };

@@ -4,10 +4,12 @@
 //! An answer counts from the moment the core gives it: from then on somebody may rely on it. A call
 //! without an answer may have happened or not.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use millstream_batch::ids::{GroupEpoch, MemberId, Partition, TopicId};
-use millstream_machine::request::{Reply, Request};
+use millstream_batch::ids::{
+    GroupEpoch, MemberId, Offset, Partition, ProducerEpoch, ProducerId, Term, TopicId,
+};
+use millstream_machine::request::{Refusal, Reply, Request};
 use millstream_machine::topic::TopicMeta;
 use millstream_shard::call::{Answer, Call, Error, Fetch};
 
@@ -35,6 +37,7 @@ pub enum Asked {
         member: MemberId,
         epoch: GroupEpoch,
         offset: u64,
+        leader_epoch: Option<Term>,
         at: u64,
     },
     Claim {
@@ -57,6 +60,8 @@ pub struct History {
     pub io_faults: u64,
     /// The shard said that it is read-only because of damage.
     pub read_only: bool,
+    /// Producer ids and epochs that were told.
+    pub identities: BTreeSet<(ProducerId, ProducerEpoch)>,
     /// Answers given so far: a clock of events.
     pub moment: u64,
     pub counts: Counts,
@@ -83,6 +88,10 @@ pub struct Counts {
     pub read_only: u64,
     /// WAL files that became spares.
     pub recycled: u64,
+    /// Batches that were acknowledged or read and rightly lost.
+    pub lost: u64,
+    /// Readers and committers who were told that what they read is lost.
+    pub truncated: u64,
 }
 
 impl std::ops::AddAssign for Counts {
@@ -102,6 +111,8 @@ impl std::ops::AddAssign for Counts {
         self.damaged += other.damaged;
         self.read_only += other.read_only;
         self.recycled += other.recycled;
+        self.lost += other.lost;
+        self.truncated += other.truncated;
     }
 }
 
@@ -127,6 +138,8 @@ pub struct PartitionHistory {
     pub start_told: u64,
     /// Offset ranges reported as damaged, inclusive.
     pub damaged: Vec<(u64, u64)>,
+    /// What was rightly lost, and is no longer in `acked` and `seen`.
+    pub lost: Vec<Lost>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -141,6 +154,17 @@ pub struct Acked {
 pub struct Seen {
     pub last: u64,
     pub payload: Payload,
+    /// The leader epoch that it was served with.
+    pub epoch: Term,
+}
+
+/// A batch that was acknowledged or read under `flush = interval`, and that an unclean stop took
+/// before it was synced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lost {
+    pub base: u64,
+    pub last: u64,
+    pub epoch: Term,
 }
 
 #[derive(Debug, Default)]
@@ -183,6 +207,7 @@ impl Asked {
                         member: commit.member,
                         epoch: commit.epoch,
                         offset: commit.offset.0,
+                        leader_epoch: commit.leader_epoch,
                         at: history.moment,
                     };
                 }
@@ -235,6 +260,17 @@ impl History {
                 let known = self.partitions.entry(fetch.partition).or_default();
                 known.start_told = known.start_told.max(fetched.start.0);
                 self.counts.read += fetched.batches.len() as u64;
+                self.went_on(fetch.partition, fetch.offset.0, fetch.leader_epoch);
+            }
+            (_, Answer::Error(Error::Refused(refusal @ Refusal::OffsetTruncated { .. }))) => {
+                self.counts.truncated += 1;
+                self.truncated(asked, refusal);
+            }
+            (_, Answer::Reply(Reply::Producer { pid, epoch })) => {
+                if !self.identities.insert((*pid, *epoch)) {
+                    let what = format!("producer {pid} epoch {epoch} was given to two");
+                    self.violation("told_is_kept", what);
+                }
             }
             (Asked::Fetch(fetch), Answer::Error(Error::Damaged { from, to })) => {
                 self.counts.damaged += 1;
@@ -251,11 +287,13 @@ impl History {
                     member,
                     epoch,
                     offset,
+                    leader_epoch,
                     at,
                 },
                 Answer::Reply(_),
             ) => {
                 self.counts.commits += 1;
+                self.went_on(*partition, *offset, *leader_epoch);
                 let known = self.commits.entry((group.clone(), *partition)).or_default();
                 let fence = known
                     .claims
@@ -295,6 +333,87 @@ impl History {
                 }
             }
             _ => {}
+        }
+    }
+
+    /// Somebody who read up to `offset`, the last record under `epoch`, was let go on from there.
+    fn went_on(&mut self, partition: Partition, offset: u64, epoch: Option<Term>) {
+        if let Some(lost) = self.cut_below(partition, offset, epoch) {
+            let what = format!(
+                "{partition}: went on at {offset} after epoch {epoch:?}, of which {lost:?} was lost, and was not told"
+            );
+            self.violation("truncation_told", what);
+        }
+    }
+
+    /// Somebody was told that what it read is lost from the safe offset on.
+    fn truncated(&mut self, asked: &Asked, refusal: &Refusal) {
+        let (
+            Asked::Fetch(Fetch { partition, .. }) | Asked::Commit { partition, .. },
+            Refusal::OffsetTruncated {
+                offset,
+                leader_epoch,
+                safe,
+            },
+        ) = (asked, refusal)
+        else {
+            return;
+        };
+        let cut = self.cut_below(*partition, offset.0, Some(*leader_epoch));
+        let known = self.partitions.entry(*partition).or_default();
+        let fits =
+            cut.is_some_and(|cut| safe.0 == cut.base || safe.0 > cut.base && known.trims(*safe));
+        if !fits {
+            let what =
+                format!("{partition}: {refusal}, and what was lost of it begins with {cut:?}");
+            self.violation("truncation_told", what);
+        }
+    }
+
+    /// The first batch that was lost of what somebody read up to `offset`, the last record under `epoch`.
+    fn cut_below(&self, partition: Partition, offset: u64, epoch: Option<Term>) -> Option<Lost> {
+        let lost = &self.partitions.get(&partition)?.lost;
+        let mut cut = lost
+            .iter()
+            .filter(|lost| Some(lost.epoch) == epoch && lost.base < offset);
+        let first = cut.clone().map(|lost| lost.base).min()?;
+        cut.find(|lost| lost.base == first).copied()
+    }
+
+    /// A batch was served. Says what does not fit with what was seen before.
+    pub fn saw(&mut self, partition: Partition, base: u64, seen: Seen) -> Option<String> {
+        let known = self.partitions.entry(partition).or_default();
+        let under = known
+            .lost
+            .iter()
+            .find(|lost| lost.base <= seen.last && base <= lost.last && lost.epoch >= seen.epoch);
+        if let Some(lost) = under.copied() {
+            let what = format!(
+                "{partition} offset {base}: served under epoch {}, though {lost:?} was told",
+                seen.epoch
+            );
+            self.violation("epochs_rise", what);
+        }
+        let known = self.partitions.entry(partition).or_default();
+        let before = known
+            .seen
+            .insert(base, seen)
+            .filter(|before| *before != seen)?;
+        Some(format!(
+            "{partition} offset {base}: {before:?} was seen, then {seen:?}"
+        ))
+    }
+
+    /// A batch that was not synced is gone.
+    pub fn lose(&mut self, partition: Partition, lost: Lost) {
+        let known = self.partitions.entry(partition).or_default();
+        let told = known.acked.len();
+        known.acked.retain(|acked| acked.base != Some(lost.base));
+        let was_acked = known.acked.len() < told;
+        let was_seen = known.seen.remove(&lost.base).is_some();
+        if was_acked || was_seen {
+            known.lost.push(lost);
+            self.counts.lost += 1;
         }
     }
 
@@ -345,6 +464,14 @@ impl History {
             .is_none_or(|topic| topic.deletion_asked)
     }
 
+    /// The leader epoch of the record before this offset, if anybody read it.
+    #[must_use]
+    pub fn epoch_before(&self, partition: Partition, offset: u64) -> Option<Term> {
+        let seen = &self.partitions.get(&partition)?.seen;
+        let (_, seen) = seen.range(..offset).next_back()?;
+        (seen.last + 1 >= offset).then_some(seen.epoch)
+    }
+
     /// One past the highest offset known to be taken.
     #[must_use]
     pub fn end_known(&self, partition: Partition) -> u64 {
@@ -369,6 +496,11 @@ impl History {
 }
 
 impl PartitionHistory {
+    /// Whether the partition's start may be there.
+    fn trims(&self, start: Offset) -> bool {
+        start.0 <= self.start_asked || start.0 == self.start_told
+    }
+
     /// Whether this offset was reported as damaged.
     #[must_use]
     pub fn is_damaged(&self, offset: u64) -> bool {

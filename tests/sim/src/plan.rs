@@ -31,7 +31,10 @@ pub enum Mishap {
 
 #[derive(Debug)]
 pub struct Plan {
+    /// How the log is flushed is drawn too: `durable`, or `interval` with its interval.
     pub config: CoreConfig,
+    /// At one start in so many the operator changes from one way to flush to the other. 0: never.
+    pub flush_changes: u64,
     /// How long clients go on, in simulated microseconds.
     pub length_us: u64,
     pub mishaps: Vec<(u64, Mishap)>,
@@ -60,7 +63,7 @@ impl Plan {
             hot_tail_bytes_max: dice.skewed(8 << 10, 256 << 10) as usize,
             spares_ready: dice.range(1, 3) as usize,
             recycle_max: dice.range(0, 3) as usize,
-            sync_each_group: true,
+            sync_each_group: !dice.one_in(3),
             incarnation: 0,
         };
         let config = CoreConfig {
@@ -75,15 +78,21 @@ impl Plan {
             } else {
                 7 * 24 * 3_600_000
             },
+            sync_interval_ms: dice.skewed(1, 1_000),
             ..CoreConfig::new(ShardId(0), 1, log)
         };
         let length_us = dice.range(200_000, 1_500_000);
         let mishaps = mishaps(dice, length_us);
-        let crash_after_io = (0..dice.skewed(0, 4))
-            .map(|_| dice.skewed(1, 1_500))
-            .collect();
+        // What is written and not synced is lost only by a crash.
+        let (crashes, io) = if config.log.sync_each_group {
+            (dice.skewed(0, 4), 1_500)
+        } else {
+            (dice.skewed(2, 12), 400)
+        };
+        let crash_after_io = (0..crashes).map(|_| dice.skewed(1, io)).collect();
         Self {
             config,
+            flush_changes: if dice.one_in(6) { 2 } else { 0 },
             length_us,
             mishaps,
             crash_after_io,

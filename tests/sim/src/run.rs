@@ -2,7 +2,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use millstream_batch::ids::{Offset, Partition};
+use millstream_batch::ids::{Offset, Partition, Term};
 use millstream_machine::request::{Reply, Request};
 use millstream_shard::call::{Answer, Call, Error, Fetch};
 
@@ -207,6 +207,7 @@ impl World {
             let fetch = Fetch {
                 partition,
                 offset: Offset(next),
+                leader_epoch: None,
                 bytes_max: 60_000,
                 wait_ms: 0,
             };
@@ -220,6 +221,7 @@ impl World {
                                 Seen {
                                     last: batch.last_offset.0,
                                     payload,
+                                    epoch: Term(batch.leader_epoch),
                                 },
                             );
                         }

@@ -5,22 +5,22 @@
 
 use std::collections::BTreeMap;
 
-use millstream_batch::ids::TimestampMs;
+use millstream_batch::ids::{Lsn, PartitionSlot, Term, TimestampMs};
 use millstream_batch::limits::BLOCK_BYTES;
 use millstream_log::Recovery;
 use millstream_log::io::{FileId, Io, IoOp, Storage};
 use millstream_machine::request::Reply;
-use millstream_shard::call::{Answer, Call, Fetched};
+use millstream_shard::call::{Answer, Call, Error, Fetch, Fetched};
 use millstream_shard::core::{Effect, Now, ShardCore};
 
 use crate::clients::{Client, Scene};
 use crate::dice::Dice;
 use crate::disk::{Faults, SimDisk};
-use crate::history::{Asked, History, Seen};
+use crate::history::{Asked, History, Lost, Seen};
 use crate::layer::{Layer, Passed};
 use crate::payload::Payload;
 use crate::plan::{Mishap, Plan};
-use crate::shadow::Shadow;
+use crate::shadow::{Place, Shadow};
 
 /// Where the wall clock starts.
 const WALL_START_MS: i64 = 1_700_000_000_000;
@@ -57,6 +57,8 @@ struct Open {
     /// `None`: nobody hears the answer.
     to: Option<(usize, u64)>,
     asked: Asked,
+    /// The last lsn installed when the core had taken the call in: what its answer may rest on.
+    installed: Option<Lsn>,
 }
 
 #[derive(Debug)]
@@ -229,6 +231,10 @@ impl World {
             .incarnation
             .wrapping_mul(6_364_136_223_846_793_005)
             .wrapping_add(1);
+        if self.chance.one_in(self.plan.flush_changes) && !self.auditing {
+            let log = &mut self.plan.config.log;
+            log.sync_each_group = !log.sync_each_group;
+        }
         let mut config = self.plan.config.clone();
         config.log.incarnation = self.incarnation;
         (self.ready, self.stopped, self.failed) = (false, false, false);
@@ -371,6 +377,7 @@ impl World {
                 return self.after(10_000, Event::Mishap(Mishap::Crash));
             }
             self.history.read_only = true;
+            self.shadow.started(recovery.last);
             self.history.counts.read_only += 1;
             if self.history.flips == 0 {
                 self.history.violation(
@@ -393,8 +400,25 @@ impl World {
             self.history.violation("damage_reported", what);
         }
         let Some(core) = &self.core else { return };
-        if let Err(what) = self.shadow.recovered(recovery.last, core.state()) {
-            self.history.violation("rebuilt_equals_live", what);
+        match self.shadow.recovered(recovery.last, core.state()) {
+            Ok(lost) => self.lost(&lost),
+            Err(what) => self.history.violation("rebuilt_equals_live", what),
+        }
+    }
+
+    /// These batches are past the end that was recovered, and none of them was synced.
+    fn lost(&mut self, lost: &[(PartitionSlot, u64, Place)]) {
+        let Some(core) = &self.core else { return };
+        for (slot, base, place) in lost {
+            let Some(view) = core.state().partition_of(*slot) else {
+                continue; // its creation is lost too, and was told to nobody
+            };
+            let lost = Lost {
+                base: *base,
+                last: place.last_offset,
+                epoch: place.epoch,
+            };
+            self.history.lose(view.partition, lost);
         }
     }
 
@@ -462,22 +486,36 @@ impl World {
         let call = self.layer.call(call, state);
         self.token += 1;
         let token = self.token;
-        self.open.insert(token, Open { to, asked });
+        let open = Open {
+            to,
+            asked,
+            installed: None,
+        };
+        self.open.insert(token, open);
         if let Some(answer) = early {
             self.answered(token, answer);
         }
         self.with_core(|core, now| core.call(now, token, call));
+        if let (Some(open), Some(core)) = (self.open.get_mut(&token), &self.core) {
+            open.installed = Some(core.lsns().0);
+        }
         token
     }
 
     fn answered(&mut self, token: u64, answer: Answer) {
-        let Some(Open { to, asked }) = self.open.remove(&token) else {
+        let Some(Open {
+            to,
+            asked,
+            installed,
+        }) = self.open.remove(&token)
+        else {
             return;
         };
         let answer = self.layer.answer(answer);
         self.note(token);
         self.history.answered(&asked, &answer);
         self.check_promise(&asked, &answer);
+        self.check_told(&asked, &answer, installed);
         match to {
             None => drop(self.heard.insert(token, answer)),
             Some((client, tag)) => {
@@ -510,11 +548,11 @@ impl World {
                 else {
                     return;
                 };
-                let lsn = self.shadow.batch(slot, base.0);
-                let synced = self.shadow.synced();
-                if lsn.is_none_or(|lsn| lsn > synced) {
+                let lsn = self.shadow.batch(slot, base.0).map(|place| place.lsn);
+                let safe = self.shown_up_to();
+                if lsn.is_none_or(|lsn| lsn > safe) {
                     let what = format!(
-                        "{partition} offset {base} ({payload:?}, lsn {lsn:?}) acknowledged, {synced} is synced"
+                        "{partition} offset {base} ({payload:?}, lsn {lsn:?}) acknowledged, only {safe} is on disk"
                     );
                     self.history.violation("no_acked_loss", what);
                 }
@@ -524,19 +562,49 @@ impl World {
                     .core
                     .as_ref()
                     .and_then(|core| core.state().slot(fetch.partition));
-                self.check_fetched(fetch.partition, slot, fetched);
+                self.check_fetched(fetch, slot, fetched);
             }
             _ => {}
         }
     }
 
-    fn check_fetched(
-        &mut self,
-        partition: millstream_batch::ids::Partition,
-        slot: Option<millstream_batch::ids::PartitionSlot>,
-        fetched: &Fetched,
-    ) {
+    /// What may be acknowledged and shown: what is synced or, under `flush = interval`, written.
+    fn shown_up_to(&self) -> Lsn {
+        if self.plan.config.log.sync_each_group {
+            self.shadow.synced()
+        } else {
+            self.shadow.written()
+        }
+    }
+
+    /// What is told of anything but records rests on nothing that a power cut could take, however the
+    /// log is flushed.
+    fn check_told(&mut self, asked: &Asked, answer: &Answer, installed: Option<Lsn>) {
+        let told = match answer {
+            Answer::Reply(Reply::Produced(_)) => false,
+            Answer::Reply(_) | Answer::Assignment(_) | Answer::Catalog { .. } => true,
+            Answer::Error(Error::Refused(_)) => !matches!(asked, Asked::Fetch(_)),
+            _ => false,
+        };
+        let Some(core) = self.core.as_ref().filter(|_| told) else {
+            return;
+        };
+        let installed = installed.unwrap_or(core.lsns().0);
+        let other = self.shadow.other_up_to(installed);
         let synced = self.shadow.synced();
+        // After a failed write, what is installed and was never written is not what answers rest on.
+        let written = installed <= self.shown_up_to() || self.failed;
+        if other > synced || !written {
+            let what = format!(
+                "{asked:?} was answered {answer:?}, which rests on lsn {other} and {installed}; {synced} is synced"
+            );
+            self.history.violation("told_is_kept", what);
+        }
+    }
+
+    fn check_fetched(&mut self, fetch: &Fetch, slot: Option<PartitionSlot>, fetched: &Fetched) {
+        let safe = self.shown_up_to();
+        let partition = fetch.partition;
         for batch in &fetched.batches {
             let base = batch.base_offset.0;
             let Some(payload) = Payload::decode(&batch.batch) else {
@@ -551,22 +619,18 @@ impl World {
                 let what = format!("{partition} offset {base}: {payload:?} is served as {batch:?}");
                 self.history.violation("damage_reported", what);
             }
-            if let Some(slot) = slot
-                && self.shadow.batch(slot, base).is_none_or(|lsn| lsn > synced)
-            {
+            let place = slot.and_then(|slot| self.shadow.batch(slot, base));
+            if slot.is_some() && place.is_none_or(|place| place.lsn > safe) {
                 let what =
-                    format!("{partition} offset {base} was readable, and only {synced} is synced");
+                    format!("{partition} offset {base} was readable, and only {safe} is on disk");
                 self.history.violation("released_only", what);
             }
             let seen = Seen {
                 last: batch.last_offset.0,
                 payload,
+                epoch: Term(batch.leader_epoch),
             };
-            let known = self.history.partitions.entry(partition).or_default();
-            if let Some(before) = known.seen.insert(base, seen)
-                && before != seen
-            {
-                let what = format!("{partition} offset {base}: {before:?} was seen, then {seen:?}");
+            if let Some(what) = self.history.saw(partition, base, seen) {
                 self.history.violation("released_only", what);
             }
         }

@@ -90,6 +90,7 @@ impl Subscription {
                 member,
                 epoch,
                 offset: Offset(offset.offset),
+                leader_epoch: None,
                 metadata: offset.metadata,
             };
             commits.push((offset.handle, shard, commit));

@@ -291,6 +291,7 @@ impl Subscription {
             let fetch = Fetch {
                 partition: feed.partition,
                 offset: feed.next,
+                leader_epoch: None,
                 bytes_max: FETCH_BYTES,
                 wait_ms: if feed.caught_up { WAIT_MS } else { 0 },
             };

@@ -25,6 +25,22 @@ archived! {
         pub groups: Vec<GroupCell>,
     }
 
+    /// Version 2: partitions have their leader epochs.
+    pub struct Slice2 {
+        pub as_of: u64,
+        /// The slice covers the keys after `from`, up to and with `to`.
+        pub from: Vec<u8>,
+        pub to: Vec<u8>,
+        /// One in the first slice, none in the others.
+        pub shard: Vec<ShardRecord>,
+        pub topics: Vec<TopicCell>,
+        pub partitions: Vec<PartitionCell2>,
+        pub producers: Vec<ProducerCell>,
+        pub epochs: Vec<EpochCell>,
+        pub offsets: Vec<OffsetCell>,
+        pub groups: Vec<GroupCell>,
+    }
+
     pub struct ShardRecord {
         pub clock_ms: i64,
         pub revision: u64,
@@ -55,6 +71,23 @@ archived! {
         pub end: u64,
         pub bytes: u64,
         pub last_append_ms: i64,
+    }
+
+    pub struct PartitionCell2 {
+        pub slot: u32,
+        pub topic: [u8; 16],
+        pub index: u32,
+        pub start: u64,
+        pub end: u64,
+        pub bytes: u64,
+        pub last_append_ms: i64,
+        pub leader_epochs: Vec<LeaderEpochRecord>,
+    }
+
+    /// From `start` on batches are of this epoch, until the next one's start. Both rise.
+    pub struct LeaderEpochRecord {
+        pub epoch: u32,
+        pub start: u64,
     }
 
     pub struct ProducerCell {
@@ -99,5 +132,32 @@ archived! {
     pub struct VersionedMember {
         pub member: MemberRecord,
         pub version: u64,
+    }
+}
+
+impl From<Slice> for Slice2 {
+    fn from(slice: Slice) -> Self {
+        let partitions = slice.partitions.into_iter().map(|cell| PartitionCell2 {
+            slot: cell.slot,
+            topic: cell.topic,
+            index: cell.index,
+            start: cell.start,
+            end: cell.end,
+            bytes: cell.bytes,
+            last_append_ms: cell.last_append_ms,
+            leader_epochs: Vec::new(), // those before are not known
+        });
+        Self {
+            as_of: slice.as_of,
+            from: slice.from,
+            to: slice.to,
+            shard: slice.shard,
+            topics: slice.topics,
+            partitions: partitions.collect(),
+            producers: slice.producers,
+            epochs: slice.epochs,
+            offsets: slice.offsets,
+            groups: slice.groups,
+        }
     }
 }

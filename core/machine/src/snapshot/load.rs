@@ -2,11 +2,14 @@
 
 use millstream_batch::ids::{
     GroupEpoch, Lsn, MemberId, Offset, Partition, PartitionSlot, ProducerEpoch, ProducerId,
-    Sequence, ShardId, TimestampMs, TopicId,
+    Sequence, ShardId, Term, TimestampMs, TopicId,
 };
 
-use super::archive::{GroupCell, OffsetCell, ProducerCell, ShardRecord, Slice, TopicCell};
-use super::{HEAD_BYTES, MAGIC, SnapshotError};
+use super::archive::{
+    GroupCell, OffsetCell, PartitionCell2, ProducerCell, ShardRecord, Slice, Slice2, TopicCell,
+};
+use super::{HEAD_BYTES, MAGIC, MAGIC_1, SnapshotError};
+use crate::epochs::{EpochStart, LeaderEpochs};
 use crate::fact::decode;
 use crate::groups::{Group, Hold, Member};
 use crate::offsets::Held;
@@ -24,7 +27,12 @@ pub(super) fn part(state: &mut State, bytes: &[u8]) -> Result<(), SnapshotError>
     let Some((head, archive)) = bytes.split_at_checked(HEAD_BYTES) else {
         return Err(malformed("too short"));
     };
-    if head[..8] != MAGIC || head[12..] != [0; 4] {
+    let read: fn(&[u8]) -> Option<Slice2> = match &head[..8] {
+        magic if *magic == MAGIC => decode,
+        magic if *magic == MAGIC_1 => |archive| decode::<Slice>(archive).map(Slice2::from),
+        _ => return Err(SnapshotError::UnknownVersion),
+    };
+    if head[12..] != [0; 4] {
         return Err(SnapshotError::UnknownVersion);
     }
     let shard = ShardId(u16::from_le_bytes([head[8], head[9]]));
@@ -32,7 +40,7 @@ pub(super) fn part(state: &mut State, bytes: &[u8]) -> Result<(), SnapshotError>
     if (shard, shards) != (state.id, state.shards) {
         return Err(SnapshotError::OtherShard { shard, shards });
     }
-    let slice: Slice = decode(archive).ok_or_else(|| malformed("not an archive"))?;
+    let slice = read(archive).ok_or_else(|| malformed("not an archive"))?;
     if state.guard.covered_to().map_or(&[][..], |to| to.as_slice()) != slice.from
         || slice.to <= slice.from
     {
@@ -43,7 +51,7 @@ pub(super) fn part(state: &mut State, bytes: &[u8]) -> Result<(), SnapshotError>
     Ok(())
 }
 
-fn cells(state: &mut State, slice: &Slice) -> Result<(), &'static str> {
+fn cells(state: &mut State, slice: &Slice2) -> Result<(), &'static str> {
     for record in &slice.shard {
         state.shard = shard(record);
     }
@@ -51,22 +59,7 @@ fn cells(state: &mut State, slice: &Slice) -> Result<(), &'static str> {
         topic(state, cell)?;
     }
     for cell in &slice.partitions {
-        let slot = PartitionSlot(cell.slot);
-        if state.partitions.at(slot).is_some() || cell.start > cell.end {
-            return Err("a partition that cannot be");
-        }
-        let partition = PartitionCell {
-            partition: Partition {
-                topic: TopicId(cell.topic),
-                index: cell.index,
-            },
-            start: Offset(cell.start),
-            end: Offset(cell.end),
-            bytes: cell.bytes,
-            last_append: TimestampMs(cell.last_append_ms),
-            producers: 0,
-        };
-        state.partitions.put(slot, partition);
+        partition(state, cell)?;
     }
     for cell in &slice.producers {
         producer(state, cell)?;
@@ -122,6 +115,35 @@ fn topic(state: &mut State, cell: &TopicCell) -> Result<(), &'static str> {
         .iter()
         .map(|record| (record.index, PartitionSlot(record.slot)));
     state.topics.put(TopicMeta::from(&cell.topic), slots);
+    Ok(())
+}
+
+fn partition(state: &mut State, cell: &PartitionCell2) -> Result<(), &'static str> {
+    let slot = PartitionSlot(cell.slot);
+    let starts = cell.leader_epochs.iter().map(|record| EpochStart {
+        epoch: Term(record.epoch),
+        start: Offset(record.start),
+    });
+    let epochs = LeaderEpochs::of(starts.collect());
+    let (Some(epochs), None) = (epochs, state.partitions.at(slot)) else {
+        return Err("a partition that cannot be");
+    };
+    if cell.start > cell.end {
+        return Err("a partition that cannot be");
+    }
+    let partition = PartitionCell {
+        partition: Partition {
+            topic: TopicId(cell.topic),
+            index: cell.index,
+        },
+        start: Offset(cell.start),
+        end: Offset(cell.end),
+        bytes: cell.bytes,
+        last_append: TimestampMs(cell.last_append_ms),
+        epochs,
+        producers: 0,
+    };
+    state.partitions.put(slot, partition);
     Ok(())
 }
 

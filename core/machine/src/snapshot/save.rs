@@ -4,8 +4,8 @@ use bytes::Bytes;
 use millstream_batch::ids::{PartitionSlot, ProducerId, TopicId};
 
 use super::archive::{
-    EpochCell, GroupCell, MarkRecord, OffsetCell, PartitionCell, ProducerCell, RememberedRecord,
-    ShardRecord, Slice, TopicCell, VersionedMember,
+    EpochCell, GroupCell, LeaderEpochRecord, MarkRecord, OffsetCell, PartitionCell2, ProducerCell,
+    RememberedRecord, ShardRecord, Slice2, TopicCell, VersionedMember,
 };
 use super::key::{self, Key};
 use super::{Cursor, Cut, HEAD_BYTES, MAGIC};
@@ -46,11 +46,11 @@ pub(super) fn digest(state: &State) -> u64 {
 }
 
 /// Cells after a key until about `bytes_target` bytes are gathered.
-fn gather(state: &State, after: Option<&Key>, bytes_target: usize) -> Slice {
-    let mut slice = Slice {
+fn gather(state: &State, after: Option<&Key>, bytes_target: usize) -> Slice2 {
+    let mut slice = Slice2 {
         as_of: state.installed.0,
         from: after.cloned().unwrap_or_default(),
-        ..Slice::default()
+        ..Slice2::default()
     };
     let section = after.map_or(0, |key| key[0]);
     let at = |wanted: u8| after.filter(|key| key[0] == wanted).map(|key| &key[1..]);
@@ -81,7 +81,7 @@ fn gather(state: &State, after: Option<&Key>, bytes_target: usize) -> Slice {
             let last = at(key::PARTITIONS).map(|key| PartitionSlot(u32::from_be_bytes(fixed(key))));
             for (slot, cell) in state.partitions.after(last) {
                 slice.partitions.push(partition(slot, cell));
-                if room.take(64) {
+                if room.take(64 + cell.epochs.starts().len() * 16) {
                     break 'full key::partition(slot);
                 }
             }
@@ -227,8 +227,9 @@ fn topic_bytes(cell: &Topic) -> usize {
     96 + cell.meta.name.len() + cell.slots.len() * 8 + filters
 }
 
-fn partition(slot: PartitionSlot, cell: &crate::partitions::PartitionCell) -> PartitionCell {
-    PartitionCell {
+fn partition(slot: PartitionSlot, cell: &crate::partitions::PartitionCell) -> PartitionCell2 {
+    let epochs = cell.epochs.starts().iter();
+    PartitionCell2 {
         slot: slot.0,
         topic: cell.partition.topic.0,
         index: cell.partition.index,
@@ -236,6 +237,12 @@ fn partition(slot: PartitionSlot, cell: &crate::partitions::PartitionCell) -> Pa
         end: cell.end.0,
         bytes: cell.bytes,
         last_append_ms: cell.last_append.0,
+        leader_epochs: epochs
+            .map(|start| LeaderEpochRecord {
+                epoch: start.epoch.0,
+                start: start.start.0,
+            })
+            .collect(),
     }
 }
 

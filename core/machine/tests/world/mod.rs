@@ -46,6 +46,8 @@ pub(crate) struct World {
     pub(crate) state: State,
     pub(crate) log: Vec<(Lsn, u16, Vec<u8>)>,
     pub(crate) now: TimestampMs,
+    /// Of the log: rises with every unclean start.
+    pub(crate) term: Term,
 }
 
 impl World {
@@ -55,6 +57,7 @@ impl World {
             state,
             log: Vec::new(),
             now: TimestampMs(1_700_000_000_000),
+            term: TERM,
         }
     }
 
@@ -63,7 +66,7 @@ impl World {
     }
 
     pub(crate) fn ask(&mut self, request: &Request) -> Result<Reply, Refusal> {
-        let decision = decide(&self.state, self.now, TERM, request)?;
+        let decision = decide(&self.state, self.now, self.term, request)?;
         for fact in decision.facts {
             let (kind, bytes) = (fact.kind(), fact.encode().to_vec());
             let mut again = vec![7; 3];
@@ -133,6 +136,7 @@ impl World {
             member: MemberId(member),
             epoch,
             offset: Offset(offset),
+            leader_epoch: None,
             metadata: String::new(),
         };
         self.ask(&Request::Commit(commit))

@@ -27,6 +27,18 @@ impl ShardCore {
         let Some((slot, shown, end)) = self.readable(fetch.partition) else {
             return self.unknown_partition(token, fetch.partition);
         };
+        if let Some(leader_epoch) = fetch.leader_epoch
+            && let Some(safe) = self
+                .state
+                .truncated(fetch.partition, fetch.offset, leader_epoch)
+        {
+            let refusal = Refusal::OffsetTruncated {
+                offset: fetch.offset,
+                leader_epoch,
+                safe,
+            };
+            return self.fail(token, Error::Refused(refusal));
+        }
         if fetch.offset < shown.start || fetch.offset > end {
             let error = Error::OffsetOutOfRange {
                 offset: fetch.offset,

@@ -141,6 +141,7 @@ mod tests {
         let fetch = Fetch {
             partition: Partition::default(),
             offset: Offset(0),
+            leader_epoch: None,
             bytes_max: 1,
             wait_ms: 1,
         };

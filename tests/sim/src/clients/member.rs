@@ -140,12 +140,14 @@ impl Member {
                     return;
                 }
                 let offset = scene.dice.range(next, end) + 1;
+                let leader_epoch = scene.history.epoch_before(partition, offset);
                 let commit = Commit {
                     group,
                     partition,
                     member,
                     epoch,
                     offset: Offset(offset),
+                    leader_epoch,
                     metadata: format!("m{}", self.id),
                 };
                 self.send(

@@ -2,14 +2,16 @@
 
 use std::collections::BTreeMap;
 
-use millstream_batch::ids::{Offset, Partition, TimestampMs};
+use millstream_batch::ids::{Offset, Partition, Term, TimestampMs};
+use millstream_machine::request::Refusal;
 use millstream_shard::call::{Answer, Call, Error, Fetch, Position};
 
 use crate::clients::{Client, Scene};
 
 #[derive(Debug, Default)]
 pub struct Reader {
-    next: BTreeMap<Partition, u64>,
+    /// Where it is, and the leader epoch of the record before if it read that.
+    next: BTreeMap<Partition, (u64, Option<Term>)>,
     flying: BTreeMap<u64, Option<Partition>>,
     tag: u64,
     pace_us: u64,
@@ -35,7 +37,7 @@ impl Client for Reader {
             && self.flying.len() < 4
         {
             self.tag += 1;
-            let next = *self.next.entry(partition).or_insert(0);
+            let (next, epoch) = *self.next.entry(partition).or_insert((0, None));
             let call = match scene.dice.range(0, 20) {
                 0 => Call::OffsetAt {
                     partition,
@@ -47,10 +49,10 @@ impl Client for Reader {
                 },
                 2 => Call::Status,
                 _ => {
-                    let offset = if scene.dice.one_in(4) {
-                        scene.dice.range(0, next + 1)
+                    let (offset, leader_epoch) = if scene.dice.one_in(4) {
+                        (scene.dice.range(0, next + 1), None)
                     } else {
-                        next
+                        (next, epoch)
                     };
                     let bytes_max = scene.dice.skewed(1, 30_000) as usize;
                     let wait_ms = if scene.dice.one_in(2) {
@@ -61,6 +63,7 @@ impl Client for Reader {
                     Call::Fetch(Fetch {
                         partition,
                         offset: Offset(offset),
+                        leader_epoch,
                         bytes_max,
                         wait_ms,
                     })
@@ -81,15 +84,22 @@ impl Client for Reader {
         let next = self.next.entry(partition).or_default();
         match answer {
             Answer::Fetched(fetched) => {
-                if let Some(last) = fetched.batches.last() {
-                    *next = (*next).max(last.last_offset.0 + 1);
+                if let Some(last) = fetched.batches.last()
+                    && last.last_offset.0 >= next.0
+                {
+                    *next = (last.last_offset.0 + 1, Some(Term(last.leader_epoch)));
                 }
                 if scene.dice.one_in(50) {
-                    *next = 0;
+                    *next = (0, None);
                 }
             }
-            Answer::Error(Error::OffsetOutOfRange { start, .. }) => *next = start.0,
-            Answer::Error(Error::Damaged { to, .. }) => *next = (*next).max(to.0 + 1),
+            Answer::Error(Error::Refused(Refusal::OffsetTruncated { safe, .. })) => {
+                *next = (safe.0, None);
+            }
+            Answer::Error(Error::OffsetOutOfRange { start, .. }) => *next = (start.0, None),
+            Answer::Error(Error::Damaged { to, .. }) if to.0 >= next.0 => {
+                *next = (to.0 + 1, None);
+            }
             _ => {}
         }
     }

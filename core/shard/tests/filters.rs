@@ -158,10 +158,8 @@ async fn deploy(shard: &ShardHandle, binding: FilterBinding) {
 async fn stored(shard: &ShardHandle) -> Vec<(u64, String)> {
     let fetch = Fetch {
         partition: PARTITION,
- Offset(0),
-        bytes_max:        offset: Offset(0),
+        offset: Offset(0),
         leader_epoch: None,
-        bytes_max: Offset(0),
         bytes_max: 1 << 20,
         wait_ms: 0,
     };

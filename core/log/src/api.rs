@@ -231,7 +231,7 @@ pub struct Stats {
     pub disk_bytes: u64,
     pub wal_files: u64,
     pub spare_files: u64,
-    /// Memory that hot buffers hold, those pinned from outside included.
+    /// Memory of the groups gathered, under way and in the hot tail, what readers still hold included.
     pub hot_bytes: u64,
     /// Memory of groups that wait for their write.
     pub queued_bytes: u64,

@@ -1,10 +1,11 @@
 //! A group being gathered, and one closed: the bytes of the next write and what they index.
 //!
-//! Payload is copied once, into the group's buffer. Buffers start at the size that recent groups
-//! had, so that they rarely grow, and come back through a pool, so that their pages are warm.
+//! Payload is copied once, into the group's buffer, which is cut from memory that is used again and
+//! again ([`BufferPool`]).
 //!
 //! Absent on purpose: which file and place a group gets, and when it is written ([`crate::writer`]).
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -13,64 +14,104 @@ use millstream_batch::limits::BLOCK_BYTES;
 use rustc_hash::FxHashMap;
 
 use crate::api::IndexKey;
-use crate::buffer::AlignedBuf;
+use crate::buffer::{AlignedBuf, ChunkRef};
 use crate::footer::Run;
 use crate::format::{
     ENTRY_CONTROL, ENTRY_INDEXED, EntryHeader, GROUP_HEADER_BYTES, GroupHeader, NO_KEY, checksum,
     entry_len,
 };
 
-/// Free buffers kept, in bytes. Enough for the groups of a few writes.
-const POOL_BYTES_MAX: usize = 8 << 20;
-/// Recent groups that the size of the next buffer is guessed from.
+/// Chunks that hold no group any more and are kept for the next ones.
+const FREE_CHUNKS_MAX: usize = 2;
+/// Groups are cut from chunks of this size; a smaller hot tail has smaller ones.
+const CHUNK_BYTES_MAX: usize = 4 << 20;
+/// Chunks that a hot tail has at least: what is let go of at once is a fraction of it.
+const CHUNKS_MIN: usize = 32;
+/// Recent groups that the size of the next is guessed from.
 const RECENT: usize = 4;
 
-/// Buffers between two lives, and the guess of how large the next should be.
-#[derive(Debug, Default)]
+/// The memory of groups: the one gathered, those on their way to the disk and the hot tail.
+///
+/// Groups are cut one after the other from large chunks, each as long as it became, and a chunk is used
+/// again when its last group has left the tail. So the steady state allocates nothing.
+#[derive(Debug)]
 pub(crate) struct BufferPool {
-    free: Vec<AlignedBuf>,
-    bytes: usize,
+    chunk_bytes: usize,
+    /// All that were made and are not given back, the longest unused first.
+    chunks: VecDeque<ChunkRef>,
+    /// What the last group left of its chunk.
+    rest: Option<AlignedBuf>,
     recent: [usize; RECENT],
     turn: usize,
 }
 
 impl BufferPool {
-    /// An empty buffer of at least `len` bytes. Its memory may hold old bytes.
-    pub(crate) fn take(&mut self, len: usize) -> AlignedBuf {
-        let fits = |buf: &AlignedBuf| {
-            buf.capacity() >= len && buf.capacity() <= len.next_power_of_two() * 2
-        };
-        if let Some(i) = self.free.iter().rposition(fits) {
-            let mut buf = self.free.swap_remove(i);
-            self.bytes -= buf.capacity();
-            buf.set_len(0);
-            return buf;
+    pub(crate) fn new(hot_tail_bytes_max: usize) -> Self {
+        let chunk_bytes = (hot_tail_bytes_max / CHUNKS_MIN).clamp(BLOCK_BYTES, CHUNK_BYTES_MAX);
+        Self {
+            chunk_bytes: chunk_bytes / BLOCK_BYTES * BLOCK_BYTES,
+            chunks: VecDeque::new(),
+            rest: None,
+            recent: [0; RECENT],
+            turn: 0,
         }
-        AlignedBuf::with_capacity(len)
     }
 
-    pub(crate) fn give(&mut self, buf: AlignedBuf) {
-        if self.bytes + buf.capacity() <= POOL_BYTES_MAX {
-            self.bytes += buf.capacity();
-            self.free.push(buf);
-        } else if let Some(old) = self.free.first_mut()
-            && old.capacity() < buf.capacity()
-            && self.bytes - old.capacity() + buf.capacity() <= POOL_BYTES_MAX
-        {
-            self.bytes = self.bytes - old.capacity() + buf.capacity();
-            *old = buf;
+    /// An empty buffer of at least `len` bytes, with room for as much as recent groups had if a chunk has
+    /// it. Its memory may hold old bytes.
+    fn take(&mut self, len: usize) -> AlignedBuf {
+        let recent = self.recent.iter().copied().max().unwrap_or(0);
+        let wanted = recent.min(self.chunk_bytes).max(len);
+        match self.rest.take() {
+            Some(rest) if rest.capacity() >= wanted => rest,
+            _ => self.take_chunk(len),
         }
+    }
+
+    /// A whole chunk, or more if `len` is more.
+    fn take_chunk(&mut self, len: usize) -> AlignedBuf {
+        let found = self.chunks.iter_mut().enumerate().find_map(|(at, chunk)| {
+            let fits = chunk.capacity() >= len;
+            fits.then(|| chunk.reuse()).flatten().map(|buf| (at, buf))
+        });
+        if let Some((at, buf)) = found {
+            let chunk = self.chunks.remove(at).expect("just found");
+            self.chunks.push_back(chunk);
+            return buf;
+        }
+        let buf = AlignedBuf::with_capacity(self.chunk_bytes.max(len));
+        self.chunks.push_back(buf.chunk());
+        buf
+    }
+
+    /// Take back what a closed group did not need.
+    fn give_rest(&mut self, rest: AlignedBuf) {
+        if rest.capacity() > 0 {
+            self.rest = Some(rest);
+        }
+    }
+
+    /// Bytes of the chunks that something still lies in, whoever holds it.
+    pub(crate) fn used_bytes(&self) -> usize {
+        let used = self.chunks.iter().filter(|chunk| chunk.is_used());
+        used.map(ChunkRef::capacity).sum()
+    }
+
+    /// Give chunks that nothing lies in back to the allocator, except for a few.
+    pub(crate) fn trim(&mut self) {
+        let chunk_bytes = self.chunk_bytes;
+        let mut free = 0;
+        self.chunks.retain(|chunk| {
+            let keep =
+                chunk.is_used() || (free < FREE_CHUNKS_MAX && chunk.capacity() == chunk_bytes);
+            free += usize::from(keep && !chunk.is_used());
+            keep
+        });
     }
 
     fn note(&mut self, len: usize) {
         self.recent[self.turn % RECENT] = len;
         self.turn += 1;
-    }
-
-    /// Capacity for the next group whose first entry makes it `len` long.
-    fn guess(&self, len: usize, max: usize) -> usize {
-        let recent = self.recent.iter().copied().max().unwrap_or(0).min(max);
-        recent.max(len).next_power_of_two().max(BLOCK_BYTES)
     }
 }
 
@@ -109,13 +150,12 @@ impl Gather {
     pub(crate) fn new(
         place: Place,
         first_len: usize,
-        bytes_max: usize,
         pool: &mut BufferPool,
         map: &mut RunMap,
     ) -> Self {
         map.clear();
         let len = GROUP_HEADER_BYTES + first_len;
-        let mut buf = pool.take(pool.guess(len, bytes_max));
+        let mut buf = pool.take(len);
         buf.set_len(GROUP_HEADER_BYTES);
         Self {
             place,
@@ -273,9 +313,9 @@ impl Gather {
     }
 
     fn grow(&mut self, len: usize, pool: &mut BufferPool) {
-        let mut larger = pool.take(len.next_power_of_two());
+        let mut larger = pool.take_chunk(len.next_power_of_two());
         larger.extend(&self.buf);
-        pool.give(std::mem::replace(&mut self.buf, larger));
+        self.buf = larger;
     }
 
     /// End the group: pad it and write its header.
@@ -300,7 +340,8 @@ impl Gather {
             file_bytes: place.file_bytes,
         }
         .encode(&mut self.buf);
-        pool.note(length);
+        pool.note(padded);
+        pool.give_rest(self.buf.split_off());
         Group {
             place,
             flags,

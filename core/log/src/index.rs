@@ -11,7 +11,7 @@
 //! Absent on purpose: reading ([`crate::fetch`]), and anything not yet durable.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use millstream_batch::ids::{Lsn, Offset, PartitionSlot};
@@ -20,9 +20,6 @@ use rustc_hash::FxHashMap;
 use crate::buffer::AlignedBuf;
 use crate::footer::{Run, Summary};
 use crate::group::{BufferPool, Group, SlotRun};
-
-/// Pinned buffers looked at in one pass: keeps the cost of a group constant.
-const PINNED_PASS: usize = 64;
 
 /// Lets `Bytes` share a written buffer.
 struct Shared(Arc<AlignedBuf>);
@@ -56,19 +53,13 @@ pub(crate) struct RecentGroup {
     pub(crate) file: u64,
     pub(crate) at: u64,
     slots: Vec<PartitionSlot>,
-    hot: Option<Hot>,
-}
-
-#[derive(Debug)]
-struct Hot {
-    bytes: Bytes,
-    buf: Arc<AlignedBuf>,
+    hot: Option<Bytes>,
 }
 
 impl RecentGroup {
     /// The group's bytes when they are still in memory.
     pub(crate) fn hot(&self) -> Option<&Bytes> {
-        self.hot.as_ref().map(|hot| &hot.bytes)
+        self.hot.as_ref()
     }
 }
 
@@ -114,9 +105,6 @@ pub(crate) struct Index {
     groups: VecDeque<RecentGroup>,
     /// So many of them, the oldest, are not hot; all after them are.
     cold: usize,
-    hot_bytes: usize,
-    pinned: VecDeque<(Weak<AlignedBuf>, usize)>,
-    pinned_bytes: usize,
 }
 
 impl Index {
@@ -125,11 +113,7 @@ impl Index {
         let Group {
             place, buf, runs, ..
         } = group;
-        let hot = Hot {
-            bytes: Bytes::from_owner(Shared(Arc::clone(&buf))),
-            buf,
-        };
-        self.hot_bytes += hot.buf.capacity();
+        let hot = Bytes::from_owner(Shared(buf));
         self.add(place.number, place.file, place.at, &runs, Some(hot));
     }
 
@@ -139,7 +123,7 @@ impl Index {
         self.cold = self.groups.len();
     }
 
-    fn add(&mut self, number: u64, file: u64, at: u64, runs: &[SlotRun], hot: Option<Hot>) {
+    fn add(&mut self, number: u64, file: u64, at: u64, runs: &[SlotRun], hot: Option<Bytes>) {
         for (slot, run) in runs {
             let index = self.slots.entry(*slot).or_default();
             index.runs.push_back(RecentRun {
@@ -205,24 +189,13 @@ impl Index {
     /// Drop what the bound or a seal no longer lets stay in memory. `unsealed` is the oldest file
     /// without a footer.
     pub(crate) fn trim(&mut self, hot_bytes_max: usize, unsealed: u64, pool: &mut BufferPool) {
-        for _ in 0..self.pinned.len().min(PINNED_PASS) {
-            let Some((weak, bytes)) = self.pinned.pop_front() else {
-                break;
-            };
-            if weak.strong_count() == 0 {
-                self.pinned_bytes -= bytes;
-            } else {
-                self.pinned.push_back((weak, bytes));
-            }
-        }
-        while self.hot_bytes + self.pinned_bytes > hot_bytes_max
+        while pool.used_bytes() > hot_bytes_max
             && let Some(group) = self.groups.get_mut(self.cold)
         {
-            if let Some(hot) = group.hot.take() {
-                self.release(hot, pool);
-            }
+            group.hot = None;
             self.cold += 1;
         }
+        pool.trim();
         while let Some(front) = self.groups.front()
             && front.hot.is_none()
             && front.file < unsealed
@@ -239,24 +212,6 @@ impl Index {
             self.groups.pop_front();
             self.cold = self.cold.saturating_sub(1);
         }
-    }
-
-    fn release(&mut self, hot: Hot, pool: &mut BufferPool) {
-        let capacity = hot.buf.capacity();
-        self.hot_bytes -= capacity;
-        drop(hot.bytes);
-        match Arc::try_unwrap(hot.buf) {
-            Ok(buf) => pool.give(buf),
-            Err(shared) => {
-                self.pinned_bytes += capacity;
-                self.pinned.push_back((Arc::downgrade(&shared), capacity));
-            }
-        }
-    }
-
-    /// Memory of written buffers, those pinned from outside included.
-    pub(crate) fn hot_bytes(&self) -> usize {
-        self.hot_bytes + self.pinned_bytes
     }
 
     /// Where the batch that holds `offset` is, or else the next one.

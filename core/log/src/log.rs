@@ -120,13 +120,13 @@ impl Log {
             "group_bytes_max is over the format's"
         );
         let mut log = Self {
+            write: Writer::new(config.hot_tail_bytes_max),
             config,
             out: Out::default(),
             recover: Some(Box::default()),
             opening: None,
             failed: None,
             read_only: None,
-            write: Writer::default(),
             index: Index::default(),
             space: Space::default(),
             snapshots: Snapshots::default(),
@@ -399,7 +399,7 @@ impl Log {
             wal_files: (self.index.sealed.len() + self.write.open.len() + self.space.freeing.len())
                 as u64,
             spare_files: spares,
-            hot_bytes: self.index.hot_bytes() as u64,
+            hot_bytes: self.write.buffers.used_bytes() as u64,
             queued_bytes: self.write.queued_bytes() as u64,
             cache_bytes: self.reader.cache_bytes() as u64,
             ..self.stats

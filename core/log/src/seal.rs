@@ -5,9 +5,9 @@
 use std::sync::Arc;
 
 use millstream_batch::ids::PartitionSlot;
-use millstream_batch::limits::BLOCK_BYTES;
 
 use crate::api::Event;
+use crate::buffer::AlignedBuf;
 use crate::footer::{self, Run, Trailer, footer_bytes};
 use crate::index::SealedFile;
 use crate::io::{FileId, IoOp};
@@ -38,7 +38,7 @@ impl Log {
         front.is_syncing = true;
         let file = FileId::Wal(front.number);
         let purpose = Purpose::SyncClosed(front.number);
-        let buf = Arc::new(self.write.buffers.take(BLOCK_BYTES));
+        let buf = Arc::new(AlignedBuf::with_capacity(0));
         self.out.io(
             IoOp::Write {
                 file,

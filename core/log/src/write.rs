@@ -18,6 +18,7 @@ use millstream_batch::limits::BLOCK_BYTES;
 use rustc_hash::FxHashSet;
 
 use crate::api::{Append, Event, IndexKey, Refused};
+use crate::buffer::AlignedBuf;
 use crate::footer::footer_bytes;
 use crate::format::{
     FACT_BYTES_MAX, GROUP_BYTES_LIMIT, GROUP_CLEAN, GROUP_HEADER_BYTES, GROUP_MARK, GROUP_UNSYNCED,
@@ -111,7 +112,7 @@ impl OpenFile {
 }
 
 /// What is on its way to the disk.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Writer {
     pub(crate) term: Term,
     pub(crate) last: Lsn,
@@ -140,10 +141,36 @@ pub(crate) struct Writer {
     pub(crate) mark_wanted: bool,
     /// The term was raised at start.
     pub(crate) raised: bool,
+    /// A group of this run is synced: the next start sees whether the run was closed in good order.
+    told_apart: bool,
     sealing: bool,
 }
 
 impl Writer {
+    pub(crate) fn new(hot_tail_bytes_max: usize) -> Self {
+        Self {
+            term: Term::default(),
+            last: Lsn::default(),
+            durable: Lsn::default(),
+            last_group: 0,
+            written_group: 0,
+            synced: (0, Lsn::default()),
+            last_flags: 0,
+            gather: None,
+            run_map: RunMap::default(),
+            buffers: BufferPool::new(hot_tail_bytes_max),
+            ready: VecDeque::new(),
+            in_flight: None,
+            syncing: None,
+            open: VecDeque::new(),
+            flush_wanted: false,
+            sync_wanted: false,
+            mark_wanted: false,
+            raised: false,
+            sealing: false,
+        }
+    }
+
     /// Drop what will never be written.
     pub(crate) fn stop(&mut self) {
         self.gather = None;
@@ -331,13 +358,7 @@ impl Log {
             run_map,
             ..
         } = &mut self.write;
-        *gather = Some(Gather::new(
-            place,
-            first_len,
-            self.config.group_bytes_max,
-            buffers,
-            run_map,
-        ));
+        *gather = Some(Gather::new(place, first_len, buffers, run_map));
     }
 
     fn close_gather(&mut self) {
@@ -487,6 +508,7 @@ impl Log {
         let group = self.write.ready.pop_front().expect("looked at");
         let last = self.write.ready.is_empty();
         let sync = self.config.sync_each_group
+            || !self.write.told_apart
             || group.flags & GROUP_CLEAN != 0
             || (self.write.sync_wanted && last && self.write.gather.is_none());
         let op = IoOp::Write {
@@ -542,7 +564,7 @@ impl Log {
         if let Some(open) = self.write.open_file(file) {
             open.is_syncing = true;
         }
-        let buf = std::sync::Arc::new(self.write.buffers.take(BLOCK_BYTES));
+        let buf = std::sync::Arc::new(AlignedBuf::with_capacity(0));
         self.out.io(
             IoOp::Write {
                 file: FileId::Wal(file),
@@ -591,6 +613,7 @@ impl Log {
             self.out.event(Event::Durable(last_lsn));
         }
         if sync {
+            self.write.told_apart = true;
             self.note_synced();
         }
         if !freed.is_empty() {

@@ -54,7 +54,9 @@ impl Log {
         let last = recover.last_group_before(u64::MAX);
         if last > recover.last_group {
             recover.last_group = last;
-            recover.last_flags = 0; // of a file with a footer: closed in good order
+            // In a file with a footer, which is not where a log ends that was closed in good order. What
+            // followed under `flush = interval` may be lost without a trace.
+            recover.last_flags = GROUP_UNSYNCED;
         }
         self.check_files(&mut recover);
         if recover.report.read_only.is_none() {

@@ -225,3 +225,44 @@ fn interval_mode_cuts_at_the_first_gap_past_the_synced_point() {
     );
     assert_eq!(shard.read_all(1, 0, 8, 1 << 20).len(), 5);
 }
+
+/// However full the file is in which it began, and whether or not a snapshot covers what is left of it.
+#[test]
+fn an_unclean_run_under_interval_raises_the_term_whatever_is_left_of_it() {
+    let mut config = config();
+    config.sync_each_group = false;
+    config.segment_bytes = 32 * BLOCK as u64;
+    config.group_bytes_max = 8 * BLOCK;
+    for groups in 1..40 {
+        for snapshot in [false, true] {
+            let mut shard = Shard::open(Disk::default(), config.clone());
+            for offset in 0..groups {
+                shard.put(1, offset, &payload(1, offset, 200));
+            }
+            shard.log.sync_now();
+            shard.run();
+            if snapshot {
+                shard.snapshot(&[b"state"]);
+            } else {
+                shard.log.seal();
+                shard.run();
+                let mut disk = shard.disk;
+                disk.crash();
+                shard = Shard::open(disk, config.clone());
+            }
+            let before = shard.found().term;
+            for offset in groups..groups + 3 {
+                shard.put(1, offset, &payload(1, offset, 200));
+            }
+            let mut disk = shard.disk;
+            disk.crash();
+            let shard = Shard::open(disk, config.clone());
+            assert!(shard.found().last < Lsn(groups + 3), "some of it was lost");
+            assert!(
+                shard.found().term > before,
+                "{groups} groups, snapshot {snapshot}: {:?}",
+                shard.found()
+            );
+        }
+    }
+}

@@ -1,4 +1,4 @@
-//! The QUIC endpoint of one thread, and the transport's settings.
+//! The QUIC endpoint of one thread, the transport's settings, and who is let in to a handshake.
 
 use std::net::UdpSocket;
 use std::sync::Arc;
@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use quinn::crypto::rustls::QuicServerConfig;
 use quinn::{
-    Endpoint, EndpointConfig, IdleTimeout, MtuDiscoveryConfig, ServerConfig, TokioRuntime,
-    TransportConfig, VarInt,
+    Endpoint, EndpointConfig, IdleTimeout, Incoming, MtuDiscoveryConfig, ServerConfig,
+    TokioRuntime, TransportConfig, VarInt,
 };
 use rustls::crypto::ring;
 
@@ -65,6 +65,53 @@ pub(crate) fn open(socket: Socket, index: usize, shared: &Shared) -> Result<Endp
         Arc::new(TokioRuntime),
     )
     .map_err(|source| Error::Listen { address, source })
+}
+
+/// A handshake that may go on.
+#[derive(Debug)]
+pub(crate) struct Admitted {
+    pub(crate) incoming: Incoming,
+    pub(crate) handshake: Handshake,
+}
+
+/// Counts a handshake while it is under way.
+#[derive(Debug)]
+pub(crate) struct Handshake(Arc<Shared>);
+
+impl Drop for Handshake {
+    fn drop(&mut self) {
+        self.0.metrics.handshakes.sub(1);
+    }
+}
+
+/// Let a client in, or have it prove its address, or turn it away. Packets with forged senders are cheap
+/// to make: past a number of handshakes under way they get no state here, and no more than a Retry.
+pub(crate) fn admit(shared: &Arc<Shared>, incoming: Incoming) -> Option<Admitted> {
+    let (metrics, limits) = (&shared.metrics, &shared.config.limits);
+    let under_way = metrics.handshakes.value();
+    if under_way >= limits.handshakes_unproven_max as u64 && !incoming.remote_address_validated() {
+        metrics.handshakes_retried.add(1);
+        if incoming.retry().is_err() {
+            tracing::debug!("an address that is not validated may always be asked to prove itself");
+        }
+        return None;
+    }
+    if under_way >= limits.handshakes_max as u64 {
+        metrics.handshakes_ignored.add(1);
+        incoming.ignore();
+        return None;
+    }
+    if metrics.connections.value() + under_way >= limits.connections_max as u64 {
+        metrics.connections_refused.add(1);
+        incoming.refuse();
+        return None;
+    }
+    metrics.handshakes.add(1);
+    let handshake = Handshake(Arc::clone(shared));
+    Some(Admitted {
+        incoming,
+        handshake,
+    })
 }
 
 fn transport(config: &Config) -> Result<TransportConfig, Error> {

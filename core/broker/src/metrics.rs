@@ -27,7 +27,13 @@ pub(crate) struct Metrics {
     pub(crate) connections: Counter,
     pub(crate) connections_total: Counter,
     pub(crate) connections_refused: Counter,
+    /// Taken, and not established yet.
+    pub(crate) handshakes: Counter,
     pub(crate) handshakes_failed: Counter,
+    /// Asked to prove their address first.
+    pub(crate) handshakes_retried: Counter,
+    /// Over the limit, and left unanswered.
+    pub(crate) handshakes_ignored: Counter,
     pub(crate) streams: Counter,
     pub(crate) producers: Counter,
     pub(crate) subscriptions: Counter,

@@ -10,12 +10,13 @@ use std::time::Duration;
 use millstream_protocol::kinds::{Role, name_of};
 use millstream_protocol::messages::{self, HelloRequest, HelloResponse};
 use millstream_protocol::{Code, Kind, VERSION_MAX, VERSION_MIN};
-use quinn::{Connection, Incoming, RecvStream, SendStream, VarInt};
+use quinn::{Connection, RecvStream, SendStream, VarInt};
 use rustls_pki_types::CertificateDer;
 use tokio::sync::watch;
 
 use crate::authority::Principal;
 use crate::broker::{Phase, Shared};
+use crate::endpoint::Admitted;
 use crate::memory::{IngressShare, SendShare};
 use crate::metrics::Alive;
 use crate::stream::{FrameReader, ReadEnd, Received, refuse, write_frame};
@@ -36,7 +37,13 @@ pub(crate) struct Session {
 }
 
 /// Serve a connection from its first packet to its end.
-pub(crate) async fn serve(thread: Rc<Thread>, incoming: Incoming) {
+pub(crate) async fn serve(
+    thread: Rc<Thread>,
+    Admitted {
+        incoming,
+        handshake,
+    }: Admitted,
+) {
     let shared = Arc::clone(&thread.shared);
     let metrics = &shared.metrics;
     let hello = Duration::from_millis(shared.config.limits.hello_ms);
@@ -56,6 +63,7 @@ pub(crate) async fn serve(thread: Rc<Thread>, incoming: Incoming) {
             return;
         }
     };
+    drop(handshake);
     metrics.connections_total.add(1);
     let _alive = Alive::new(&metrics.connections);
     let session = Rc::new(Session {

@@ -175,11 +175,8 @@ async fn accept(thread: &Rc<Thread>, endpoint: &Endpoint) {
         tokio::select! {
             incoming = endpoint.accept() => {
                 let Some(incoming) = incoming else { break };
-                if shared.metrics.connections.value() >= shared.config.limits.connections_max as u64 {
-                    shared.metrics.connections_refused.add(1);
-                    incoming.refuse();
-                } else {
-                    tokio::task::spawn_local(session::serve(Rc::clone(thread), incoming));
+                if let Some(admitted) = endpoint::admit(shared, incoming) {
+                    tokio::task::spawn_local(session::serve(Rc::clone(thread), admitted));
                 }
             }
             _ = phase.wait_for(|phase| *phase != Phase::Serving) => break,

@@ -259,6 +259,11 @@ impl Memory {
 #[serde(default, deny_unknown_fields)]
 pub struct Limits {
     pub connections_max: usize,
+    /// Handshakes under way at once; more are left unanswered, and come again.
+    pub handshakes_max: usize,
+    /// Past so many, whoever has not proven its address is asked to (QUIC Retry: one round trip more).
+    /// 0: always.
+    pub handshakes_unproven_max: usize,
     /// Streams of one connection.
     pub streams_max: u32,
     /// `PRODUCE` frames unanswered on one stream.
@@ -283,6 +288,8 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             connections_max: 10_000,
+            handshakes_max: 1_024,
+            handshakes_unproven_max: 128,
             streams_max: 10_240,
             in_flight_max: 1_024,
             in_flight_bytes_max: 16 << 20,
@@ -299,6 +306,7 @@ impl Default for Limits {
 impl Limits {
     pub(super) fn check(&self) -> Result<(), ConfigError> {
         if self.connections_max == 0
+            || self.handshakes_max == 0
             || self.streams_max == 0
             || self.in_flight_max == 0
             || self.shard_calls_max == 0

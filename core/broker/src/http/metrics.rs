@@ -82,7 +82,7 @@ fn broker(shared: &Shared, report: &Report) -> Vec<Family> {
 fn sessions(shared: &Shared) -> Vec<Family> {
     let metrics = &shared.metrics;
     let bounds = &shared.bounds;
-    let gauges: [(&'static str, &'static str, u64); 6] = [
+    let gauges: [(&'static str, &'static str, u64); 7] = [
         (
             "millstream_connections",
             "Open connections",
@@ -97,6 +97,11 @@ fn sessions(shared: &Shared) -> Vec<Family> {
             "millstream_producers",
             "Open producer streams",
             metrics.producers.value(),
+        ),
+        (
+            "millstream_handshakes",
+            "Handshakes under way",
+            metrics.handshakes.value(),
         ),
         (
             "millstream_subscriptions",
@@ -114,7 +119,7 @@ fn sessions(shared: &Shared) -> Vec<Family> {
             bounds.send.bytes() as u64,
         ),
     ];
-    let counters: [(&'static str, &'static str, &Counter); 12] = [
+    let counters: [(&'static str, &'static str, &Counter); 14] = [
         (
             "millstream_connections_total",
             "Connections taken",
@@ -129,6 +134,16 @@ fn sessions(shared: &Shared) -> Vec<Family> {
             "millstream_handshakes_failed_total",
             "Handshakes that failed",
             &metrics.handshakes_failed,
+        ),
+        (
+            "millstream_handshakes_retried_total",
+            "Handshakes asked to prove their address first",
+            &metrics.handshakes_retried,
+        ),
+        (
+            "millstream_handshakes_ignored_total",
+            "Handshakes over the limit, left unanswered",
+            &metrics.handshakes_ignored,
         ),
         ("millstream_requests_total", "Requests", &metrics.requests),
         (

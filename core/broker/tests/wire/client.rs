@@ -121,6 +121,21 @@ impl World {
 
     /// A connection that has not said who it is.
     pub(crate) async fn connect_silently(&self) -> Client {
+        let mut endpoint = Endpoint::client((Ipv4Addr::LOCALHOST, 0).into()).expect("an endpoint");
+        endpoint.set_default_client_config(self.client_config());
+        let connection = endpoint
+            .connect(self.broker().address(), "localhost")
+            .expect("a name")
+            .await
+            .expect("a connection");
+        Client {
+            connection,
+            _endpoint: endpoint,
+        }
+    }
+
+    /// What a client on this machine connects with.
+    pub(crate) fn client_config(&self) -> quinn::ClientConfig {
         let context = std::fs::read_to_string(self.broker().context()).expect("a context file");
         let context: toml::Table = context.parse().expect("TOML");
         let text = |key: &str| context[key].as_str().expect("a string").to_owned();
@@ -135,24 +150,9 @@ impl World {
             .with_root_certificates(roots)
             .with_no_client_auth();
         tls.alpn_protocols = vec![ALPN.to_vec()];
-        let config = quinn::ClientConfig::new(Arc::new(
+        quinn::ClientConfig::new(Arc::new(
             QuicClientConfig::try_from(tls).expect("a QUIC suite"),
-        ));
-        let mut endpoint = Endpoint::client((Ipv4Addr::LOCALHOST, 0).into()).expect("an endpoint");
-        endpoint.set_default_client_config(config);
-        let address: SocketAddr = text("url")
-            .trim_start_matches("millstream://")
-            .parse()
-            .expect("an address");
-        let connection = endpoint
-            .connect(address, "localhost")
-            .expect("a name")
-            .await
-            .expect("a connection");
-        Client {
-            connection,
-            _endpoint: endpoint,
-        }
+        ))
     }
 }
 

@@ -5,5 +5,6 @@ mod abuse;
 mod client;
 mod filters;
 mod groups;
+mod handshakes;
 mod operators;
 mod streams;

@@ -81,6 +81,9 @@ pub(crate) async fn serve(
 fn open(session: &Session, frame: &Frame) -> Result<ProducerOpen, messages::Error> {
     let open: ProducerOpen = frame.message().map_err(refusals::of_frame)?;
     session.principal().check_somewhere(Right::Produce)?;
+    if open.pid != 0 {
+        session.check_producer(open.pid, &open.token)?;
+    }
     match Ack::try_from(open.ack) {
         Ok(Ack::Durable | Ack::None) => Ok(open),
         Ok(Ack::Quorum) => {

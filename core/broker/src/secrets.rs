@@ -8,6 +8,7 @@ use std::fmt;
 use std::fs;
 use std::io;
 
+use bytes::Bytes;
 use ring::rand::{SecureRandom as _, SystemRandom};
 use ring::{hkdf, hmac};
 
@@ -19,6 +20,7 @@ const KEY_BYTES: usize = 32;
 /// The key of one data directory.
 pub(crate) struct Secrets {
     derive: hkdf::Prk,
+    producers: hmac::Key,
 }
 
 impl Secrets {
@@ -44,21 +46,38 @@ impl Secrets {
             Err(source) => return Err(Error::directory(directory.path(), "read", &source)),
         };
         let derive = hkdf::Salt::new(hkdf::HKDF_SHA256, b"millstream").extract(&key);
-        Ok(Self { derive })
+        let producers = hmac_key(&derive, b"producer ids");
+        Ok(Self { derive, producers })
     }
 
     /// For QUIC's stateless resets (RFC 9000, 10.3): the same on every endpoint and after a restart, so
     /// that a client whose connection is no longer known hears of it with its next packet. Without it,
     /// clients notice by their idle timeout.
     pub(crate) fn reset_key(&self) -> hmac::Key {
-        self.hmac(b"quic stateless reset")
+        hmac_key(&self.derive, b"quic stateless reset")
     }
 
-    fn hmac(&self, label: &[u8]) -> hmac::Key {
-        let label = [label];
-        let derived = self.derive.expand(&label, hmac::HMAC_SHA256);
-        derived.expect("one digest is not too long").into()
+    /// Proves that a producer id was given to the principal of this name. Without the key, ids of before
+    /// are nobody's: their producers have to ask for new ones.
+    pub(crate) fn producer_token(&self, pid: u64, principal: &str) -> Bytes {
+        let tag = hmac::sign(&self.producers, &producer(pid, principal));
+        Bytes::copy_from_slice(tag.as_ref())
     }
+
+    /// Whether `token` is [`producer_token`](Self::producer_token) of these. In constant time.
+    pub(crate) fn is_producer_token(&self, pid: u64, principal: &str, token: &[u8]) -> bool {
+        hmac::verify(&self.producers, &producer(pid, principal), token).is_ok()
+    }
+}
+
+fn producer(pid: u64, principal: &str) -> Vec<u8> {
+    [&pid.to_le_bytes(), principal.as_bytes()].concat()
+}
+
+fn hmac_key(derive: &hkdf::Prk, label: &[u8]) -> hmac::Key {
+    let label = [label];
+    let derived = derive.expand(&label, hmac::HMAC_SHA256);
+    derived.expect("one digest is not too long").into()
 }
 
 impl fmt::Debug for Secrets {

@@ -92,6 +92,18 @@ impl Session {
             .expect("a stream is served when HELLO was answered")
     }
 
+    /// Refuse a producer id that was not given to this principal. So nobody fences the producer of another,
+    /// and an id that was never given out reaches no shard.
+    pub(crate) fn check_producer(&self, pid: u64, token: &[u8]) -> Result<(), messages::Error> {
+        let name = &self.principal().name;
+        if self.shared.secrets.is_producer_token(pid, name, token) {
+            return Ok(());
+        }
+        Err(Code::UnknownProducer.error(format!(
+            "producer id {pid} was not given to `{name}`, or not with this token"
+        )))
+    }
+
     /// Whether HELLO was answered yet.
     pub(crate) fn is_authenticated(&self) -> bool {
         self.principal.borrow().is_some()

@@ -126,8 +126,7 @@ pub struct DeleteTopicRequest {
     pub name: ::prost::alloc::string::String,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct DeleteTopicResponse {
-}
+pub struct DeleteTopicResponse {}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ConfigureTopicRequest {
     #[prost(string, tag = "1")]
@@ -153,8 +152,7 @@ pub struct AddPartitionsResponse {
     pub topic: ::core::option::Option<TopicInfo>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct ListTopicsRequest {
-}
+pub struct ListTopicsRequest {}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ListTopicsResponse {
     #[prost(message, repeated, tag = "1")]
@@ -217,26 +215,37 @@ pub struct TrimPartitionResponse {
     pub start_offset: u64,
 }
 /// --- producing ------------------------------------------------------------------------------------
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct InitProducerRequest {
+    /// 0: a new id
     #[prost(uint64, tag = "1")]
     pub pid: u64,
+    /// with an id: what came with it
+    #[prost(bytes = "bytes", tag = "2")]
+    pub token: ::prost::bytes::Bytes,
 }
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct InitProducerResponse {
     #[prost(uint64, tag = "1")]
     pub pid: u64,
     #[prost(uint32, tag = "2")]
     pub epoch: u32,
+    /// proves that the id is the principal's; the same for all its epochs
+    #[prost(bytes = "bytes", tag = "3")]
+    pub token: ::prost::bytes::Bytes,
 }
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ProducerOpen {
+    /// 0: without identity
     #[prost(uint64, tag = "1")]
     pub pid: u64,
     #[prost(uint32, tag = "2")]
     pub epoch: u32,
     #[prost(enumeration = "Ack", tag = "3")]
     pub ack: i32,
+    /// of InitProducerResponse
+    #[prost(bytes = "bytes", tag = "4")]
+    pub token: ::prost::bytes::Bytes,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ProducerOpened {
@@ -473,8 +482,7 @@ pub struct Pause {
 }
 /// --- groups ---------------------------------------------------------------------------------------
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct ListGroupsRequest {
-}
+pub struct ListGroupsRequest {}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ListGroupsResponse {
     #[prost(string, repeated, tag = "1")]
@@ -560,8 +568,7 @@ pub struct DeleteGroupRequest {
     pub group: ::prost::alloc::string::String,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct DeleteGroupResponse {
-}
+pub struct DeleteGroupResponse {}
 /// --- components -----------------------------------------------------------------------------------
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct FilterInfo {
@@ -601,8 +608,7 @@ pub struct DeployFilterResponse {
     pub revision: u64,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct ListFiltersRequest {
-}
+pub struct ListFiltersRequest {}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ListFiltersResponse {
     #[prost(message, repeated, tag = "1")]
@@ -616,18 +622,14 @@ pub struct RemoveFilterRequest {
     pub name: ::prost::alloc::string::String,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct RemoveFilterResponse {
-}
+pub struct RemoveFilterResponse {}
 /// --- broker ---------------------------------------------------------------------------------------
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct PingRequest {
-}
+pub struct PingRequest {}
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct PingResponse {
-}
+pub struct PingResponse {}
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct StatusRequest {
-}
+pub struct StatusRequest {}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct StatusResponse {
     #[prost(string, tag = "1")]

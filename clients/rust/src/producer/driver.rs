@@ -76,18 +76,20 @@ impl Shared {
     }
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Identity {
     pub(super) pid: u64,
     pub(super) epoch: u32,
+    /// What the broker gave with the id, to prove that it is ours.
+    pub(super) token: Bytes,
 }
 
 /// Ask for a producer id, or for none.
 pub(super) async fn identify(link: &Link, idempotent: bool, deadline: Instant) -> Result<Identity> {
     if !idempotent {
-        return Ok(Identity { pid: 0, epoch: 0 });
+        return Ok(Identity::default());
     }
-    let request = InitProducerRequest { pid: 0 };
+    let request = InitProducerRequest::default();
     // An id whose answer was lost is never used: asking again is harmless.
     let answer: InitProducerResponse = link
         .request(
@@ -101,6 +103,7 @@ pub(super) async fn identify(link: &Link, idempotent: bool, deadline: Instant) -
     Ok(Identity {
         pid: answer.pid,
         epoch: answer.epoch,
+        token: answer.token,
     })
 }
 
@@ -206,7 +209,7 @@ impl Driver {
     /// go on counting. `None`: closed meanwhile.
     async fn reopen(&mut self) -> Result<Option<(SendStream, Incoming, usize)>> {
         let renew = self.lanes.renewal_due();
-        let (link, mut identity) = (Arc::clone(&self.link), self.identity);
+        let (link, mut identity) = (Arc::clone(&self.link), self.identity.clone());
         let idempotent = identity.pid != 0;
         let opening = async move {
             let deadline = Instant::now() + OPEN_TIMEOUT;
@@ -214,7 +217,7 @@ impl Driver {
                 identity = identify(&link, idempotent, deadline).await?;
             }
             let session = link.session(deadline.into()).await?;
-            let opened = tokio::time::timeout_at(deadline.into(), open(&session, identity)).await;
+            let opened = tokio::time::timeout_at(deadline.into(), open(&session, &identity)).await;
             let (send, incoming, in_flight_max) = opened.unwrap_or_else(|_| {
                 Err(Error::transport(
                     "the producer stream was not opened in time",
@@ -651,11 +654,12 @@ fn verdict(error: &Error) -> Verdict {
     }
 }
 
-async fn open(session: &Session, identity: Identity) -> Result<(SendStream, Incoming, usize)> {
+async fn open(session: &Session, identity: &Identity) -> Result<(SendStream, Incoming, usize)> {
     let first = ProducerOpen {
         pid: identity.pid,
         epoch: identity.epoch,
         ack: Ack::Durable.into(),
+        token: identity.token.clone(),
     };
     let (send, mut incoming) = Link::open(session, Kind::ProducerOpen, &first).await?;
     match incoming.next().await? {

@@ -12,7 +12,11 @@ pub(super) async fn handle(
     session: &Session,
     request: InitProducerRequest,
 ) -> Result<InitProducerResponse, messages::Error> {
-    session.principal().check_somewhere(Right::Produce)?;
+    let principal = session.principal();
+    principal.check_somewhere(Right::Produce)?;
+    if request.pid != 0 {
+        session.check_producer(request.pid, &request.token)?;
+    }
     match ask(
         session.shared.shards.catalog(),
         Request::InitProducer {
@@ -24,6 +28,10 @@ pub(super) async fn handle(
         Reply::Producer { pid, epoch } => Ok(InitProducerResponse {
             pid: pid.0,
             epoch: epoch.0,
+            token: session
+                .shared
+                .secrets
+                .producer_token(pid.0, &principal.name),
         }),
         other => Err(unexpected(&other)),
     }

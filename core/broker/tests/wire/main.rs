@@ -7,4 +7,5 @@ mod filters;
 mod groups;
 mod handshakes;
 mod operators;
+mod producer_ids;
 mod streams;

@@ -122,6 +122,7 @@ fn a_repeated_batch_is_answered_with_its_first_offset() {
             pid: init.pid,
             epoch: init.epoch,
             ack: Ack::Durable.into(),
+            token: init.token,
         };
         let mut producer = client.producer(&open).await;
         for (tag, sequence) in [(1, 0), (2, 0), (3, 5), (4, 1)] {

@@ -330,6 +330,7 @@ fn producing() -> Vec<Sample> {
         pid: 1 << 33,
         epoch: 2,
         ack: Ack::None.into(),
+        token: id(),
     };
     let produce = Produce {
         tag: 3,
@@ -349,7 +350,10 @@ fn producing() -> Vec<Sample> {
             "request",
             Kind::InitProducer,
             "InitProducerRequest",
-            &InitProducerRequest { pid: 1 << 33 },
+            &InitProducerRequest {
+                pid: 1 << 33,
+                token: id(),
+            },
         ),
         sample(
             "response",
@@ -358,6 +362,7 @@ fn producing() -> Vec<Sample> {
             &InitProducerResponse {
                 pid: 1 << 33,
                 epoch: 2,
+                token: id(),
             },
         ),
         sample("", Kind::ProducerOpen, "ProducerOpen", &open),

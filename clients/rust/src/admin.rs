@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use crate::connection::{Link, Repeat};
 use crate::consumer::StartAt;
 use crate::error::{Error, Result};
+use crate::transport;
 
 /// Asks a broker. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -141,14 +142,11 @@ impl Admin {
             partitions,
             config,
             if_not_exists,
+            key: request_key()?,
         };
-        let repeat = if if_not_exists {
-            Repeat::Safe
-        } else {
-            Repeat::Never
-        };
+        // By the key, the broker knows a repeat for what it is.
         let answer: wire::CreateTopicResponse =
-            self.ask(Kind::CreateTopic, &request, repeat).await?;
+            self.ask(Kind::CreateTopic, &request, Repeat::Safe).await?;
         Ok((topic(answer.topic)?, answer.created))
     }
 
@@ -482,6 +480,13 @@ impl Admin {
             )
             .await
     }
+}
+
+/// What tells the repeats of one request from another request.
+fn request_key() -> Result<Bytes> {
+    let mut key = [0; 16];
+    transport::random(&mut key)?;
+    Ok(Bytes::copy_from_slice(&key))
 }
 
 fn setting(key: &str, value: Option<&String>) -> wire::Setting {

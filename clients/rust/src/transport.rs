@@ -94,6 +94,14 @@ pub(crate) fn client_config(context: &Context, idle_timeout: Duration) -> Result
     Ok(config)
 }
 
+/// Bytes that nobody can guess.
+pub(crate) fn random(bytes: &mut [u8]) -> Result<()> {
+    let source = ring::default_provider().secure_random;
+    source
+        .fill(bytes)
+        .map_err(|_| Error::usage("the system has no entropy"))
+}
+
 /// A socket and endpoint that reach `remote`.
 pub(crate) fn endpoint(remote: SocketAddr) -> Result<Endpoint> {
     let failed = |what: &str, error: std::io::Error| Error::transport(format!("{what}: {error}"));

@@ -265,9 +265,12 @@ impl Broker {
             shared.enter(Phase::Draining);
             let metrics = &shared.metrics;
             let deadline = Instant::now() + Duration::from_millis(shared.config.limits.drain_ms);
-            while metrics.producers.value() + metrics.subscriptions.value() > 0
-                && Instant::now() < deadline
-            {
+            let busy = || {
+                metrics.producers.value()
+                    + metrics.subscriptions.value()
+                    + metrics.requests_running.value()
+            };
+            while busy() > 0 && Instant::now() < deadline {
                 tokio::time::sleep(DRAIN_LOOK).await;
             }
             shared.enter(Phase::Closing);

@@ -38,6 +38,8 @@ pub(crate) struct Metrics {
     pub(crate) producers: Counter,
     pub(crate) subscriptions: Counter,
     pub(crate) requests: Counter,
+    /// Taken, and not answered yet.
+    pub(crate) requests_running: Counter,
     pub(crate) requests_refused: Counter,
     pub(crate) frames_malformed: Counter,
     pub(crate) bytes_in: Counter,

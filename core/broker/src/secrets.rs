@@ -21,6 +21,7 @@ const KEY_BYTES: usize = 32;
 pub(crate) struct Secrets {
     derive: hkdf::Prk,
     producers: hmac::Key,
+    topics: hmac::Key,
 }
 
 impl Secrets {
@@ -47,7 +48,12 @@ impl Secrets {
         };
         let derive = hkdf::Salt::new(hkdf::HKDF_SHA256, b"millstream").extract(&key);
         let producers = hmac_key(&derive, b"producer ids");
-        Ok(Self { derive, producers })
+        let topics = hmac_key(&derive, b"topic ids");
+        Ok(Self {
+            derive,
+            producers,
+            topics,
+        })
     }
 
     /// For QUIC's stateless resets (RFC 9000, 10.3): the same on every endpoint and after a restart, so
@@ -67,6 +73,21 @@ impl Secrets {
     /// Whether `token` is [`producer_token`](Self::producer_token) of these. In constant time.
     pub(crate) fn is_producer_token(&self, pid: u64, principal: &str, token: &[u8]) -> bool {
         hmac::verify(&self.producers, &producer(pid, principal), token).is_ok()
+    }
+
+    /// The id of the topic that this request creates, whenever it is repeated: a UUID (RFC 9562, version
+    /// 8) that nobody can choose. Without the key, a repeat is taken for another request.
+    pub(crate) fn topic_id(&self, principal: &str, name: &str, key: &[u8]) -> [u8; 16] {
+        let mut context = hmac::Context::with_key(&self.topics);
+        for part in [principal.as_bytes(), name.as_bytes(), key] {
+            context.update(&(part.len() as u64).to_le_bytes());
+            context.update(part);
+        }
+        let mut id = [0; 16];
+        id.copy_from_slice(&context.sign().as_ref()[..16]);
+        id[6] = id[6] & 0x0f | 0x80;
+        id[8] = id[8] & 0x3f | 0x80;
+        id
     }
 }
 

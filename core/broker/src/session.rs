@@ -271,7 +271,9 @@ async fn request(
     mut reader: FrameReader,
     received: Received,
 ) {
-    session.shared.metrics.requests.add(1);
+    let metrics = &session.shared.metrics;
+    metrics.requests.add(1);
+    let _running = Alive::new(&metrics.requests_running);
     match requests::answer(session, received).await {
         Ok(frame) => {
             if send.write_chunk(frame).await.is_ok() {

@@ -112,6 +112,9 @@ pub struct CreateTopicRequest {
     pub config: ::prost::alloc::vec::Vec<Setting>,
     #[prost(bool, tag = "4")]
     pub if_not_exists: bool,
+    /// drawn once for a request and its repeats: a repeat is answered as the first
+    #[prost(bytes = "bytes", tag = "5")]
+    pub key: ::prost::bytes::Bytes,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct CreateTopicResponse {

@@ -145,6 +145,6 @@ impl Config {
         for principal in &self.principals {
             principal.check()?;
         }
-        Ok(())
+        sections::check_distinct(&self.principals)
     }
 }

@@ -85,6 +85,31 @@ impl PrincipalSettings {
     }
 }
 
+/// One token or certificate is one principal: who would it be otherwise?
+pub(super) fn check_distinct(principals: &[PrincipalSettings]) -> Result<(), ConfigError> {
+    for (at, one) in principals.iter().enumerate() {
+        for other in principals[..at]
+            .iter()
+            .filter(|other| other.name != one.name)
+        {
+            let same = |a: &Option<String>, b: &Option<String>| {
+                a.is_some()
+                    && a.as_deref().map(str::to_lowercase) == b.as_deref().map(str::to_lowercase)
+            };
+            let names = format!("`{}` and `{}`", other.name, one.name);
+            if same(&one.token_sha256, &other.token_sha256) {
+                let why = format!("{names} have the same token: give each its own");
+                return invalid("principals.token_sha256", why);
+            }
+            if same(&one.certificate, &other.certificate) {
+                let why = format!("{names} have the same certificate name: give each its own");
+                return invalid("principals.certificate", why);
+            }
+        }
+    }
+    Ok(())
+}
+
 /// When a write is made durable.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

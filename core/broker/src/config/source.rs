@@ -116,7 +116,7 @@ fn set(table: &mut toml::Table, name: &str, value: String) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Flush;
+    use crate::config::{Flush, PrincipalSettings};
 
     fn variable(name: &str, value: &str) -> (String, String) {
         (name.to_owned(), value.to_owned())
@@ -169,6 +169,35 @@ mod tests {
         config.check().expect("defaults are good");
         let again: Config = toml::from_str(&config.to_toml()).expect("what is shown can be read");
         assert_eq!(again.to_toml(), config.to_toml());
+    }
+
+    #[test]
+    fn one_token_is_one_principal() {
+        let principal = |name: &str, token: &str| PrincipalSettings {
+            name: name.to_owned(),
+            token_sha256: Some(token.repeat(64)),
+            ..PrincipalSettings::default()
+        };
+        let check = |principals: &[PrincipalSettings]| {
+            Config {
+                principals: principals.to_vec(),
+                ..Config::default()
+            }
+            .check()
+        };
+        check(&[
+            principal("a", "1"),
+            principal("b", "2"),
+            principal("a", "1"),
+        ])
+        .expect("entries of one name add up");
+        let error = check(&[principal("a", "c"), principal("b", "C")])
+            .expect_err("whose is it?")
+            .to_string();
+        assert!(
+            error.contains("token_sha256") && error.contains("`a` and `b`"),
+            "{error}"
+        );
     }
 
     #[test]

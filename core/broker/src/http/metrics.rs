@@ -82,7 +82,7 @@ fn broker(shared: &Shared, report: &Report) -> Vec<Family> {
 fn sessions(shared: &Shared) -> Vec<Family> {
     let metrics = &shared.metrics;
     let bounds = &shared.bounds;
-    let gauges: [(&'static str, &'static str, u64); 7] = [
+    let gauges: [(&'static str, &'static str, u64); 8] = [
         (
             "millstream_connections",
             "Open connections",
@@ -97,6 +97,11 @@ fn sessions(shared: &Shared) -> Vec<Family> {
             "millstream_producers",
             "Open producer streams",
             metrics.producers.value(),
+        ),
+        (
+            "millstream_requests_running",
+            "Requests taken and not answered yet",
+            metrics.requests_running.value(),
         ),
         (
             "millstream_handshakes",

@@ -11,6 +11,9 @@ use crate::authority::Right;
 use crate::session::Session;
 use crate::shards::{ask, unexpected};
 
+/// Bytes of a key: a UUID, or a digest.
+const KEY_BYTES_MAX: usize = 32;
+
 pub(super) async fn handle(
     session: &Session,
     request: CreateTopicRequest,
@@ -23,7 +26,15 @@ pub(super) async fn handle(
         partitions => partitions,
     };
     let shards = &session.shared.shards;
-    let id = TopicId(*uuid::Uuid::now_v7().as_bytes());
+    let id = TopicId(match request.key.as_ref() {
+        [] => uuid::Uuid::now_v7().into_bytes(),
+        key if key.len() <= KEY_BYTES_MAX => {
+            let principal = session.principal();
+            let secrets = &session.shared.secrets;
+            secrets.topic_id(&principal.name, &request.name, key)
+        }
+        _ => return Err(Code::BadRequest.error(format!("a key has at most {KEY_BYTES_MAX} bytes"))),
+    });
     let create = Request::CreateTopic {
         id,
         name: request.name.clone(),
@@ -33,14 +44,17 @@ pub(super) async fn handle(
     let (meta, created) = match ask(shards.catalog(), create).await {
         Ok(Reply::Topic(meta)) => (meta, true),
         Ok(other) => return Err(unexpected(&other)),
-        Err(error) if error.code == Code::TopicExists.number() && request.if_not_exists => {
+        Err(error) if error.code == Code::TopicExists.number() => {
             match ask(
                 shards.catalog(),
                 Request::DescribeTopic { name: request.name },
             )
             .await?
             {
-                Reply::Topic(meta) => (meta, false),
+                // The repeat of a request that was carried out, and whose answer was lost or an error.
+                Reply::Topic(meta) if meta.id == id => (meta, true),
+                Reply::Topic(meta) if request.if_not_exists => (meta, false),
+                Reply::Topic(_) => return Err(error),
                 other => return Err(unexpected(&other)),
             }
         }

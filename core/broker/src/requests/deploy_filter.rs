@@ -117,11 +117,12 @@ fn binding(
         })
         .collect();
     parameters.sort_unstable();
-    let or = |value: u64, default: u64| {
-        if value == 0 {
-            default
-        } else {
-            value.min(default)
+    let or = |what: &str, value: u64, most: u64| match value {
+        0 => Ok(most),
+        value if value <= most => Ok(value),
+        value => {
+            let message = format!("{what} = {value} is over the {most} that this broker gives");
+            Err(Code::BadConfig.error(message))
         }
     };
     Ok(FilterBinding {
@@ -130,11 +131,16 @@ fn binding(
         stage,
         parameters,
         budget: Budget {
-            memory_bytes_max: or(filter.memory_bytes_max, defaults.memory_bytes_max),
+            memory_bytes_max: or(
+                "memory_bytes_max",
+                filter.memory_bytes_max,
+                defaults.memory_bytes_max,
+            )?,
             batch_ms_max: or(
+                "batch_ms_max",
                 u64::from(filter.batch_ms_max),
                 u64::from(defaults.batch_ms_max),
-            ) as u32,
+            )? as u32,
         },
         on_error,
     })

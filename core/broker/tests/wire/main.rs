@@ -2,6 +2,7 @@
 //! what it does with clients that break the rules.
 
 mod abuse;
+mod catalog;
 mod client;
 mod filters;
 mod groups;

@@ -163,6 +163,7 @@ fn topics() -> Vec<Sample> {
         partitions: 4,
         config: vec![setting()],
         if_not_exists: true,
+        key: id(),
     };
     let reset = Setting {
         key: text("retention.bytes"),

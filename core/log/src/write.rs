@@ -167,6 +167,7 @@ impl Writer {
             sync_wanted: false,
             mark_wanted: false,
             raised: false,
+            told_apart: false,
             sealing: false,
         }
     }

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use millstream_batch::limits::COMPONENT_BYTES_MAX;
 use millstream_machine::topic::FilterBinding;
 use millstream_protocol::{Code, messages};
-use millstream_sandbox::{Component, Engine, EngineConfig, Parameters, StartError};
+use millstream_sandbox::{Component, Engine, EngineConfig, Parameters, Placement, StartError};
 use millstream_shard::driver::{ComponentSource, Lookup, deployment};
 use rustc_hash::{FxHashMap, FxHashSet};
 use sha2::{Digest as _, Sha256};
@@ -32,7 +32,7 @@ const HOST_INSTANCES: u32 = 16;
 pub(crate) struct Components {
     path: PathBuf,
     store_bytes_max: u64,
-    /// Hosts that run filters: one a shard for produce, one a thread for subscriptions.
+    /// Hosts that run filters: one a shard for produce, one a thread for subscriptions, one a worker.
     hosts: u32,
     /// Held from before a component is stored until the fact that names it is there, so that nothing
     /// takes the component for one that no topic names.
@@ -146,7 +146,7 @@ impl Components {
                     Code::UnknownFilter.error("the component is not loaded: deploy it again")
                 );
             };
-            match deployment(&binding, component).filter(&Parameters::new()) {
+            match deployment(&binding, component, Placement::Shard).filter(&Parameters::new()) {
                 Ok(_) => Ok(()),
                 Err(error @ StartError::NoRoom(_)) => Err(Code::Busy.error(error.to_string())),
                 Err(error) => Err(Code::BadConfig.error(error.to_string())),

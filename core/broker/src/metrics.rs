@@ -1,7 +1,10 @@
 //! Counters of the broker's own work. Shards count theirs (`Call::Status`); the two meet in
 //! `/metrics`. One set a broker: counters are touched once a frame or batch, never once a record.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+
+use millstream_shard::driver::FilterCounts;
 
 /// A number that only rises, or rises and falls.
 #[derive(Debug, Default)]
@@ -49,6 +52,8 @@ pub(crate) struct Metrics {
     /// Batches sent with `ack = none` that failed: nobody was told.
     pub(crate) batches_lost: Counter,
     pub(crate) batches_out: Counter,
+    /// Filters on the way to subscriptions, on all threads.
+    pub(crate) subscribe_filters: Arc<FilterCounts>,
 }
 
 /// Counts one more of something while it lives.

@@ -98,7 +98,10 @@ async fn serve(start: Start) {
     if let Some(endpoint) = endpoint {
         let thread = Rc::new(Thread {
             catalog: Catalog::new(shared.shards.shard(first).clone()),
-            filters: RefCell::new(FilterHost::new(Arc::clone(&shared.components) as _)),
+            filters: RefCell::new(FilterHost::new(
+                Arc::clone(&shared.plugins.deployments),
+                Arc::clone(&shared.metrics.subscribe_filters),
+            )),
             shared: Arc::clone(&shared),
         });
         accept(&thread, &endpoint).await;
@@ -133,15 +136,8 @@ async fn open_shards(
         let storage = millstream_uring::open(&path, preference)
             .map_err(|source| Error::directory(&path, "open", &source))?;
         let (to, recovered) = oneshot::channel();
-        let components = Arc::clone(&shared.components) as _;
-        let driver = driver::run(
-            config,
-            storage,
-            inbox,
-            driver::system_clock(),
-            components,
-            to,
-        );
+        let plugins = shared.plugins.clone();
+        let driver = driver::run(config, storage, inbox, driver::system_clock(), plugins, to);
         drivers.push(tokio::task::spawn_local(driver));
         recoveries.push((shard, recovered));
     }

@@ -1,29 +1,23 @@
-//! What all filters of one deployment share: parameters, budget, kill count, measured cost.
+//! What all filters of one deployment share, on whatever thread they are: parameters, budget, kill
+//! count, measured cost, and where it belongs by those.
 //!
-//! Shards share it without locking on the way of a batch: costs are relaxed atomics (a lost update
+//! Threads share it without locking on the way of a batch: costs are relaxed atomics (a lost update
 //! costs a little accuracy), and only a kill takes the lock.
 //!
-//! Deliberately absent: the failure policy, and moving a deployment to a worker thread; this says when.
+//! Deliberately absent: the failure policy, and the threads; `placement` decides, this keeps the record.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::bitmap::Bitmap;
 use crate::component::Component;
-use crate::error::{FilterError, StartError};
+use crate::error::{Erred, FilterError, StartError};
 use crate::filter::{Budget, Context, Filter};
 use crate::host::Parameters;
 use crate::log::GuestLog;
-
-/// Kills that pause a deployment, when they come within [`KILL_WINDOW`].
-const KILLS_MAX: u32 = 3;
-const KILL_WINDOW: Duration = Duration::from_secs(60);
-/// A deployment that costs more than this for a batch leaves the shard's thread.
-const SHARD_COST_MAX: Duration = Duration::from_micros(200);
-/// The moving average forgets at this rate: each batch counts one sixteenth.
-const AVERAGE_SHIFT: u32 = 4;
+use crate::placement::{KILL_WINDOW, KILLS_MAX, Placement, Record, average, place};
 
 /// One component deployed under a name.
 #[derive(Debug)]
@@ -33,18 +27,11 @@ pub struct Deployment {
     budget: Budget,
     log: Arc<GuestLog>,
     made: Instant,
-    paused: AtomicBool,
+    /// A [`Placement`] as a number.
+    placement: AtomicU8,
+    retired: AtomicBool,
     kills: Mutex<Kills>,
     meter: Meter,
-}
-
-/// Which thread a deployment belongs on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Placement {
-    /// Cheap and never killed: the shard's own thread.
-    Shard,
-    /// Too slow, or killed once: a worker thread, order kept.
-    Worker,
 }
 
 /// What a deployment has done since it was made. For `/metrics`.
@@ -77,6 +64,7 @@ struct Meter {
     kills: AtomicU64,
     time_ns: AtomicU64,
     batch_ns_average: AtomicU64,
+    batches_here: AtomicU64,
 }
 
 /// The latest kills, as times since the deployment was made. Pure.
@@ -84,13 +72,14 @@ struct Meter {
 struct Kills(VecDeque<Duration>);
 
 impl Deployment {
-    /// A deployment that is not paused and has cost nothing yet.
+    /// A deployment that has cost nothing yet, and where it begins.
     #[must_use]
     pub fn new(
         name: &str,
         component: Arc<Component>,
         parameters: Parameters,
         budget: Budget,
+        placement: Placement,
     ) -> Arc<Self> {
         Arc::new(Self {
             component,
@@ -98,20 +87,25 @@ impl Deployment {
             budget,
             log: GuestLog::new(name),
             made: Instant::now(),
-            paused: AtomicBool::new(false),
+            placement: AtomicU8::new(placement as u8),
+            retired: AtomicBool::new(false),
             kills: Mutex::default(),
             meter: Meter::default(),
         })
     }
 
-    /// An instance for one shard or subscription. A subscription's own parameters win over the
-    /// deployment's.
+    /// An instance for one thread or subscription. A subscription's own parameters win over the
+    /// deployment's. A crash while starting counts as a kill.
     pub fn filter(&self, subscription: &Parameters) -> Result<Filter, StartError> {
         let mut parameters = self.parameters.clone();
         for (key, value) in subscription {
             parameters.insert(key.clone(), value.clone());
         }
-        Filter::new(&self.component, parameters, self.budget, &self.log)
+        Filter::new(&self.component, parameters, self.budget, &self.log).inspect_err(|error| {
+            if error.erred() == Erred::Component {
+                self.killed(Instant::now());
+            }
+        })
     }
 
     /// Calls a filter of this deployment and keeps the accounts: see [`Filter::call`].
@@ -123,7 +117,7 @@ impl Deployment {
         timestamps: &[i64],
         raw: &[u8],
     ) -> Result<Bitmap, FilterError> {
-        if self.paused.load(Ordering::Relaxed) {
+        if self.is_paused() {
             return Err(FilterError::Paused {
                 kills: KILLS_MAX,
                 window_ms: KILL_WINDOW.as_millis() as u64,
@@ -132,6 +126,7 @@ impl Deployment {
         let start = Instant::now();
         let answer = filter.call(context, index, timestamps, raw);
         self.meter.batch(start.elapsed(), timestamps.len());
+        self.settle(0);
         match &answer {
             Ok(bitmap) => add(&self.meter.records_kept, bitmap.kept() as u64),
             Err(FilterError::Refused(_)) => add(&self.meter.refused, 1),
@@ -150,18 +145,24 @@ impl Deployment {
     /// Whether calls are refused until the component is deployed again.
     #[must_use]
     pub fn is_paused(&self) -> bool {
-        self.paused.load(Ordering::Relaxed)
+        self.placement() == Placement::Paused
     }
 
     /// Which thread the deployment belongs on, by what it has cost so far.
     #[must_use]
     pub fn placement(&self) -> Placement {
-        let average = Duration::from_nanos(self.meter.batch_ns_average.load(Ordering::Relaxed));
-        if average > SHARD_COST_MAX || self.meter.kills.load(Ordering::Relaxed) > 0 {
-            Placement::Worker
-        } else {
-            Placement::Shard
-        }
+        placement_of(self.placement.load(Ordering::Relaxed))
+    }
+
+    /// It was removed or replaced: whoever holds a filter of it lets go.
+    pub fn retire(&self) {
+        self.retired.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it was removed or replaced.
+    #[must_use]
+    pub fn is_retired(&self) -> bool {
+        self.retired.load(Ordering::Relaxed)
     }
 
     /// The accounts.
@@ -184,31 +185,87 @@ impl Deployment {
         add(&self.meter.kills, 1);
         let now = now.saturating_duration_since(self.made);
         let mut kills = self.kills.lock().unwrap_or_else(PoisonError::into_inner);
-        if kills.add(now) {
-            self.paused.store(true, Ordering::Relaxed);
+        let recent = kills.add(now);
+        drop(kills);
+        self.settle(recent);
+    }
+
+    /// Decide anew where it belongs. Threads that race here decide the same, or the next batch does.
+    fn settle(&self, kills_recent: u32) {
+        let now = self.placement();
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let record = Record {
+            batch_ns_average: read(&self.meter.batch_ns_average),
+            batches_here: read(&self.meter.batches_here),
+            kills: read(&self.meter.kills),
+            kills_recent,
+        };
+        let next = place(now, record);
+        if next == now {
+            return;
+        }
+        let moved = self.placement.compare_exchange(
+            now as u8,
+            next as u8,
+            Ordering::Relaxed,
+            Ordering::Relaxed,
+        );
+        match moved {
+            Ok(_) => {
+                self.meter.batches_here.store(0, Ordering::Relaxed);
+                let batch_us = record.batch_ns_average / 1_000;
+                let (deployment, kills) = (self.log.deployment(), record.kills);
+                match next {
+                    Placement::Shard => tracing::info!(
+                        deployment,
+                        batch_us,
+                        "the filter is cheap again: back on the shards' threads"
+                    ),
+                    Placement::Worker => tracing::warn!(
+                        deployment,
+                        batch_us,
+                        kills,
+                        "the filter is slow or was killed: it moves to worker threads"
+                    ),
+                    Placement::Paused => tracing::error!(
+                        deployment,
+                        kills,
+                        "the filter was killed too often and is paused: correct it, then deploy it again"
+                    ),
+                }
+            }
+            // A kill that pauses must not get lost to a move at the same moment.
+            Err(_) if next == Placement::Paused => {
+                self.placement.store(next as u8, Ordering::Relaxed);
+            }
+            Err(_) => {}
         }
     }
+}
+
+fn placement_of(number: u8) -> Placement {
+    [Placement::Shard, Placement::Worker]
+        .into_iter()
+        .find(|placement| *placement as u8 == number)
+        .unwrap_or(Placement::Paused)
 }
 
 impl Meter {
     fn batch(&self, cost: Duration, records: usize) {
         let cost = u64::try_from(cost.as_nanos()).unwrap_or(u64::MAX);
-        let first = self.batches.fetch_add(1, Ordering::Relaxed) == 0;
+        add(&self.batches, 1);
+        add(&self.batches_here, 1);
         add(&self.records, records as u64);
         add(&self.time_ns, cost);
         let old = self.batch_ns_average.load(Ordering::Relaxed);
-        let new = if first {
-            cost
-        } else {
-            old - (old >> AVERAGE_SHIFT) + (cost >> AVERAGE_SHIFT)
-        };
-        self.batch_ns_average.store(new, Ordering::Relaxed);
+        self.batch_ns_average
+            .store(average(old, cost), Ordering::Relaxed);
     }
 }
 
 impl Kills {
-    /// Counts a kill: whether there have now been too many.
-    fn add(&mut self, now: Duration) -> bool {
+    /// Counts a kill: how many there have now been within the window.
+    fn add(&mut self, now: Duration) -> u32 {
         self.0.push_back(now);
         while self
             .0
@@ -217,7 +274,11 @@ impl Kills {
         {
             self.0.pop_front();
         }
-        self.0.len() >= KILLS_MAX as usize
+        // More than pause it say nothing more.
+        if self.0.len() > KILLS_MAX as usize {
+            self.0.pop_front();
+        }
+        self.0.len() as u32
     }
 }
 
@@ -230,24 +291,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn three_kills_within_a_minute_are_too_many() {
+    fn kills_are_counted_within_a_minute() {
         let s = Duration::from_secs;
         let mut kills = Kills::default();
-        assert!(!kills.add(s(0)));
-        assert!(!kills.add(s(59)));
-        assert!(kills.add(s(60)), "0, 59 and 60 s are within a minute");
-
+        assert_eq!(
+            [0, 59, 60].map(|at| kills.add(s(at))),
+            [1, 2, 3],
+            "0, 59 and 60 s are within a minute"
+        );
         let mut slow = Kills::default();
-        assert!(!slow.add(s(0)) && !slow.add(s(30)) && !slow.add(s(61)) && !slow.add(s(92)));
-        assert!(slow.add(s(93)), "61, 92 and 93 s are within a minute");
+        assert_eq!([0, 30, 61, 92].map(|at| slow.add(s(at))), [1, 2, 2, 2]);
+        assert_eq!(slow.add(s(93)), 3, "61, 92 and 93 s are within a minute");
         assert_eq!(slow.0.len(), 3);
     }
 
     #[test]
     fn the_average_follows_the_cost() {
         let meter = Meter::default();
-        meter.batch(Duration::from_micros(100), 1);
-        assert_eq!(meter.batch_ns_average.load(Ordering::Relaxed), 100_000);
         for _ in 0..200 {
             meter.batch(Duration::from_micros(500), 1);
         }

@@ -25,15 +25,17 @@ mod filter;
 mod hmac;
 mod host;
 mod log;
+mod placement;
 mod poison;
 mod ticker;
 
 pub use bitmap::Bitmap;
 pub use component::{Component, Digest, Origin, PlugPoint};
-pub use deployment::{Deployment, Placement, Stats};
+pub use deployment::{Deployment, Stats};
 pub use engine::{Engine, EngineConfig};
 pub use error::{CompileError, EngineError, Erred, FilterError, StartError};
 pub use filter::{Budget, Context, Filter, Stage};
 pub use host::Parameters;
 pub use log::GuestLog;
+pub use placement::Placement;
 pub use poison::{NoPoison, Poison, find_poison};

@@ -51,6 +51,11 @@ impl GuestLog {
         })
     }
 
+    /// The name.
+    pub(crate) fn deployment(&self) -> &str {
+        &self.deployment
+    }
+
     pub(crate) fn line(&self, level: Level, context: &str, message: &str) {
         let mut ration = self.ration.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(dropped) = ration.take(Instant::now()) else {

@@ -295,7 +295,13 @@ fn the_pool_is_bounded_and_says_so() {
 fn three_kills_pause_the_deployment_and_one_moves_it() {
     let engine = engine();
     let component = compile(&engine, DIES_OF_ZERO);
-    let deployment = Deployment::new("orders-check", component, Parameters::new(), budget());
+    let deployment = Deployment::new(
+        "orders-check",
+        component,
+        Parameters::new(),
+        budget(),
+        Placement::Shard,
+    );
     let mut filter = deployment.filter(&Parameters::new()).unwrap();
     let mut ask = |batch: &Batch| {
         let (index, timestamps) = (batch.index.index(), batch.index.timestamps());

@@ -6,7 +6,7 @@ use std::fmt::{Debug, Write as _};
 use std::sync::{Arc, Mutex};
 
 use common::{Batch, CONTEXT, budget, engine, parameters};
-use millstream_sandbox::{Deployment, FilterError};
+use millstream_sandbox::{Deployment, FilterError, Placement};
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Metadata, Subscriber};
@@ -99,7 +99,13 @@ fn logged(lines: u32, own: &[(&str, &str)], subscription: &[(&str, &str)]) -> Ve
     let captured = Captured::default();
     tracing::subscriber::with_default(captured.clone(), || {
         let component = engine().compile(&greets(lines)).unwrap();
-        let deployment = Deployment::new("greeter", component, parameters(own), budget());
+        let deployment = Deployment::new(
+            "greeter",
+            component,
+            parameters(own),
+            budget(),
+            Placement::Shard,
+        );
         let mut filter = deployment.filter(&parameters(subscription)).unwrap();
         let batch = Batch::of_values([&b"v"[..]]);
         let (index, timestamps) = (batch.index.index(), batch.index.timestamps());

@@ -188,21 +188,29 @@ pub struct Status {
     pub produce_us: Vec<u64>,
     pub sync_us: Vec<u64>,
     pub fetch_us: Vec<u64>,
-    /// By deployment: (name, calls, records, kept, errors, total microseconds, paused).
+    /// Produce filters, by deployment.
     pub filters: Vec<FilterStatus>,
     /// Lag by (group, topic, partition), bounded in number.
     pub lag: Vec<(String, String, u32, u64)>,
     pub recovery: String,
 }
 
+/// What a deployment did, and where it runs.
 #[derive(Clone, Debug, Default)]
 pub struct FilterStatus {
     pub name: String,
+    /// Batches.
     pub calls: u64,
     pub records: u64,
     pub kept: u64,
+    /// Batches without a verdict.
     pub errors: u64,
+    /// Instances killed, of those that ran as well as of those that did not start.
+    pub kills: u64,
     pub micros: u64,
+    /// Slow or killed once: it runs on worker threads.
+    pub worker: bool,
+    /// Killed too often: it does not run until it is deployed again.
     pub paused: bool,
 }
 

@@ -13,7 +13,9 @@ use millstream_machine::request::{Produce, Produced, Refusal, Reply, Request};
 use millstream_machine::topic::TopicConfig;
 use millstream_shard::call::{Answer, Call, Error, Fetch, Position};
 use millstream_shard::core::CoreConfig;
-use millstream_shard::driver::{NoComponents, ShardConfig, run, system_clock};
+use millstream_shard::driver::{
+    Deployments, NoComponents, Plugins, ShardConfig, Workers, run, system_clock,
+};
 use millstream_shard::handle::{ReplyTo, ShardHandle};
 use millstream_uring::Preference;
 use tokio::sync::{mpsc, oneshot};
@@ -38,6 +40,15 @@ fn config() -> ShardConfig {
     ShardConfig::new(CoreConfig::new(ShardId(0), 1, log))
 }
 
+fn plugins() -> Plugins {
+    let deployments = Deployments::new(Arc::new(NoComponents));
+    let workers = Workers::start(&deployments, 1).expect("a thread");
+    Plugins {
+        deployments,
+        workers: Arc::new(workers),
+    }
+}
+
 async fn open(dir: &Path, preference: Preference) -> (ShardHandle, JoinHandle<()>, Recovery) {
     let storage = millstream_uring::open(dir, preference).expect("the directory opens");
     let (handle, inbox) = ShardHandle::new(ShardId(0), 1_000);
@@ -47,7 +58,7 @@ async fn open(dir: &Path, preference: Preference) -> (ShardHandle, JoinHandle<()
         storage,
         inbox,
         system_clock(),
-        Arc::new(NoComponents),
+        plugins(),
         ready,
     ));
     (handle, task, recovery.await.expect("recovery ends"))

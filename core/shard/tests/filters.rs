@@ -1,188 +1,24 @@
 //! Produce filters through the driver, with a component that ships with the broker.
 
-use std::path::Path;
+mod world;
+
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 
-use millstream_batch::ids::{
-    Offset, Partition, ProducerEpoch, ProducerId, Sequence, ShardId, TimestampMs, TopicId,
-};
-use millstream_batch::{Batch, BatchBuilder, Codec, Encoding, Records};
-use millstream_machine::request::{Produce, Produced, Reply, Request};
-use millstream_machine::topic::{Budget, FilterBinding, OnError, Stage, TopicConfig};
-use millstream_sandbox::{Component, Engine, EngineConfig, Parameters};
-use millstream_shard::call::{Answer, Call, Error, Fetch};
-use millstream_shard::core::CoreConfig;
-use millstream_shard::driver::{
-    ComponentSource, FilterHost, Lookup, Own, ShardConfig, Site, run, system_clock,
-};
-use millstream_shard::handle::ShardHandle;
-use millstream_uring::Preference;
-use tokio::sync::oneshot;
-use tokio::task::{JoinHandle, LocalSet};
+use millstream_batch::ids::{Offset, TimestampMs};
+use millstream_batch::{Codec, Records};
+use millstream_machine::topic::{FilterBinding, OnError, Stage};
+use millstream_sandbox::Parameters;
+use millstream_shard::call::{Answer, Call, Error};
+use millstream_shard::driver::{ComponentSource, Deployments, FilterCounts, FilterHost, Own, Site};
+use tokio::task::LocalSet;
 
-const TOPIC: TopicId = TopicId([7; 16]);
-const PARTITION: Partition = Partition {
-    topic: TOPIC,
-    index: 0,
-};
+use crate::world::{TOPIC, batch, binding, deploy, open, produce, produced, source, stored};
 
-/// One component, which may still be loading.
-#[derive(Debug)]
-struct Source {
-    component: Arc<Component>,
-    loading: AtomicBool,
-}
-
-impl ComponentSource for Source {
-    fn component(&self, digest: &[u8; 32]) -> Lookup {
-        if digest != self.component.digest().as_bytes() {
-            Lookup::Lost("never uploaded".to_owned())
-        } else if self.loading.load(Ordering::Relaxed) {
-            Lookup::Loading
-        } else {
-            Lookup::Ready(Arc::clone(&self.component))
-        }
-    }
-}
-
-fn source() -> Arc<Source> {
-    let wasm = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../plugins/dist/key-filter.wasm");
-    let wasm = std::fs::read(wasm).expect("the component is in the tree");
-    let engine = Engine::new(&EngineConfig::default()).expect("an engine");
-    let component = engine.compile(&wasm).expect("it compiles");
-    Arc::new(Source {
-        component,
-        loading: AtomicBool::new(false),
-    })
-}
-
-fn binding(source: &Source, on_error: OnError, prefix: Option<&str>) -> FilterBinding {
-    FilterBinding {
-        name: "by-key".to_owned(),
-        digest: *source.component.digest().as_bytes(),
-        stage: Stage::Produce,
-        parameters: prefix
-            .map(|prefix| ("prefix".to_owned(), prefix.to_owned()))
-            .into_iter()
-            .collect(),
-        budget: Budget {
-            memory_bytes_max: 64 << 20,
-            batch_ms_max: 1_000,
-        },
-        on_error,
-    }
-}
-
-fn batch(keys: &[&str]) -> Batch {
-    let mut builder = BatchBuilder::new(Encoding::Lz4, 1 << 20);
-    for key in keys {
-        builder
-            .append(Some(key.as_bytes()), Some(b"value"), [], 5)
-            .expect("it fits");
-    }
-    builder.build().expect("records were appended")
-}
-
-fn produce(sequence: u64, keys: &[&str]) -> Call {
-    let batch = batch(keys);
-    let records = batch.header().records;
-    let request = Produce {
-        partition: PARTITION,
-        pid: ProducerId(1),
-        epoch: ProducerEpoch(0),
-        sequence: Sequence(sequence),
-        sent: records,
-        kept: records,
-        bytes: batch.bytes().len() as u32,
-        max_timestamp: TimestampMs(5),
-    };
-    Call::Produce {
-        request,
-        raw: vec![batch.into_bytes()],
-    }
-}
-
-fn produced(answer: &Answer) -> Produced {
-    match answer {
-        Answer::Reply(Reply::Produced(produced)) => *produced,
-        other => panic!("{other:?}"),
-    }
-}
-
-async fn open(dir: &Path, source: &Arc<Source>) -> (ShardHandle, JoinHandle<()>) {
-    let log = millstream_log::Config {
-        segment_bytes: 4 << 20,
-        group_bytes_max: 1 << 20,
-        hot_tail_bytes_max: 8 << 20,
-        spares_ready: 1,
-        recycle_max: 1,
-        sync_each_group: true,
-        incarnation: 1,
-    };
-    let config = ShardConfig::new(CoreConfig::new(ShardId(0), 1, log));
-    let storage = millstream_uring::open(dir, Preference::Auto).expect("the directory opens");
-    let (handle, inbox) = ShardHandle::new(ShardId(0), 1_000);
-    let (ready, recovered) = oneshot::channel();
-    let components = Arc::clone(source) as Arc<dyn ComponentSource>;
-    let task = tokio::task::spawn_local(run(
-        config,
-        storage,
-        inbox,
-        system_clock(),
-        components,
-        ready,
-    ));
-    recovered.await.expect("recovery ends");
-    let request = Request::CreateTopic {
-        id: TOPIC,
-        name: "orders".to_owned(),
-        partitions: 1,
-        config: TopicConfig::default(),
-    };
-    let answer = handle.call(Call::Machine(request)).await;
-    assert!(matches!(answer, Answer::Reply(_)), "{answer:?}");
-    (handle, task)
-}
-
-async fn deploy(shard: &ShardHandle, binding: FilterBinding) {
-    let request = Request::DeployFilter {
-        topic: "orders".to_owned(),
-        binding,
-    };
-    let answer = shard.call(Call::Machine(request)).await;
-    assert!(matches!(answer, Answer::Reply(_)), "{answer:?}");
-}
-
-/// Keys with their offsets, as stored.
-async fn stored(shard: &ShardHandle) -> Vec<(u64, String)> {
-    let fetch = Fetch {
-        partition: PARTITION,
-        offset: Offset(0),
-        leader_epoch: None,
-        bytes_max: 1 << 20,
-        wait_ms: 0,
-    };
-    let Answer::Fetched(fetched) = shard.call(Call::Fetch(fetch)).await else {
-        panic!("not fetched")
-    };
-    let mut codec = Codec::new();
-    let mut keys = Vec::new();
-    for served in fetched.batches {
-        let batch = Batch::check(served.batch).expect("a whole batch");
-        let raw = batch.inflated(&mut codec).expect("it inflates");
-        for (record, offset) in
-            Records::new(batch.header(), &raw).zip(served.base_offset.0..=served.last_offset.0)
-        {
-            let key = record
-                .expect("a whole record")
-                .key
-                .expect("it has a key")
-                .to_vec();
-            keys.push((offset, String::from_utf8(key).expect("text")));
-        }
-    }
-    keys
+fn host(source: &Arc<world::Source>) -> (Arc<Deployments>, FilterHost) {
+    let deployments = Deployments::new(Arc::clone(source) as Arc<dyn ComponentSource>);
+    let host = FilterHost::new(Arc::clone(&deployments), Arc::new(FilterCounts::default()));
+    (deployments, host)
 }
 
 #[tokio::test(flavor = "current_thread")]
@@ -310,12 +146,12 @@ async fn a_filter_that_cannot_start_does_what_its_policy_says() {
 #[test]
 fn a_subscription_keeps_offsets_and_its_own_parameters_win() {
     let source = source();
-    let mut host = FilterHost::new(Arc::clone(&source) as Arc<dyn ComponentSource>);
+    let (deployments, mut host) = host(&source);
     let binding = FilterBinding {
         stage: Stage::Subscribe,
         ..binding(&source, OnError::Reject, Some("eu-"))
     };
-    let owner = host.owner(1);
+    let owner = deployments.owner(1);
     for (prefix, expected) in [("eu-", vec![0, 2]), ("us-", vec![1])] {
         let parameters = Parameters::from([("prefix".to_owned(), prefix.to_owned())]);
         let site = Site {
@@ -354,7 +190,7 @@ fn a_subscription_keeps_offsets_and_its_own_parameters_win() {
 #[test]
 fn distinct_parameters_never_use_up_the_room() {
     let source = source();
-    let mut host = FilterHost::new(Arc::clone(&source) as Arc<dyn ComponentSource>);
+    let (deployments, mut host) = host(&source);
     let binding = FilterBinding {
         stage: Stage::Subscribe,
         ..binding(&source, OnError::Reject, Some("eu-"))
@@ -372,7 +208,7 @@ fn distinct_parameters_never_use_up_the_room() {
         let prefix = format!("{connection}-");
         let parameters = Parameters::from([("prefix".to_owned(), prefix.clone())]);
         let own = Own {
-            owner: host.owner(connection),
+            owner: deployments.owner(connection),
             parameters: &parameters,
         };
         let site = Site {

@@ -141,6 +141,7 @@ impl Config {
         self.memory.check()?;
         self.limits.check()?;
         self.quic.check()?;
+        self.plugins.check()?;
         self.telemetry.check()?;
         for principal in &self.principals {
             principal.check()?;

@@ -11,6 +11,8 @@ use super::ConfigError;
 pub(super) const SHARDS_MAX: u16 = 256;
 /// Quinn sends up to 10 segments with one call, which together must stay below 64 KiB.
 const MTU_MAX: u16 = 6500;
+/// More do not run at once on any machine this runs on.
+const WORKER_THREADS_MAX: usize = 256;
 /// What every QUIC path carries (RFC 9000, 14).
 const MTU_MIN: u16 = 1200;
 const MIB: u64 = 1 << 20;
@@ -412,6 +414,8 @@ pub struct Plugins {
     pub batch_ms_max: u32,
     /// Stored components, all together.
     pub store_bytes_max: u64,
+    /// Threads for components that are slow or were killed. One topic has at most half of them.
+    pub worker_threads: usize,
 }
 
 impl Default for Plugins {
@@ -420,7 +424,18 @@ impl Default for Plugins {
             memory_bytes_max: 64 * MIB,
             batch_ms_max: 1_000,
             store_bytes_max: 1_024 * MIB,
+            worker_threads: 2,
         }
+    }
+}
+
+impl Plugins {
+    pub(super) fn check(&self) -> Result<(), ConfigError> {
+        if !(1..=WORKER_THREADS_MAX).contains(&self.worker_threads) {
+            let why = format!("1 to {WORKER_THREADS_MAX}");
+            return invalid("plugins.worker_threads", why);
+        }
+        Ok(())
     }
 }
 

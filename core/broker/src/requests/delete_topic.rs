@@ -19,7 +19,10 @@ pub(super) async fn handle(
     )
     .await?
     {
-        Reply::TopicGone { id } => session.shared.spread.forget(shards, id).await?,
+        Reply::TopicGone { id } => {
+            session.shared.spread.forget(shards, id).await?;
+            session.shared.plugins.deployments.keep(id, &[]);
+        }
         other => return Err(unexpected(&other)),
     }
     Ok(DeleteTopicResponse {})

@@ -56,6 +56,9 @@ pub(super) async fn handle(
     match ask(shards.catalog(), deploy).await? {
         Reply::Topic(meta) => {
             session.shared.spread.apply(shards, &meta).await?;
+            let deployments = &session.shared.plugins.deployments;
+            deployments.renew(meta.id, &binding.name);
+            deployments.keep(meta.id, &meta.filters);
             let filter = FilterInfo {
                 state: components.state(&digest),
                 ..convert::filter(&meta, &binding)

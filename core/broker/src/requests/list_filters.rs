@@ -1,11 +1,25 @@
 //! LIST_FILTERS: every binding of every topic that the principal sees.
 
 use millstream_machine::request::{Reply, Request};
+use millstream_machine::topic::{FilterBinding, TopicMeta};
 use millstream_protocol::messages::{self, ListFiltersRequest, ListFiltersResponse};
+use millstream_sandbox::Placement;
 
 use super::convert;
 use crate::session::Session;
 use crate::shards::{ask, unexpected};
+
+/// How a filter fares: its component, then where it runs.
+pub(super) fn state(session: &Session, meta: &TopicMeta, binding: &FilterBinding) -> String {
+    let shared = &session.shared;
+    match shared.plugins.deployments.placed(meta.id, binding) {
+        Some(Placement::Worker) => "running on a worker thread: slow, or killed once".to_owned(),
+        Some(Placement::Paused) => {
+            "paused: killed too often; correct it, then deploy it again".to_owned()
+        }
+        Some(Placement::Shard) | None => shared.components.state(&binding.digest),
+    }
+}
 
 pub(super) async fn handle(
     session: &Session,
@@ -18,12 +32,11 @@ pub(super) async fn handle(
     };
     topics.retain(|meta| principal.sees(&meta.name));
     topics.sort_unstable_by(|a, b| a.name.cmp(&b.name));
-    let components = &session.shared.components;
     let filters = topics
         .iter()
         .flat_map(|meta| meta.filters.iter().map(move |binding| (meta, binding)))
         .map(|(meta, binding)| messages::FilterInfo {
-            state: components.state(&binding.digest),
+            state: state(session, meta, binding),
             ..convert::filter(meta, binding)
         })
         .collect();

@@ -22,7 +22,11 @@ pub(super) async fn handle(
     )
     .await?
     {
-        Reply::Topic(meta) => session.shared.spread.apply(shards, &meta).await?,
+        Reply::Topic(meta) => {
+            session.shared.spread.apply(shards, &meta).await?;
+            let deployments = &session.shared.plugins.deployments;
+            deployments.keep(meta.id, &meta.filters);
+        }
         other => return Err(unexpected(&other)),
     }
     Ok(RemoveFilterResponse {})

@@ -9,12 +9,12 @@ use millstream_machine::topic::TopicMeta;
 use millstream_protocol::messages::{self, CaughtUp, PartitionError};
 use millstream_protocol::{Code, Kind};
 use millstream_shard::call::{Answer, Call, Error, Fetch, Fetched, Served};
-use millstream_shard::driver::FilterFailure;
 use millstream_shard::handle::ReplyTo;
 use rustc_hash::FxHashMap;
 
 use super::Subscription;
 use super::feed::{Feed, Ready, State};
+use super::filters::Judged;
 use super::jobs::Event;
 use super::outbox::COPY_BELOW;
 use crate::refusals;
@@ -183,6 +183,29 @@ impl Feeds {
         }
     }
 
+    /// A feed counts as fetching, so that nobody else fetches it. [`unmark`](Self::unmark) it.
+    pub(super) fn mark(&mut self, handle: u32) -> Option<u32> {
+        let feed = self.feeds.get_mut(&handle)?;
+        feed.fetches = feed.fetches.wrapping_add(1);
+        feed.fetching = Some(feed.fetches);
+        self.catching_up += usize::from(!feed.caught_up);
+        feed.fetching
+    }
+
+    /// Whether the mark still stood. It does not any more.
+    pub(super) fn unmark(&mut self, handle: u32, fetch: u32) -> bool {
+        let Some(feed) = self
+            .feeds
+            .get_mut(&handle)
+            .filter(|feed| feed.fetching == Some(fetch))
+        else {
+            return false;
+        };
+        feed.fetching = None;
+        self.catching_up -= usize::from(!feed.caught_up);
+        true
+    }
+
     fn clear(&mut self, feed: &mut Feed) {
         self.catching_up -= usize::from(feed.fetching.is_some() && !feed.caught_up);
         self.ready_bytes -= feed.clear();
@@ -346,20 +369,10 @@ impl Subscription {
     }
 
     /// Fetch again, but not at once.
-    fn retry(&mut self, handle: u32) {
-        let Some(feed) = self.feeds.feed(handle) else {
+    pub(super) fn retry(&mut self, handle: u32) {
+        let Some(fetch) = self.feeds.mark(handle) else {
             return;
         };
-        // Marked as under way, so that nobody else fetches it; the event gives the mark back.
-        feed.fetches = feed.fetches.wrapping_add(1);
-        let fetch = feed.fetches;
-        feed.fetching = Some(fetch);
-        self.feeds.catching_up += usize::from(
-            self.feeds
-                .feeds
-                .get(&handle)
-                .is_some_and(|feed| !feed.caught_up),
-        );
         self.jobs.spawn_local(async move {
             tokio::time::sleep(std::time::Duration::from_millis(RETRY_MS)).await;
             Event::Retry { handle, fetch }
@@ -367,19 +380,12 @@ impl Subscription {
     }
 
     pub(super) fn retry_now(&mut self, handle: u32, fetch: u32) {
-        let feeds = &mut self.feeds;
-        if let Some(feed) = feeds
-            .feeds
-            .get_mut(&handle)
-            .filter(|feed| feed.fetching == Some(fetch))
-        {
-            feed.fetching = None;
-            feeds.catching_up -= usize::from(!feed.caught_up);
-            feeds.want(handle);
+        if self.feeds.unmark(handle, fetch) {
+            self.feeds.want(handle);
         }
     }
 
-    fn take(&mut self, handle: u32, fetched: Fetched) {
+    fn take(&mut self, handle: u32, mut fetched: Fetched) {
         let feeds = &mut self.feeds;
         let Some(feed) = feeds.feeds.get_mut(&handle) else {
             return;
@@ -389,10 +395,24 @@ impl Subscription {
         }
         let topic = Rc::clone(&feed.topic);
         let topic = self.topic_now(&topic).unwrap_or(topic);
+        if !self.filter_later(handle, &topic, &mut fetched) {
+            let batches = fetched.batches.into_iter().map(|served| (served, None));
+            self.arrived(handle, &topic, batches, fetched.end);
+        }
+    }
+
+    /// Batches of a fetch, some with their verdicts.
+    pub(super) fn arrived(
+        &mut self,
+        handle: u32,
+        topic: &Rc<TopicMeta>,
+        batches: impl Iterator<Item = Judged>,
+        end: Offset,
+    ) {
         let has_ready = |feed: &Feed| !feed.ready.is_empty();
         let idle = !self.feeds.feeds.get(&handle).is_some_and(has_ready);
         let mut dropped_last = false;
-        for served in fetched.batches {
+        for (served, verdict) in batches {
             let Some(feed) = self.feeds.feeds.get_mut(&handle) else {
                 return;
             };
@@ -405,15 +425,17 @@ impl Subscription {
             }
             let next = Offset(served.last_offset.0 + 1);
             let partition = feed.partition.index;
-            match self.prepare(handle, partition, &topic, &served, fetched.end) {
-                Ok(ready) => {
+            let verdict = verdict.unwrap_or_else(|| self.filters.run(topic, partition, &served));
+            match verdict {
+                Ok(left) => {
+                    let ready = left.map(|batch| self.prepare(handle, &served, &batch, end));
                     dropped_last = ready.is_none();
                     let feeds = &mut self.feeds;
                     let Some(feed) = feeds.feeds.get_mut(&handle) else {
                         return;
                     };
                     feed.next = next;
-                    feed.topic = Rc::clone(&topic);
+                    feed.topic = Rc::clone(topic);
                     if let Some(ready) = ready {
                         feed.ready_bytes += ready.bytes();
                         feeds.ready_bytes += ready.bytes();
@@ -434,7 +456,7 @@ impl Subscription {
         let Some(feed) = feeds.feeds.get_mut(&handle) else {
             return;
         };
-        let at_end = feed.next >= fetched.end || feed.stop_at.is_some_and(|stop| feed.next >= stop);
+        let at_end = feed.next >= end || feed.stop_at.is_some_and(|stop| feed.next >= stop);
         if at_end && feed.fetching.is_none() {
             if !feed.caught_up || dropped_last || feed.stop_at.is_some_and(|stop| feed.next >= stop)
             {
@@ -449,25 +471,8 @@ impl Subscription {
         }
     }
 
-    /// Filter a batch and give it its fresh head. `None`: nothing of it was kept.
-    fn prepare(
-        &self,
-        handle: u32,
-        partition: u32,
-        topic: &TopicMeta,
-        served: &Served,
-        end: Offset,
-    ) -> Result<Option<Ready>, FilterFailure> {
-        let unreadable = |error: millstream_batch::BatchError| FilterFailure {
-            filter: String::new(),
-            message: format!("the stored batch cannot be read: {error}"),
-            retriable: false,
-        };
-        let batch = Batch::parse(served.batch.clone()).map_err(unreadable)?;
-        let records = batch.header().records;
-        let Some(batch) = self.filters.run(topic, partition, served, batch)? else {
-            return Ok(None);
-        };
+    /// Give what is left of a batch its fresh head.
+    fn prepare(&self, handle: u32, served: &Served, batch: &Batch, end: Offset) -> Ready {
         let body = batch.bytes().slice(millstream_batch::HEAD_BYTES..);
         // Small bodies are copied into the outbox, which counts them there.
         let body = if body.len() < COPY_BELOW {
@@ -475,7 +480,7 @@ impl Subscription {
         } else {
             self.session.send.hold(body)
         };
-        Ok(Some(Ready {
+        Ready {
             header: messages::Batch {
                 handle,
                 base_offset: served.base_offset.0,
@@ -485,8 +490,8 @@ impl Subscription {
                 epoch: served.epoch,
                 sequence: served.sequence,
                 end_offset: end.0,
-                filtered: batch.header().records != records
-                    || u64::from(records) != served.last_offset.0 - served.base_offset.0 + 1,
+                filtered: u64::from(batch.header().records)
+                    != served.last_offset.0 - served.base_offset.0 + 1,
             },
             head: served_head(
                 served.base_offset,
@@ -494,6 +499,6 @@ impl Subscription {
                 batch.header(),
             ),
             body,
-        }))
+        }
     }
 }

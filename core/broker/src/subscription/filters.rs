@@ -1,27 +1,45 @@
-//! What filters a subscription: its topics' components, then those that it asked for itself.
+//! What filters a subscription: its topics' components, then those that it asked for itself. Cheap ones
+//! run here and now; for slow ones a whole fetch goes to a worker thread, and comes back as an event.
 //!
-//! Absent: instances (the thread's `FilterHost`); those of a subscription end with it.
+//! Absent: instances (the thread's `FilterHost`, the workers'); those of a subscription end with it.
 
 use std::rc::Rc;
+use std::sync::Arc;
 
 use millstream_batch::Batch;
-use millstream_batch::ids::TimestampMs;
+use millstream_batch::ids::{Offset, TimestampMs};
 use millstream_machine::topic::{FilterBinding, Stage, TopicMeta};
 use millstream_protocol::Code;
 use millstream_protocol::messages::{self, Subscribe};
 use millstream_sandbox::Parameters;
-use millstream_shard::call::Served;
-use millstream_shard::driver::{FilterFailure, Own, Owner, Site};
+use millstream_shard::call::{Fetched, Served};
+use millstream_shard::driver::{FilterFailure, FilterHost, Own, Owner, Site, Turn};
+use tokio::sync::oneshot;
 
+use super::Subscription;
+use super::jobs::Event;
 use crate::authority::Right;
 use crate::session::Session;
 
 /// Filters of one subscription.
 const FILTERS_MAX: usize = 16;
+/// Fetches of one subscription that are with workers; more are fetched again later.
+const WITH_WORKERS_MAX: usize = 8;
+
+/// What the filters left of a batch; `None`: nothing was kept.
+pub(super) type Verdict = Result<Option<Batch>, FilterFailure>;
+
+/// A batch, and the verdict on it if a worker gave it.
+pub(super) type Judged = (Served, Option<Verdict>);
 
 /// The filters that run for one subscription alone.
 pub(super) struct OwnFilters {
     session: Rc<Session>,
+    connection: u64,
+    own: Arc<OwnSet>,
+}
+
+struct OwnSet {
     owner: Owner,
     filters: Vec<OwnFilter>,
 }
@@ -76,42 +94,96 @@ impl OwnFilters {
             .collect::<Result<_, messages::Error>>()?;
         // No two sessions that live have the same address.
         let connection = Rc::as_ptr(session).addr() as u64;
+        let owner = session.shared.plugins.deployments.owner(connection);
         Ok(Self {
             session: Rc::clone(session),
-            owner: session.thread.filters.borrow_mut().owner(connection),
-            filters,
+            connection,
+            own: Arc::new(OwnSet { owner, filters }),
         })
     }
 
-    /// What is left of a batch; `None`: nothing was kept.
-    pub(super) fn run(
+    /// What is left of a batch, by filters that run here and now.
+    pub(super) fn run(&self, topic: &TopicMeta, partition: u32, served: &Served) -> Verdict {
+        let host = &mut self.session.thread.filters.borrow_mut();
+        self.own.judge(host, topic, partition, served)
+    }
+
+    /// Whether batches of this topic are to be handed to workers.
+    fn are_for_worker(&self, topic: &TopicMeta) -> bool {
+        let host = &mut self.session.thread.filters.borrow_mut();
+        let site = site(topic, 0, None);
+        host.is_for_worker(&topic.filters, &site)
+            || self.own.filters.iter().any(|filter| {
+                let site = Site {
+                    own: Some(self.own.of(filter)),
+                    ..site
+                };
+                host.is_for_worker(std::slice::from_ref(&filter.binding), &site)
+            })
+    }
+
+    /// Judge on a worker thread those of `batches` that are wanted, up to the first that fails.
+    fn submit(
         &self,
         topic: &TopicMeta,
         partition: u32,
-        served: &Served,
-        batch: Batch,
-    ) -> Result<Option<Batch>, FilterFailure> {
-        let host = &mut self.session.thread.filters.borrow_mut();
-        let site = Site {
-            topic: topic.id,
-            topic_name: &topic.name,
-            partition,
-            stage: Stage::Subscribe,
-            time: TimestampMs(served.append_time.0),
-            base_offset: Some(served.base_offset),
-            own: None,
+        batches: Vec<Served>,
+        wanted: impl Fn(&Served) -> bool + Send + 'static,
+    ) -> oneshot::Receiver<Vec<Judged>> {
+        let (to, judged) = oneshot::channel();
+        let own = Arc::clone(&self.own);
+        let topic = topic.clone();
+        let counts = Arc::clone(&self.session.shared.metrics.subscribe_filters);
+        // A topic's own filters take the topic's turn, those of subscriptions their connection's.
+        let turn = if own.filters.is_empty() {
+            Turn::Topic(topic.id)
+        } else {
+            Turn::Connection(self.connection)
         };
+        let job = move |host: &mut FilterHost| {
+            let mut failed = false;
+            let judge = |served: Served| {
+                let verdict = (!failed && wanted(&served))
+                    .then(|| own.judge(host, &topic, partition, &served));
+                failed |= matches!(verdict, Some(Err(_)));
+                (served, verdict)
+            };
+            let judged = batches.into_iter().map(judge).collect();
+            counts.add(host.take_counts());
+            drop(to.send(judged)); // a subscription that is gone wants to know nothing
+        };
+        self.session
+            .shared
+            .plugins
+            .workers
+            .submit(turn, Box::new(job));
+        judged
+    }
+}
+
+impl OwnSet {
+    /// What the topic's filters and then these leave of a batch.
+    fn judge(
+        &self,
+        host: &mut FilterHost,
+        topic: &TopicMeta,
+        partition: u32,
+        served: &Served,
+    ) -> Verdict {
+        let unreadable = |error: millstream_batch::BatchError| FilterFailure {
+            filter: String::new(),
+            message: format!("the stored batch cannot be read: {error}"),
+            retriable: false,
+        };
+        let batch = Batch::parse(served.batch.clone()).map_err(unreadable)?;
+        let site = site(topic, partition, Some(served));
         // Without bindings this lets go of what a removed deployment left.
         let Some(mut batch) = host.run(&topic.filters, &site, batch)? else {
             return Ok(None);
         };
         for filter in &self.filters {
-            let own = Own {
-                owner: self.owner,
-                parameters: &filter.parameters,
-            };
             let site = Site {
-                own: Some(own),
+                own: Some(self.of(filter)),
                 ..site
             };
             match host.run(std::slice::from_ref(&filter.binding), &site, batch)? {
@@ -121,12 +193,98 @@ impl OwnFilters {
         }
         Ok(Some(batch))
     }
+
+    fn of<'a>(&self, filter: &'a OwnFilter) -> Own<'a> {
+        Own {
+            owner: self.owner,
+            parameters: &filter.parameters,
+        }
+    }
 }
 
 impl Drop for OwnFilters {
     fn drop(&mut self) {
-        if !self.filters.is_empty() {
-            self.session.thread.filters.borrow_mut().end(self.owner);
+        if !self.own.filters.is_empty() {
+            let host = &mut self.session.thread.filters.borrow_mut();
+            host.end(self.own.owner);
         }
+    }
+}
+
+impl Subscription {
+    /// Whether a fetch waits for workers now: what it brought comes back as an event, and until then
+    /// nothing else of its partition is fetched.
+    pub(super) fn filter_later(
+        &mut self,
+        handle: u32,
+        topic: &Rc<TopicMeta>,
+        fetched: &mut Fetched,
+    ) -> bool {
+        if fetched.batches.is_empty() || !self.filters.are_for_worker(topic) {
+            return false;
+        }
+        if self.with_workers >= WITH_WORKERS_MAX {
+            self.retry(handle);
+            return true;
+        }
+        let Some(fetch) = self.feeds.mark(handle) else {
+            return true;
+        };
+        let Some(feed) = self.feeds.feed(handle) else {
+            return true;
+        };
+        let (next, stop_at) = (feed.next, feed.stop_at);
+        let wanted = move |served: &Served| {
+            served.last_offset >= next && stop_at.is_none_or(|stop| served.base_offset < stop)
+        };
+        let batches = std::mem::take(&mut fetched.batches);
+        let judged = self
+            .filters
+            .submit(topic, feed.partition.index, batches, wanted);
+        let (topic, end) = (Rc::clone(topic), fetched.end);
+        self.with_workers += 1;
+        self.jobs.spawn_local(async move {
+            Event::Filtered {
+                handle,
+                fetch,
+                topic,
+                judged: judged.await.ok(),
+                end,
+            }
+        });
+        true
+    }
+
+    /// Workers are through with a fetch; `None`: they were not.
+    pub(super) fn filtered(
+        &mut self,
+        handle: u32,
+        fetch: u32,
+        topic: &Rc<TopicMeta>,
+        judged: Option<Vec<Judged>>,
+        end: Offset,
+    ) {
+        self.with_workers -= 1;
+        if !self.feeds.unmark(handle, fetch) {
+            return; // of before a seek, a pause or a release
+        }
+        match judged {
+            Some(judged) => self.arrived(handle, topic, judged.into_iter(), end),
+            None => self.retry(handle),
+        }
+        self.feeds.want(handle);
+    }
+}
+
+/// `served`: where it stands in the log.
+fn site<'a>(topic: &'a TopicMeta, partition: u32, served: Option<&Served>) -> Site<'a> {
+    Site {
+        topic: topic.id,
+        topic_name: &topic.name,
+        partition,
+        stage: Stage::Subscribe,
+        time: served.map_or(TimestampMs(0), |served| TimestampMs(served.append_time.0)),
+        base_offset: served.map(|served| served.base_offset),
+        own: None,
     }
 }

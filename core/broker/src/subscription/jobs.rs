@@ -5,6 +5,7 @@ use std::rc::Rc;
 
 use millstream_batch::ids::{GroupEpoch, MemberId, Offset, Partition};
 use millstream_machine::request::{Commit, Reply, Request};
+use millstream_machine::topic::TopicMeta;
 use millstream_protocol::Kind;
 use millstream_protocol::messages::{
     self, Assigned, AssignedPartition, Committed, PartitionError, Sought,
@@ -14,6 +15,7 @@ use millstream_shard::handle::ShardHandle;
 
 use super::Subscription;
 use super::feed::State;
+use super::filters::Judged;
 use crate::refusals;
 use crate::requests::At;
 use crate::shards::{ask, unexpected};
@@ -40,6 +42,14 @@ pub(super) enum Event {
     },
     /// Fetch again.
     Retry { handle: u32, fetch: u32 },
+    /// Workers judged what a fetch brought.
+    Filtered {
+        handle: u32,
+        fetch: u32,
+        topic: Rc<TopicMeta>,
+        judged: Option<Vec<Judged>>,
+        end: Offset,
+    },
     /// The home shard knows that partitions were released.
     Released,
     /// It was not told yet.
@@ -210,6 +220,13 @@ impl Subscription {
                     ..
                 } => self.fail(handle, error),
                 Event::Retry { handle, fetch } => self.retry_now(handle, fetch),
+                Event::Filtered {
+                    handle,
+                    fetch,
+                    topic,
+                    judged,
+                    end,
+                } => self.filtered(handle, fetch, &topic, judged, end),
                 Event::Released => {}
                 Event::Release(partitions) => {
                     self.to_release.extend(partitions);

@@ -81,6 +81,8 @@ struct Subscription {
     committing: usize,
     /// Seeks under way.
     seeking: usize,
+    /// Fetches that wait for a worker's verdict.
+    with_workers: usize,
     to_release: Vec<Partition>,
 }
 
@@ -164,6 +166,7 @@ async fn begin(
         membership: None,
         committing: 0,
         seeking: 0,
+        with_workers: 0,
         to_release: Vec::new(),
         session,
     };

@@ -1,61 +1,32 @@
 //! Filters on one thread: warm instances by deployment, run over batches, with the failure policy.
 //!
-//! One host a thread: the shard's task runs the produce stage with it before the machine decides, and
-//! a broker's core runs the subscribe stage with another. Absent on purpose: compiling components and
-//! finding them (their [`ComponentSource`]), counting kills and pausing (the sandbox's deployment).
+//! One host a thread: the shard's task runs the produce stage with it before the machine decides, a
+//! broker's core runs the subscribe stage with another, and each worker thread has one for what is
+//! slow. Absent on purpose: compiling components and finding them (their `ComponentSource`), counting
+//! kills (the sandbox's deployment), and handing batches to workers ([`lanes`], the subscriptions).
 
-use std::fmt;
+pub(super) mod counts;
+pub(super) mod deployments;
+pub(super) mod lanes;
+pub(super) mod workers;
+
 use std::sync::Arc;
 use std::time::Instant;
 
-use bytes::{Bytes, BytesMut};
 use millstream_batch::ids::{Offset, TimestampMs, TopicId};
 use millstream_batch::{Batch, Codec, KeptOffsets, OpenBatch, RecordIndex};
-use millstream_machine::request::Produce;
 use millstream_machine::topic::{FilterBinding, OnError, Stage};
 use millstream_sandbox::{
-    Bitmap, Budget, Component, Context, Deployment, Filter, FilterError, Parameters, StartError,
+    Bitmap, Context, Deployment, Erred, Filter, FilterError, Parameters, Placement, StartError,
 };
 use rustc_hash::FxHashMap;
 
-use crate::call::{Error, FilterStatus};
-use crate::core::{Now, ShardCore};
+use self::counts::FilterCounts;
+use self::deployments::{Deployments, Whose};
+use crate::call::FilterStatus;
 
 /// Instances that the subscriptions of one connection hold at most; past it they take turns.
 const CONNECTION_INSTANCES_MAX: usize = 16;
-/// A host's share of the pool when its source does not say.
-const SHARE: usize = 64;
-
-/// Where compiled components come from. Never blocks.
-pub trait ComponentSource: fmt::Debug + Send + Sync {
-    /// The component with this SHA-256.
-    fn component(&self, digest: &[u8; 32]) -> Lookup;
-
-    /// Instances that one host may hold, so that none takes the room of another.
-    fn share(&self) -> usize {
-        SHARE
-    }
-}
-
-/// What a source knows of a component.
-#[derive(Clone, Debug)]
-pub enum Lookup {
-    Ready(Arc<Component>),
-    /// It is being compiled or fetched: ask again.
-    Loading,
-    /// It cannot be had, and why.
-    Lost(String),
-}
-
-/// A source without components.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct NoComponents;
-
-impl ComponentSource for NoComponents {
-    fn component(&self, _digest: &[u8; 32]) -> Lookup {
-        Lookup::Lost("this process holds no components".to_owned())
-    }
-}
 
 /// Where a batch stands when it is filtered.
 #[derive(Clone, Copy, Debug)]
@@ -80,18 +51,11 @@ pub struct Own<'a> {
     pub parameters: &'a Parameters,
 }
 
-/// A subscription, to one host. See [`FilterHost::owner`].
+/// A subscription, to all hosts. See [`Deployments::owner`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Owner {
-    connection: u64,
-    subscription: u64,
-}
-
-/// Whom instances are kept for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum Whose {
-    Topic(TopicId),
-    Subscription(Owner),
+    pub(super) connection: u64,
+    pub(super) subscription: u64,
 }
 
 /// A batch that is refused: it could not be filtered and the policy is `reject`, or there was no
@@ -105,28 +69,15 @@ pub struct FilterFailure {
     pub retriable: bool,
 }
 
-/// A deployment as its fact says it.
-#[must_use]
-pub fn deployment(binding: &FilterBinding, component: Arc<Component>) -> Arc<Deployment> {
-    let budget = Budget {
-        memory_bytes_max: usize::try_from(binding.budget.memory_bytes_max).unwrap_or(usize::MAX),
-        batch_ms_max: binding.budget.batch_ms_max,
-        ..Budget::default()
-    };
-    let parameters = binding.parameters.iter().cloned().collect();
-    Deployment::new(&binding.name, component, parameters, budget)
-}
-
 /// Warm filters of one thread.
 #[derive(Debug)]
 pub struct FilterHost {
-    source: Arc<dyn ComponentSource>,
+    deployments: Arc<Deployments>,
     warm: FxHashMap<Whose, Vec<Instance>>,
-    counts: FxHashMap<String, FilterStatus>,
+    counts: Arc<FilterCounts>,
     codec: Codec,
     index: Option<RecordIndex>,
     uses: u64,
-    owners: u64,
 }
 
 #[derive(Debug)]
@@ -140,31 +91,71 @@ struct Instance {
 }
 
 impl FilterHost {
+    /// A host without instances. What it does is counted in `counts`.
     #[must_use]
-    pub fn new(source: Arc<dyn ComponentSource>) -> Self {
+    pub fn new(deployments: Arc<Deployments>, counts: Arc<FilterCounts>) -> Self {
         Self {
-            source,
+            deployments,
             warm: FxHashMap::default(),
-            counts: FxHashMap::default(),
+            counts,
             codec: Codec::new(),
             index: None,
             uses: 0,
-            owners: 0,
         }
     }
 
-    /// A subscription of a connection begins; [`end`](Self::end) it.
-    pub fn owner(&mut self, connection: u64) -> Owner {
-        self.owners += 1;
-        Owner {
-            connection,
-            subscription: self.owners,
-        }
-    }
-
-    /// A subscription is over, and so are its instances.
+    /// A subscription is over, and so are its instances, here and on worker threads.
     pub fn end(&mut self, owner: Owner) {
         self.warm.remove(&Whose::Subscription(owner));
+        self.deployments.end(owner);
+    }
+
+    /// Whether a batch for these filters is to be handed to a worker thread, since one of them is slow
+    /// or was killed. The instances here are then let go.
+    pub fn is_for_worker(&mut self, bindings: &[FilterBinding], site: &Site<'_>) -> bool {
+        let whose = site.whose();
+        let warm = self.warm.get(&whose).map_or(&[][..], |i| i.as_slice());
+        let slow = bindings
+            .iter()
+            .filter(|binding| binding.stage == site.stage)
+            .any(|binding| {
+                let of_binding =
+                    |i: &&Instance| i.binding == *binding && !i.deployment.is_retired();
+                let placement = match warm.iter().find(of_binding) {
+                    Some(instance) => instance.deployment.placement(),
+                    None => self.deployments.placement(whose, binding),
+                };
+                placement == Placement::Worker
+            });
+        if slow {
+            self.warm.remove(&whose);
+        }
+        slow
+    }
+
+    /// Let go of instances that were removed or replaced, or that do not belong on a worker thread.
+    pub(super) fn keep_slow(&mut self) {
+        self.warm.retain(|_, instances| {
+            instances.retain(|i| {
+                !i.deployment.is_retired() && i.deployment.placement() == Placement::Worker
+            });
+            !instances.is_empty()
+        });
+    }
+
+    /// Whether there are no instances.
+    pub(super) fn is_cold(&self) -> bool {
+        self.warm.is_empty()
+    }
+
+    /// What was counted since; afterwards nothing is.
+    pub fn take_counts(&mut self) -> Vec<FilterStatus> {
+        self.counts.take()
+    }
+
+    /// Let go of a topic's instances.
+    pub(super) fn forget(&mut self, topic: TopicId) {
+        self.warm.remove(&Whose::Topic(topic));
     }
 
     /// Run every filter of `bindings` that belongs to the site's stage over `batch`, in order. The
@@ -202,7 +193,7 @@ impl FilterHost {
                 }
                 Err(Trouble::Lost(message)) => {
                     // No policy applies: it says what to do with a filter's faults, not without one.
-                    self.count(&binding.name).errors += 1;
+                    self.counts.of(&binding.name, |count| count.errors += 1);
                     return Err(FilterFailure {
                         filter: binding.name.clone(),
                         message,
@@ -210,7 +201,7 @@ impl FilterHost {
                     });
                 }
                 Err(Trouble::Filter { message, retriable }) => {
-                    self.count(&binding.name).errors += 1;
+                    self.counts.of(&binding.name, |count| count.errors += 1);
                     match binding.on_error {
                         OnError::Pass => {}
                         OnError::Drop => return Ok(None),
@@ -228,22 +219,14 @@ impl FilterHost {
         Ok(Some(batch))
     }
 
-    /// Counters by deployment, sorted by name.
+    /// Counters by deployment, sorted by name, and where each deployment belongs.
     #[must_use]
     pub fn status(&self) -> Vec<FilterStatus> {
-        let mut rows: Vec<FilterStatus> = self.counts.values().cloned().collect();
-        rows.sort_unstable_by(|a, b| a.name.cmp(&b.name));
-        for instances in self.warm.values() {
-            for instance in instances
-                .iter()
-                .filter(|instance| instance.deployment.is_paused())
-            {
-                if let Ok(at) =
-                    rows.binary_search_by(|row| row.name.as_str().cmp(&instance.binding.name))
-                {
-                    rows[at].paused = true;
-                }
-            }
+        let mut rows = self.counts.rows();
+        for row in &mut rows {
+            let placements = self.deployments.placements(&row.name);
+            row.paused = placements.contains(&Placement::Paused);
+            row.worker = placements.contains(&Placement::Worker);
         }
         rows
     }
@@ -251,65 +234,6 @@ impl FilterHost {
     /// Whether there are instances for a topic, of deployments that may be gone by now.
     pub(super) fn is_warm(&self, topic: TopicId) -> bool {
         self.warm.contains_key(&Whose::Topic(topic))
-    }
-
-    /// The produce stage: the request and the bytes as they will be appended.
-    pub(super) fn produce(
-        &mut self,
-        core: &ShardCore,
-        now: Now,
-        request: Produce,
-        raw: Vec<Bytes>,
-    ) -> Result<(Produce, Vec<Bytes>), Error> {
-        let bindings = core.state().filters(request.partition);
-        let Some(topic) = core.state().topic(request.partition.topic) else {
-            return Ok((request, raw));
-        };
-        if bindings
-            .iter()
-            .all(|binding| binding.stage != Stage::Produce)
-        {
-            self.warm.remove(&Whose::Topic(topic.id));
-            return Ok((request, raw));
-        }
-        if core.decides_duplicate(now, request) {
-            return Ok((request, raw));
-        }
-        let batch = Batch::parse(join(raw)).map_err(|error| Error::BadBatch(error.to_string()))?;
-        let site = Site {
-            topic: topic.id,
-            topic_name: &topic.name,
-            partition: request.partition.index,
-            stage: Stage::Produce,
-            time: now.wall,
-            base_offset: None,
-            own: None,
-        };
-        let rest = self
-            .run(bindings, &site, batch)
-            .map_err(|failure| Error::Filter {
-                filter: failure.filter,
-                message: failure.message,
-                retriable: failure.retriable,
-            })?;
-        let Some(rest) = rest else {
-            return Ok((
-                Produce {
-                    kept: 0,
-                    bytes: 0,
-                    ..request
-                },
-                Vec::new(),
-            ));
-        };
-        let header = rest.header();
-        let request = Produce {
-            kept: header.records,
-            bytes: header.size() as u32,
-            max_timestamp: TimestampMs(header.max_timestamp),
-            ..request
-        };
-        Ok((request, vec![rest.into_bytes()]))
     }
 
     fn run_one(
@@ -330,11 +254,13 @@ impl FilterHost {
             Err(_) => Ok(None),
         };
         if !matches!(bitmap, Err(Trouble::Loading)) {
-            let count = self.count(&binding.name);
-            count.calls += 1;
-            count.records += u64::from(batch.header().records);
-            count.kept += bitmap.as_ref().map_or(0, |bitmap| bitmap.kept() as u64);
-            count.micros += started.elapsed().as_micros() as u64;
+            let kept = bitmap.as_ref().map_or(0, |bitmap| bitmap.kept() as u64);
+            self.counts.of(&binding.name, |count| {
+                count.calls += 1;
+                count.records += u64::from(batch.header().records);
+                count.kept += kept;
+                count.micros += started.elapsed().as_micros() as u64;
+            });
         }
         self.index = Some(open.into_index());
         bitmap.and(kept)
@@ -357,6 +283,7 @@ impl FilterHost {
             time: site.time,
             base_offset: site.base_offset,
         };
+        let counts = Arc::clone(&self.counts);
         let Instance {
             deployment, filter, ..
         } = self.instance(binding, site)?;
@@ -368,6 +295,11 @@ impl FilterHost {
                 open.index().timestamps(),
                 open.raw(),
             )
+            .inspect_err(|error| {
+                if error.is_kill() {
+                    counts.of(&binding.name, |count| count.kills += 1);
+                }
+            })
             .map_err(|error| Trouble::Filter {
                 retriable: match &error {
                     FilterError::OutOfTime { .. } => true,
@@ -395,7 +327,8 @@ impl FilterHost {
         };
         let instances = self.warm.entry(whose).or_default();
         let found = instances.iter().position(of_name);
-        let current = found.filter(|at| instances[*at].binding == *binding);
+        let is_current = |i: &Instance| i.binding == *binding && !i.deployment.is_retired();
+        let current = found.filter(|at| is_current(&instances[*at]));
         if current.is_none() {
             if let Some(at) = found {
                 instances.remove(at);
@@ -425,19 +358,14 @@ impl FilterHost {
         parameters: &Parameters,
         whose: Whose,
     ) -> Result<Instance, Trouble> {
-        let component = match self.source.component(&binding.digest) {
-            Lookup::Ready(component) => component,
-            Lookup::Loading => return Err(Trouble::Loading),
-            Lookup::Lost(why) => return Err(Trouble::Lost(why)),
-        };
-        let share = self.source.share().max(1);
+        let deployment = self.deployments.obtain(whose, binding)?;
+        let share = self.deployments.share();
         if let Whose::Subscription(owner) = whose {
             let same = |whose: &Whose| matches!(whose, Whose::Subscription(of) if of.connection == owner.connection);
             let most = CONNECTION_INSTANCES_MAX.min(share / 2).max(1);
             while self.held(same) >= most && self.evict_coldest(same) {}
         }
         while self.held(|_| true) >= share && self.evict_coldest(|_| true) {}
-        let deployment = deployment(binding, component);
         loop {
             match deployment.filter(parameters) {
                 Ok(filter) => {
@@ -451,6 +379,9 @@ impl FilterHost {
                 }
                 Err(StartError::NoRoom(_)) if self.evict_coldest(|_| true) => {}
                 Err(error) => {
+                    if error.erred() == Erred::Component {
+                        self.counts.of(&binding.name, |count| count.kills += 1);
+                    }
                     return Err(Trouble::Filter {
                         retriable: is_retriable(&error),
                         message: error.to_string(),
@@ -506,19 +437,6 @@ impl FilterHost {
         }
         true
     }
-
-    fn count(&mut self, name: &str) -> &mut FilterStatus {
-        if !self.counts.contains_key(name) {
-            self.counts.insert(
-                name.to_owned(),
-                FilterStatus {
-                    name: name.to_owned(),
-                    ..FilterStatus::default()
-                },
-            );
-        }
-        self.counts.get_mut(name).expect("it was inserted")
-    }
 }
 
 impl Site<'_> {
@@ -532,7 +450,7 @@ impl Site<'_> {
 
 /// Why a filter gave no verdict.
 #[derive(Debug)]
-enum Trouble {
+pub(super) enum Trouble {
     Loading,
     /// There is no component to ask, until it is deployed again.
     Lost(String),
@@ -553,16 +471,4 @@ fn offsets(stage: Stage) -> KeptOffsets {
 
 fn is_retriable(error: &StartError) -> bool {
     matches!(error, StartError::NoRoom(_) | StartError::OutOfTime { .. })
-}
-
-/// One piece: copied only when it came in several.
-fn join(mut raw: Vec<Bytes>) -> Bytes {
-    if raw.len() == 1 {
-        return raw.remove(0);
-    }
-    let mut whole = BytesMut::with_capacity(raw.iter().map(Bytes::len).sum());
-    for part in raw {
-        whole.extend_from_slice(&part);
-    }
-    whole.freeze()
 }

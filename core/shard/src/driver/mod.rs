@@ -2,7 +2,9 @@
 //!
 //! ```text
 //! inbox ──round of calls──▶ filters ──▶ core ──one flush a round──▶ storage
-//!   ▲                                    │ answers, when released      │ completions
+//!   ▲                        │  ▲        │ answers, when released      │ completions
+//!   │                        ▼  │        │                             │
+//!   │                  workers, if slow  │                             │
 //! sessions ◀─────────────────────────────┴─────────────────────────────┘
 //! ```
 //! It sleeps unless a call, a completion or a timer that is needed wakes it. Absent on purpose: what
@@ -24,9 +26,14 @@ use millstream_log::io::Storage;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Sleep;
 
-pub use self::filters::{
-    ComponentSource, FilterFailure, FilterHost, Lookup, NoComponents, Own, Owner, Site, deployment,
+pub use self::filters::counts::FilterCounts;
+pub use self::filters::deployments::{
+    ComponentSource, Deployments, Lookup, NoComponents, deployment,
 };
+pub use self::filters::lanes::Plugins;
+use self::filters::lanes::{Held, Lanes, Step};
+pub use self::filters::workers::{Job, Turn, WorkerPool, Workers};
+pub use self::filters::{FilterFailure, FilterHost, Own, Owner, Site};
 use self::replies::Replies;
 use crate::call::{Answer, Call, Error};
 use crate::core::{CoreConfig, Effect, Now, ShardCore};
@@ -104,12 +111,12 @@ pub async fn run(
     storage: Box<dyn Storage>,
     inbox: mpsc::UnboundedReceiver<Message>,
     clock: impl Fn() -> Now + 'static,
-    components: Arc<dyn ComponentSource>,
+    plugins: Plugins,
     ready: oneshot::Sender<Recovery>,
 ) {
     let mut task = Task {
         core: ShardCore::open(config.core.clone(), clock()),
-        filters: FilterHost::new(components),
+        filters: Lanes::new(&plugins),
         replies: Replies::default(),
         disk: storage.describe(),
         ready: Some(ready),
@@ -135,7 +142,7 @@ struct Task<C> {
     inbox: mpsc::UnboundedReceiver<Message>,
     inbox_open: bool,
     clock: C,
-    filters: FilterHost,
+    filters: Lanes,
     replies: Replies,
     ready: Option<oneshot::Sender<Recovery>>,
     serving: bool,
@@ -149,7 +156,10 @@ struct Task<C> {
 impl<C: Fn() -> Now> Task<C> {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         for _ in 0..ROUNDS_MAX {
-            let moved = self.take_completions(cx) | self.take_calls(cx) | self.take_timer(cx);
+            let moved = self.take_completions(cx)
+                | self.take_filtered(cx)
+                | self.take_calls(cx)
+                | self.take_timer(cx);
             self.carry_effects();
             if self.stopped {
                 return Poll::Ready(());
@@ -188,9 +198,29 @@ impl<C: Fn() -> Now> Task<C> {
                 Poll::Ready(None) => {
                     // Nobody can ask for anything any more.
                     self.inbox_open = false;
+                    self.refuse_waiting();
                     let token = self.replies.insert(ReplyTo::Once(oneshot::channel().0));
                     self.core.call((self.clock)(), token, Call::Stop);
                 }
+                Poll::Pending => break,
+            }
+            taken += 1;
+        }
+        if taken > 0 {
+            self.core.flush((self.clock)());
+        }
+        taken > 0
+    }
+
+    /// What workers are through with, as far as there is room for it.
+    fn take_filtered(&mut self, cx: &mut Context<'_>) -> bool {
+        let mut taken = 0;
+        while taken < ROUND_CALLS_MAX
+            && self.core.undurable_bytes() <= self.config.undurable_bytes_max
+        {
+            let now = (self.clock)();
+            match self.filters.poll(cx, &self.core, now) {
+                Poll::Ready(step) => self.take_step(now, step),
                 Poll::Pending => break,
             }
             taken += 1;
@@ -207,22 +237,46 @@ impl<C: Fn() -> Now> Task<C> {
             reply,
             waiting,
         } = message;
-        drop(waiting);
         let now = (self.clock)();
         let call = match call {
             Call::Produce { request, raw }
-                if !self.core.state().filters(request.partition).is_empty()
-                    || self.filters.is_warm(request.partition.topic) =>
+                if self.filters.concern(&self.core, request.partition) =>
             {
-                match self.filters.produce(&self.core, now, request, raw) {
-                    Ok((request, raw)) => Call::Produce { request, raw },
-                    Err(error) => return reply.send(Answer::Error(error)),
+                let held = Held {
+                    request,
+                    raw,
+                    reply,
+                    waiting,
+                };
+                if let Some(step) = self.filters.take(&self.core, now, held) {
+                    self.take_step(now, step);
                 }
+                return;
             }
             call => call,
         };
+        drop(waiting);
+        if matches!(call, Call::Stop) {
+            self.refuse_waiting();
+        }
         let token = self.replies.insert(reply);
         self.core.call(now, token, call);
+    }
+
+    fn take_step(&mut self, now: Now, step: Step) {
+        match step {
+            Step::Append(Held {
+                request,
+                raw,
+                reply,
+                waiting,
+            }) => {
+                drop(waiting);
+                let token = self.replies.insert(reply);
+                self.core.call(now, token, Call::Produce { request, raw });
+            }
+            Step::Refuse(reply, error) => reply.send(Answer::Error(error)),
+        }
     }
 
     /// Set the timer to when the core wants it, and tick when that has come.
@@ -342,9 +396,19 @@ impl<C: Fn() -> Now> Task<C> {
     }
 }
 
+impl<C> Task<C> {
+    /// Batches that wait for a filter are not stored any more.
+    fn refuse_waiting(&mut self) {
+        for reply in self.filters.drain() {
+            reply.send(Answer::Error(Error::Stopping));
+        }
+    }
+}
+
 impl<C> Drop for Task<C> {
     /// Whoever still waits learns that nothing will come.
     fn drop(&mut self) {
+        self.refuse_waiting();
         self.replies.send_all(|| Answer::Error(Error::Stopping));
     }
 }

@@ -1,0 +1,361 @@
+//! The produce stage on one shard: cheap filters run here and now, slow ones on a worker thread while the
+//! partition's later batches wait behind.
+//!
+//! ```text
+//! produce ─┬─ no filter, cheap ────────────────────────▶ append
+//!          └─ slow: the partition's lane ─one at a time─▶ worker ─▶ append, then the next
+//! ```
+//! Other partitions go on. Absent on purpose: when a filter is slow (the sandbox's placement), the
+//! threads ([`WorkerPool`]).
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use bytes::{Bytes, BytesMut};
+use millstream_batch::Batch;
+use millstream_batch::ids::{Partition, TimestampMs};
+use millstream_machine::request::Produce;
+use millstream_machine::topic::{FilterBinding, Stage, TopicMeta};
+use rustc_hash::FxHashMap;
+use tokio::sync::mpsc;
+
+use super::counts::FilterCounts;
+use super::deployments::Deployments;
+use super::workers::{Turn, WorkerPool};
+use super::{FilterFailure, FilterHost, Site};
+use crate::call::{Error, FilterStatus};
+use crate::core::{Now, ShardCore};
+use crate::handle::{ReplyTo, Waiting};
+
+/// What the filters of a broker share.
+#[derive(Clone, Debug)]
+pub struct Plugins {
+    pub deployments: Arc<Deployments>,
+    pub workers: Arc<dyn WorkerPool>,
+}
+
+/// A batch to be produced.
+#[derive(Debug)]
+pub(in crate::driver) struct Held {
+    pub(in crate::driver) request: Produce,
+    pub(in crate::driver) raw: Vec<Bytes>,
+    pub(in crate::driver) reply: ReplyTo,
+    /// It counts as waiting at the shard until it is appended or refused.
+    pub(in crate::driver) waiting: Waiting,
+}
+
+/// What is to be done with a batch.
+#[derive(Debug)]
+pub(in crate::driver) enum Step {
+    /// As it is now: what the filters left of it.
+    Append(Held),
+    Refuse(ReplyTo, Error),
+}
+
+/// See the module's header.
+#[derive(Debug)]
+pub(in crate::driver) struct Lanes {
+    host: FilterHost,
+    counts: Arc<FilterCounts>,
+    workers: Arc<dyn WorkerPool>,
+    lanes: FxHashMap<Partition, Lane>,
+    /// Lanes whose next batch is to be looked at.
+    next: VecDeque<Partition>,
+    tickets: u64,
+    done: mpsc::UnboundedSender<Done>,
+    finished: mpsc::UnboundedReceiver<Done>,
+}
+
+/// Batches of a partition, in order, while one is on a worker thread.
+#[derive(Debug, Default)]
+struct Lane {
+    under_way: Option<UnderWay>,
+    waiting: VecDeque<Held>,
+}
+
+#[derive(Debug)]
+struct UnderWay {
+    ticket: u64,
+    held: Held,
+    bindings: Arc<[FilterBinding]>,
+}
+
+/// A worker is through with a batch.
+#[derive(Debug)]
+struct Done {
+    partition: Partition,
+    ticket: u64,
+    outcome: Result<Option<Batch>, FilterFailure>,
+    counts: Vec<FilterStatus>,
+}
+
+impl Lanes {
+    pub(in crate::driver) fn new(plugins: &Plugins) -> Self {
+        let counts = Arc::new(FilterCounts::default());
+        let (done, finished) = mpsc::unbounded_channel();
+        Self {
+            host: FilterHost::new(Arc::clone(&plugins.deployments), Arc::clone(&counts)),
+            counts,
+            workers: Arc::clone(&plugins.workers),
+            lanes: FxHashMap::default(),
+            next: VecDeque::new(),
+            tickets: 0,
+            done,
+            finished,
+        }
+    }
+
+    /// Whether a batch of this partition has to come through here.
+    pub(in crate::driver) fn concern(&self, core: &ShardCore, partition: Partition) -> bool {
+        !core.state().filters(partition).is_empty()
+            || self.lanes.contains_key(&partition)
+            || self.host.is_warm(partition.topic)
+    }
+
+    /// A batch comes. `None`: it waits for a worker.
+    pub(in crate::driver) fn take(
+        &mut self,
+        core: &ShardCore,
+        now: Now,
+        held: Held,
+    ) -> Option<Step> {
+        if let Some(lane) = self.lanes.get_mut(&held.request.partition) {
+            lane.waiting.push_back(held);
+            return None;
+        }
+        self.begin(core, now, held)
+    }
+
+    /// A batch that a worker is through with, or that waited behind one.
+    pub(in crate::driver) fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        core: &ShardCore,
+        now: Now,
+    ) -> Poll<Step> {
+        loop {
+            while let Some(partition) = self.next.pop_front() {
+                if let Some(step) = self.advance(core, now, partition) {
+                    return Poll::Ready(step);
+                }
+            }
+            let Some(done) = ready!(self.finished.poll_recv(cx)) else {
+                return Poll::Pending; // never: the sender is ours too
+            };
+            self.counts.add(done.counts);
+            let Some(lane) = self.lanes.get_mut(&done.partition) else {
+                continue;
+            };
+            let Some(UnderWay { held, bindings, .. }) = lane
+                .under_way
+                .take_if(|under_way| under_way.ticket == done.ticket)
+            else {
+                continue;
+            };
+            self.next.push_back(done.partition);
+            let step = if core.state().filters(done.partition) == &*bindings {
+                Some(finish(held, done.outcome))
+            } else {
+                // The filters changed meanwhile: who changed them counts on it from then on.
+                self.begin(core, now, held)
+            };
+            if let Some(step) = step {
+                return Poll::Ready(step);
+            }
+        }
+    }
+
+    /// Give up everything that waits: whom to tell.
+    pub(in crate::driver) fn drain(&mut self) -> impl Iterator<Item = ReplyTo> + use<> {
+        self.next.clear();
+        let lanes = std::mem::take(&mut self.lanes);
+        lanes.into_values().flat_map(|lane| {
+            let under_way = lane.under_way.map(|under_way| under_way.held);
+            under_way
+                .into_iter()
+                .chain(lane.waiting)
+                .map(|held| held.reply)
+        })
+    }
+
+    /// Counters by deployment.
+    pub(in crate::driver) fn status(&self) -> Vec<FilterStatus> {
+        self.host.status()
+    }
+
+    /// The next batch of a lane begins, or the lane is over.
+    fn advance(&mut self, core: &ShardCore, now: Now, partition: Partition) -> Option<Step> {
+        let lane = self.lanes.get_mut(&partition)?;
+        if lane.under_way.is_some() {
+            return None;
+        }
+        let Some(held) = lane.waiting.pop_front() else {
+            self.lanes.remove(&partition);
+            return None;
+        };
+        let step = self.begin(core, now, held);
+        if step.is_some() {
+            self.next.push_back(partition);
+        }
+        step
+    }
+
+    /// A batch whose turn it is. `None`: it is with a worker now.
+    fn begin(&mut self, core: &ShardCore, now: Now, mut held: Held) -> Option<Step> {
+        let partition = held.request.partition;
+        let bindings = core.state().filters(partition);
+        let Some(topic) = core.state().topic(partition.topic) else {
+            return Some(Step::Append(held));
+        };
+        if bindings
+            .iter()
+            .all(|binding| binding.stage != Stage::Produce)
+        {
+            self.host.forget(topic.id);
+            return Some(Step::Append(held));
+        }
+        if core.decides_duplicate(now, held.request) {
+            return Some(Step::Append(held));
+        }
+        let batch = match Batch::parse(join(std::mem::take(&mut held.raw))) {
+            Ok(batch) => batch,
+            Err(error) => {
+                return Some(Step::Refuse(held.reply, Error::BadBatch(error.to_string())));
+            }
+        };
+        let site = site(topic, partition, now.wall);
+        if self.host.is_for_worker(bindings, &site) {
+            held.raw = vec![batch.bytes().clone()];
+            self.hand_over(topic, bindings.into(), now.wall, held, batch);
+            return None;
+        }
+        let outcome = self.host.run(bindings, &site, batch);
+        Some(finish(held, outcome))
+    }
+
+    fn hand_over(
+        &mut self,
+        topic: &TopicMeta,
+        bindings: Arc<[FilterBinding]>,
+        time: TimestampMs,
+        held: Held,
+        batch: Batch,
+    ) {
+        self.tickets += 1;
+        let partition = held.request.partition;
+        let mut ticket = Ticket {
+            done: Some(self.done.clone()),
+            partition,
+            number: self.tickets,
+        };
+        self.lanes.entry(partition).or_default().under_way = Some(UnderWay {
+            ticket: self.tickets,
+            held,
+            bindings: Arc::clone(&bindings),
+        });
+        let topic = topic.clone();
+        let turn = Turn::Topic(topic.id);
+        self.workers.submit(
+            turn,
+            Box::new(move |host| {
+                let outcome = host.run(&bindings, &site(&topic, partition, time), batch);
+                ticket.redeem(outcome, host.counts.take());
+            }),
+        );
+    }
+}
+
+/// Brings the outcome back; when it is dropped without, the batch is refused.
+struct Ticket {
+    done: Option<mpsc::UnboundedSender<Done>>,
+    partition: Partition,
+    number: u64,
+}
+
+impl Ticket {
+    fn redeem(&mut self, outcome: Result<Option<Batch>, FilterFailure>, counts: Vec<FilterStatus>) {
+        if let Some(to) = self.done.take() {
+            let done = Done {
+                partition: self.partition,
+                ticket: self.number,
+                outcome,
+                counts,
+            };
+            drop(to.send(done)); // a shard that is gone wants to know nothing
+        }
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        let failure = FilterFailure {
+            filter: String::new(),
+            message: "the worker that ran it ended: try again".to_owned(),
+            retriable: true,
+        };
+        self.redeem(Err(failure), Vec::new());
+    }
+}
+
+fn site(topic: &TopicMeta, partition: Partition, time: TimestampMs) -> Site<'_> {
+    Site {
+        topic: topic.id,
+        topic_name: &topic.name,
+        partition: partition.index,
+        stage: Stage::Produce,
+        time,
+        base_offset: None,
+        own: None,
+    }
+}
+
+/// The request and the bytes as they will be appended, or why not.
+fn finish(held: Held, outcome: Result<Option<Batch>, FilterFailure>) -> Step {
+    let request = held.request;
+    let (request, raw) = match outcome {
+        Err(failure) => {
+            let error = Error::Filter {
+                filter: failure.filter,
+                message: failure.message,
+                retriable: failure.retriable,
+            };
+            return Step::Refuse(held.reply, error);
+        }
+        Ok(None) => {
+            let nothing = Produce {
+                kept: 0,
+                bytes: 0,
+                ..request
+            };
+            (nothing, Vec::new())
+        }
+        Ok(Some(rest)) => {
+            let header = rest.header();
+            let rest_of_it = Produce {
+                kept: header.records,
+                bytes: header.size() as u32,
+                max_timestamp: TimestampMs(header.max_timestamp),
+                ..request
+            };
+            (rest_of_it, vec![rest.into_bytes()])
+        }
+    };
+    Step::Append(Held {
+        request,
+        raw,
+        ..held
+    })
+}
+
+/// One piece: copied only when it came in several.
+fn join(mut raw: Vec<Bytes>) -> Bytes {
+    if raw.len() == 1 {
+        return raw.remove(0);
+    }
+    let mut whole = BytesMut::with_capacity(raw.iter().map(Bytes::len).sum());
+    for part in raw {
+        whole.extend_from_slice(&part);
+    }
+    whole.freeze()
+}

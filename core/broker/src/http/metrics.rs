@@ -3,6 +3,7 @@
 //!
 //! Labels are bounded: shards, deployments, and as many groups as the shards report.
 
+use millstream_sandbox::Placement;
 use millstream_shard::call::{FilterStatus, Status};
 
 use super::report::Report;
@@ -34,7 +35,9 @@ pub(crate) fn families(shared: &Shared, report: &Report) -> Vec<Family> {
     all.extend(sessions(shared));
     all.extend(shards(&report.shards));
     all.extend(histograms(&report.shards));
-    all.extend(filters(&report.shards));
+    all.extend(produce_filters(&report.shards));
+    all.extend(subscribe_filters(&shared.metrics.subscribe_filters.rows()));
+    all.extend(placements(shared));
     all.push(lag(&report.shards));
     all
 }
@@ -327,9 +330,12 @@ fn histograms(shards: &[Status]) -> impl Iterator<Item = Family> + '_ {
     })
 }
 
-fn filters(shards: &[Status]) -> impl Iterator<Item = Family> + '_ {
-    type Column = (&'static str, &'static str, fn(&FilterStatus) -> f64);
-    let columns: [Column; 5] = [
+/// One counter of filters.
+type Column = (&'static str, &'static str, fn(&FilterStatus) -> f64);
+
+/// At produce: by shard and deployment.
+fn produce_filters(shards: &[Status]) -> impl Iterator<Item = Family> + '_ {
+    let columns: [Column; 6] = [
         (
             "millstream_filter_batches_total",
             "Batches filtered at produce",
@@ -351,6 +357,11 @@ fn filters(shards: &[Status]) -> impl Iterator<Item = Family> + '_ {
             |f| f.errors as f64,
         ),
         (
+            "millstream_filter_kills_total",
+            "Instances killed at produce",
+            |f| f.kills as f64,
+        ),
+        (
             "millstream_filter_seconds_total",
             "Time spent in filters at produce",
             |f| f.micros as f64 / 1e6,
@@ -363,7 +374,7 @@ fn filters(shards: &[Status]) -> impl Iterator<Item = Family> + '_ {
         let samples = rows
             .map(|(status, filter)| {
                 (
-                    vec![shard_label(status), ("filter", filter.name.clone())],
+                    vec![shard_label(status), filter_label(filter)],
                     value(filter),
                 )
             })
@@ -374,6 +385,90 @@ fn filters(shards: &[Status]) -> impl Iterator<Item = Family> + '_ {
             samples: Samples::Counter(samples),
         }
     })
+}
+
+/// On the way to subscriptions, those that they brought included: by deployment.
+fn subscribe_filters(rows: &[FilterStatus]) -> impl Iterator<Item = Family> + '_ {
+    let columns: [Column; 6] = [
+        (
+            "millstream_subscribe_filter_batches_total",
+            "Batches filtered for subscriptions",
+            |f| f.calls as f64,
+        ),
+        (
+            "millstream_subscribe_filter_records_total",
+            "Records filtered for subscriptions",
+            |f| f.records as f64,
+        ),
+        (
+            "millstream_subscribe_filter_kept_total",
+            "Records kept for subscriptions",
+            |f| f.kept as f64,
+        ),
+        (
+            "millstream_subscribe_filter_errors_total",
+            "Batches without a verdict for subscriptions",
+            |f| f.errors as f64,
+        ),
+        (
+            "millstream_subscribe_filter_kills_total",
+            "Instances killed for subscriptions",
+            |f| f.kills as f64,
+        ),
+        (
+            "millstream_subscribe_filter_seconds_total",
+            "Time spent in filters for subscriptions",
+            |f| f.micros as f64 / 1e6,
+        ),
+    ];
+    columns.into_iter().map(move |(name, help, value)| Family {
+        name,
+        help,
+        samples: Samples::Counter(
+            rows.iter()
+                .map(|filter| (vec![filter_label(filter)], value(filter)))
+                .collect(),
+        ),
+    })
+}
+
+/// Where topics' filters run.
+fn placements(shared: &Shared) -> Vec<Family> {
+    let placed = shared.plugins.deployments.summary();
+    let family = |name, help, is: fn(Placement) -> bool| Family {
+        name,
+        help,
+        samples: Samples::Gauge(
+            placed
+                .iter()
+                .map(|(name, placement)| {
+                    let label = vec![("filter", name.clone())];
+                    (label, f64::from(u8::from(is(*placement))))
+                })
+                .collect(),
+        ),
+    };
+    vec![
+        family(
+            "millstream_filter_on_worker",
+            "1 when the filter is slow or was killed once, and runs on worker threads",
+            |placement| placement == Placement::Worker,
+        ),
+        family(
+            "millstream_filter_paused",
+            "1 when the filter was killed too often: it waits to be deployed again",
+            |placement| placement == Placement::Paused,
+        ),
+        gauge(
+            "millstream_filter_workers_waiting",
+            "Jobs that wait for a worker thread",
+            shared.plugins.workers.waiting() as f64,
+        ),
+    ]
+}
+
+fn filter_label(filter: &FilterStatus) -> (&'static str, String) {
+    ("filter", filter.name.clone())
 }
 
 fn lag(shards: &[Status]) -> Family {

@@ -101,7 +101,8 @@ fn shard_json(status: &Status) -> serde_json::Value {
         .map(|filter| {
             json!({
                 "name": filter.name, "calls": filter.calls, "records": filter.records, "kept": filter.kept,
-                "errors": filter.errors, "micros": filter.micros, "paused": filter.paused,
+                "errors": filter.errors, "kills": filter.kills, "micros": filter.micros,
+                "worker": filter.worker, "paused": filter.paused,
             })
         })
         .collect();

@@ -10,6 +10,7 @@ use millstream_protocol::messages::{
 use millstream_protocol::{Code, Kind};
 
 use crate::client::{Client, Stream, World, batch, values};
+use crate::common;
 
 const JSON_FILTER: &[u8] = include_bytes!("../../../../plugins/dist/json-filter.wasm");
 const RECORDS: [&[u8]; 4] = [
@@ -41,6 +42,14 @@ async fn deploy(
         parameters,
         ..FilterInfo::default()
     };
+    deploy_as(client, filter, component).await
+}
+
+async fn deploy_as(
+    client: &Client,
+    filter: FilterInfo,
+    component: &[u8],
+) -> Result<DeployFilterResponse, millstream_protocol::messages::Error> {
     let mut frame = BytesMut::new();
     encode_head(
         &mut frame,
@@ -311,6 +320,94 @@ fn parameters_that_the_component_refuses_leave_the_deployment_as_it_was() {
         assert_eq!(
             (&batches[0].1[..], end),
             (&[RECORDS[1].to_vec(), RECORDS[2].to_vec()][..], 2)
+        );
+    });
+}
+
+/// Crashes on a batch of two records, and keeps all else.
+const DIES_OF_TWO: &str = "
+    (if (i32.eq (local.get 8) (i32.const 12)) (then unreachable))
+    (call $all (call $records (local.get 8)))";
+
+#[test]
+fn a_filter_that_is_killed_goes_to_the_workers_then_pauses_and_order_is_kept() {
+    let world = World::new(|_| {});
+    let batches: [&[&[u8]]; 4] = [&[b"0", b"1", b"2"], &[b"3", b"4"], &[b"5"], &[b"6"]];
+    let state = async |client: &Client| {
+        let list: ListFiltersResponse = client
+            .request(Kind::ListFilters, &ListFiltersRequest {})
+            .await
+            .expect("listed");
+        list.filters[0].state.clone()
+    };
+    world.run(async {
+        let client = world.connect().await;
+        let topic_id = client.create_topic("t", 1).await;
+        let mut producer = client.producer(&ProducerOpen::default()).await;
+        for (tag, records) in (1..).zip(batches) {
+            let produce = Produce {
+                tag,
+                topic_id: topic_id.clone(),
+                ..Produce::default()
+            };
+            producer.produce(produce, &batch(records)).await;
+            producer.expect(Kind::Produced).await;
+        }
+        let filter = FilterInfo {
+            name: "fragile".to_owned(),
+            topic: "t".to_owned(),
+            stage: "subscribe".to_owned(),
+            on_error: "pass".to_owned(),
+            ..FilterInfo::default()
+        };
+        let wasm = common::wat_filter(DIES_OF_TWO);
+        deploy_as(&client, filter.clone(), &wasm)
+            .await
+            .expect("deployed");
+        assert_eq!(state(&client).await, "running");
+        // Each subscription kills it once: on its own thread, then twice on a worker.
+        for expected in [
+            "running on a worker thread",
+            "running on a worker thread",
+            "paused",
+        ] {
+            let (got, end) = consume(client.subscribe(&whole_topic()).await).await;
+            let got: Vec<_> = got.into_iter().map(|(_, values)| values).collect();
+            assert_eq!(
+                (got, end),
+                (
+                    batches
+                        .map(|b| b.iter().map(|v| v.to_vec()).collect())
+                        .to_vec(),
+                    7
+                )
+            );
+            let state = state(&client).await;
+            assert!(state.starts_with(expected), "{state}");
+        }
+        assert_eq!(world.metric("millstream_subscribe_filter_kills_total"), 3.0);
+        assert_eq!(
+            world.metric("millstream_subscribe_filter_batches_total"),
+            12.0
+        );
+        assert_eq!(
+            world.metric("millstream_subscribe_filter_errors_total"),
+            5.0,
+            "three kills, and two batches after them"
+        );
+        assert_eq!(world.metric("millstream_filter_paused"), 1.0);
+
+        let again = deploy_as(&client, filter, &wasm)
+            .await
+            .expect("deployed again");
+        assert_eq!(again.filter.expect("a filter").state, "running");
+        let (got, _) = consume(client.subscribe(&whole_topic()).await).await;
+        assert_eq!(got.len(), 4);
+        assert_eq!(world.metric("millstream_filter_paused"), 0.0);
+        assert_eq!(
+            world.metric("millstream_filter_on_worker"),
+            1.0,
+            "killed once again"
         );
     });
 }

@@ -4,6 +4,8 @@
 mod abuse;
 mod catalog;
 mod client;
+#[path = "../../../sandbox/tests/common/mod.rs"]
+mod common;
 mod filters;
 mod groups;
 mod handshakes;

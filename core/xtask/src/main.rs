@@ -8,6 +8,7 @@
 )]
 
 mod bench;
+mod counts;
 mod plugins;
 mod run;
 mod soak;
@@ -21,11 +22,13 @@ const HELP: &str = "\
 cargo xtask COMMAND
 
   test [STAGE...]     all the tests, clients included; installs what is missing and says so.
-                      Stages: fmt tidy clippy workspace fuzz plugins vectors (default: all, in this order)
+                      Stages: fmt tidy clippy workspace fuzz plugins vectors counts (default: all, in this order)
   tidy                the tree's own rules: imports, sizes, docs, promises and their tests
   vectors [--write]   check (or write) the bytes that every language must agree on
   plugins [--check]   build the bundled components into plugins/dist (or rebuild and compare)
   bench [ROW] ...     measure a row beside its ceiling program in one run; `bench --help` lists them
+  counts [ROW...]     instructions on the hot paths, held against tests/bench/counts/recorded.json;
+                      `counts --help` says how to acknowledge a change
   soak [MINUTES]      the simulator on random seeds, until one fails or the time is over (default 60)
 ";
 
@@ -51,6 +54,7 @@ fn dispatch() -> Result<()> {
         ["plugins"] => plugins::run(false),
         ["plugins", "--check"] => plugins::run(true),
         ["bench", rest @ ..] => bench::run(rest),
+        ["counts", rest @ ..] => counts::run(rest),
         ["soak"] => soak::run("60"),
         ["soak", minutes] => soak::run(minutes),
         [] | ["help" | "--help" | "-h"] => {

@@ -16,6 +16,7 @@ const STAGES: &[Stage] = &[
     ("fuzz", fuzz),
     ("plugins", plugins),
     ("vectors", || crate::vectors::run(false)),
+    ("counts", || crate::counts::run(&[])),
 ];
 
 /// Run the named stages, or all of them; go on after a failed one, so that one run tells all.

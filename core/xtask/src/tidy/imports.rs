@@ -35,6 +35,10 @@ const EDGES: &[(&str, &[&str])] = &[
         "tests/bench",
         &["batch", "log", "uring", "client", "protocol", "sandbox"],
     ),
+    (
+        "tests/bench/counts",
+        &["batch", "protocol", "log", "machine", "sandbox"],
+    ),
     ("tests/fuzz", &["batch", "protocol", "log", "machine"]),
 ];
 

@@ -383,11 +383,7 @@ impl History {
     /// A batch was served. Says what does not fit with what was seen before.
     pub fn saw(&mut self, partition: Partition, base: u64, seen: Seen) -> Option<String> {
         let known = self.partitions.entry(partition).or_default();
-        let under = known
-            .lost
-            .iter()
-            .find(|lost| lost.base <= seen.last && base <= lost.last && lost.epoch >= seen.epoch);
-        if let Some(lost) = under.copied() {
+        if let Some(lost) = known.lost_over(base, seen) {
             let what = format!(
                 "{partition} offset {base}: served under epoch {}, though {lost:?} was told",
                 seen.epoch
@@ -404,8 +400,8 @@ impl History {
         ))
     }
 
-    /// A batch that was not synced is gone.
-    pub fn lose(&mut self, partition: Partition, lost: Lost) {
+    /// A batch that was not synced is gone; the shard goes on in this term.
+    pub fn lose(&mut self, partition: Partition, lost: Lost, term: Term) {
         let known = self.partitions.entry(partition).or_default();
         let told = known.acked.len();
         known.acked.retain(|acked| acked.base != Some(lost.base));
@@ -414,6 +410,10 @@ impl History {
         if was_acked || was_seen {
             known.lost.push(lost);
             self.counts.lost += 1;
+            if term <= lost.epoch {
+                let what = format!("{partition}: {lost:?} is lost, and the term is {term}");
+                self.violation("epochs_rise", what);
+            }
         }
     }
 
@@ -496,6 +496,14 @@ impl History {
 }
 
 impl PartitionHistory {
+    /// A lost batch whose offsets were given again to this one, and not under a higher epoch.
+    #[must_use]
+    pub fn lost_over(&self, base: u64, seen: Seen) -> Option<Lost> {
+        let same = |lost: &&Lost| lost.base <= seen.last && base <= lost.last;
+        let mut over = self.lost.iter().filter(same);
+        over.find(|lost| lost.epoch >= seen.epoch).copied()
+    }
+
     /// Whether the partition's start may be there.
     fn trims(&self, start: Offset) -> bool {
         start.0 <= self.start_asked || start.0 == self.start_told

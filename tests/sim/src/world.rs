@@ -104,7 +104,7 @@ impl World {
     pub fn new(seed: u64, layer: Box<dyn Layer>, trace: bool) -> Self {
         let mut dice = Dice::new(seed);
         let plan = Plan::of(&mut dice);
-        let clients = Plan::clients(&mut dice);
+        let clients = plan.clients(&mut dice);
         let mut disk = SimDisk::new(dice.number());
         disk.set_faults(faults(&plan));
         let client_dice = clients.iter().map(|_| dice.fork()).collect();
@@ -401,13 +401,13 @@ impl World {
         }
         let Some(core) = &self.core else { return };
         match self.shadow.recovered(recovery.last, core.state()) {
-            Ok(lost) => self.lost(&lost),
+            Ok(lost) => self.lost(&lost, recovery.term),
             Err(what) => self.history.violation("rebuilt_equals_live", what),
         }
     }
 
     /// These batches are past the end that was recovered, and none of them was synced.
-    fn lost(&mut self, lost: &[(PartitionSlot, u64, Place)]) {
+    fn lost(&mut self, lost: &[(PartitionSlot, u64, Place)], term: Term) {
         let Some(core) = &self.core else { return };
         for (slot, base, place) in lost {
             let Some(view) = core.state().partition_of(*slot) else {
@@ -418,7 +418,7 @@ impl World {
                 last: place.last_offset,
                 epoch: place.epoch,
             };
-            self.history.lose(view.partition, lost);
+            self.history.lose(view.partition, lost, term);
         }
     }
 

@@ -96,6 +96,21 @@ fn damage_reported() {
 }
 
 #[test]
+fn told_is_kept() {
+    kept("told_is_kept");
+}
+
+#[test]
+fn epochs_rise() {
+    kept("epochs_rise");
+}
+
+#[test]
+fn truncation_told() {
+    kept("truncation_told");
+}
+
+#[test]
 fn no_panic() {
     kept("no_panic");
 }
@@ -144,7 +159,9 @@ fn runs_are_not_idle() {
         ("flipped bits", all.flips, 100),
         ("damaged ranges told", all.damaged, 5),
         ("read-only shards", all.read_only, 5),
-        ("recycled files", all.recycled, 10_000),
+        ("recycled files", all.recycled, 8_000),
+        ("batches lost under interval", all.lost, 800),
+        ("readers told of a cut", all.truncated, 60),
     ] {
         assert!(
             count >= least,

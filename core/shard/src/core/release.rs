@@ -68,7 +68,7 @@ impl ShardCore {
 
     /// Let go everything at or below the durable point.
     pub(super) fn release(&mut self) {
-        while let Some((lsn, held)) = self.gate.release(self.log.synced()) {
+        while let Some((lsn, held)) = self.gate.release(self.synced()) {
             match held {
                 Held::Bytes(bytes) => self.undurable_bytes -= bytes as u64,
                 Held::Produced {

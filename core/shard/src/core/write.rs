@@ -255,7 +255,7 @@ impl ShardCore {
         if !self.config.log.sync_each_group && matches!(held, Held::Answer { .. }) {
             self.gate
                 .hold_synced(self.installed, self.installed_other, held);
-            self.sync_due |= self.installed_other > self.log.synced();
+            self.sync_due |= self.installed_other > self.synced();
         } else {
             self.gate.hold(self.installed, held);
         }
@@ -270,7 +270,16 @@ impl ShardCore {
         if self.config.log.sync_each_group {
             durable
         } else {
-            durable.min(self.log.synced())
+            durable.min(self.synced())
+        }
+    }
+
+    /// How far the log is synced. A shard that is read-only syncs nothing: what it found is all there is.
+    pub(super) fn synced(&self) -> Lsn {
+        if let Writes::ReadOnly(_) = self.writes {
+            self.gate.durable()
+        } else {
+            self.log.synced()
         }
     }
 

@@ -44,24 +44,32 @@ impl Bug {
     }
 }
 
+/// What is not on disk shows in whatever is answered first.
+const UNSAFE: &[&str] = &[
+    "no_acked_loss",
+    "released_only",
+    "rebuilt_equals_live",
+    "told_is_kept",
+];
+
 /// All of them.
 pub const BUGS: &[Bug] = &[
     Bug {
         name: "sync_is_a_lie",
         stands_for: "a write is reported durable and was never synced",
-        caught_by: &["no_acked_loss", "released_only", "rebuilt_equals_live"],
+        caught_by: UNSAFE,
         plant: || Box::new(disk::NoSync),
     },
     Bug {
         name: "failed_sync_is_retried",
         stands_for: "a failed sync is tried again, and its success believed",
-        caught_by: &["no_acked_loss", "released_only", "rebuilt_equals_live"],
+        caught_by: UNSAFE,
         plant: || Box::new(disk::RetriedSync::default()),
     },
     Bug {
         name: "write_is_dropped",
         stands_for: "a group is forgotten between the log and the disk",
-        caught_by: &["no_acked_loss", "released_only", "rebuilt_equals_live"],
+        caught_by: UNSAFE,
         plant: || Box::new(disk::DroppedWrite::default()),
     },
     Bug {
@@ -96,7 +104,7 @@ pub const BUGS: &[Bug] = &[
     Bug {
         name: "cut_below_the_durable_point",
         stands_for: "recovery takes the last proved group for a torn one and cuts it",
-        caught_by: &["no_acked_loss", "released_only", "rebuilt_equals_live"],
+        caught_by: UNSAFE,
         plant: || Box::new(recovery::CutTooMuch),
     },
     Bug {
@@ -174,6 +182,24 @@ pub const BUGS: &[Bug] = &[
             "damage_reported",
         ],
         plant: || Box::new(network::SwallowedDamage::default()),
+    },
+    Bug {
+        name: "told_before_synced",
+        stands_for: "under interval, answers that promise a sync are released without it",
+        caught_by: &["told_is_kept"],
+        plant: || Box::new(disk::SyncToCome),
+    },
+    Bug {
+        name: "leader_epoch_does_not_rise",
+        stands_for: "an unclean end is taken for one in good order",
+        caught_by: &["epochs_rise", "truncation_told"],
+        plant: || Box::new(recovery::LooksClean),
+    },
+    Bug {
+        name: "cut_is_not_told",
+        stands_for: "a reader past a cut is given the records that took the place of what it read",
+        caught_by: &["truncation_told"],
+        plant: || Box::new(network::CutNotTold),
     },
     Bug {
         name: "chance_leaks_in",

@@ -226,3 +226,18 @@ impl Layer for Leak {
         LEAK.fetch_add(1, Ordering::Relaxed) % 7
     }
 }
+
+/// Positions lose their epoch on the way.
+#[derive(Debug)]
+pub(super) struct CutNotTold;
+
+impl Layer for CutNotTold {
+    fn call(&mut self, mut call: Call, _state: &State) -> Call {
+        match &mut call {
+            Call::Fetch(fetch) => fetch.leader_epoch = None,
+            Call::Machine(Request::Commit(commit)) => commit.leader_epoch = None,
+            _ => {}
+        }
+        call
+    }
+}

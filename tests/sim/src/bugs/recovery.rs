@@ -2,7 +2,7 @@
 
 use millstream_batch::ids::Lsn;
 use millstream_log::format::{
-    ENTRY_HEADER_BYTES, EntryHeader, GROUP_HEADER_BYTES, GroupHeader, checksum,
+    ENTRY_HEADER_BYTES, EntryHeader, GROUP_CLEAN, GROUP_HEADER_BYTES, GroupHeader, checksum,
 };
 use millstream_log::io::{FileId, Io, IoDone, IoOp, IoOutput};
 use millstream_machine::fact::kind;
@@ -36,6 +36,27 @@ impl Layer for CutTooMuch {
                 for (at, group) in &groups[at..] {
                     zero(disk, file, *at, group.span());
                 }
+                return;
+            }
+        }
+    }
+}
+
+/// At a restart the last group says that the log was closed after it.
+#[derive(Debug)]
+pub(super) struct LooksClean;
+
+impl Layer for LooksClean {
+    fn restarting(&mut self, disk: &mut SimDisk) {
+        for file in wal_files(disk).into_iter().rev() {
+            if let Some((at, group)) = groups(disk, file).last() {
+                let clean = GroupHeader {
+                    flags: group.flags | GROUP_CLEAN,
+                    ..*group
+                };
+                let mut head = [0; GROUP_HEADER_BYTES];
+                clean.encode(&mut head);
+                write(disk, file, *at, &head);
                 return;
             }
         }

@@ -1,12 +1,18 @@
 //! One promise, one checker: `core/docs/guarantees.md` names them.
 //!
 //! Each looks at the history of a run and at what an audit found (everything read back through the
-//! shipped code after a restart), and says what does not fit. Two more promises are checked where
-//! they are at home: `rebuilt_equals_live` in the shadow, `same_seed_same_bytes` by running twice.
+//! shipped code after a restart), and says what does not fit. More promises are checked where they are
+//! at home: `rebuilt_equals_live` in the shadow, `same_seed_same_bytes` by running twice, and at each
+//! answer `told_is_kept` (the world), `truncation_told` (the history).
+//!
+//! How the log is flushed decides what may be lost. `durable`: nothing that was acknowledged or read.
+//! `interval`: batches that were not synced, which the world takes out of the history at the start that
+//! does not find them; everything else, and all that was told of anything but batches, is kept.
 
 mod commits_fenced;
 mod damage_reported;
 mod dense_offsets;
+mod epochs_rise;
 mod no_acked_loss;
 mod no_duplicates;
 mod released_only;
@@ -51,10 +57,11 @@ type Checker = fn(&History, &Audit, &mut dyn FnMut(String));
 /// Every checker.
 pub fn check(history: &mut History, audit: &Audit) {
     let mut found = Vec::new();
-    let checkers: [(&'static str, Checker); 6] = [
+    let checkers: [(&'static str, Checker); 7] = [
         ("no_acked_loss", no_acked_loss::check),
         ("no_duplicates", no_duplicates::check),
         ("dense_offsets", dense_offsets::check),
+        ("epochs_rise", epochs_rise::check),
         ("released_only", released_only::check),
         ("commits_fenced", commits_fenced::check),
         ("damage_reported", damage_reported::check),

@@ -15,12 +15,13 @@ pub struct Admin {
     tag: u64,
     named: u64,
     topics_max: u64,
-    pace_us: u64,
+    /// Least and longest pause.
+    pace_us: (u64, u64),
 }
 
 impl Admin {
     #[must_use]
-    pub fn new(topics_max: u64, pace_us: u64) -> Self {
+    pub fn new(topics_max: u64, pace_us: (u64, u64)) -> Self {
         Self {
             topics_max,
             pace_us,
@@ -101,7 +102,12 @@ impl Client for Admin {
             self.flying.insert(self.tag, ());
             scene.send(self.tag, Call::Machine(request));
         }
-        let pace = scene.dice.skewed(200, self.pace_us);
+        // Without a topic nobody has anything to do.
+        let hurry = scene.history.topics.is_empty();
+        let pace = match self.pace_us {
+            (least, most) if !hurry => scene.dice.skewed(least, most),
+            _ => scene.dice.skewed(200, 2_000),
+        };
         scene.wake_in(pace);
     }
 

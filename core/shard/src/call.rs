@@ -4,7 +4,7 @@
 //! cores by being moved, payloads by reference count.
 
 use bytes::Bytes;
-use millstream_batch::ids::{GroupEpoch, MemberId, Offset, Partition, ShardId, TimestampMs};
+use millstream_batch::ids::{GroupEpoch, MemberId, Offset, Partition, ShardId, Term, TimestampMs};
 use millstream_machine::request::{Assignment, Refusal, Reply, Request};
 use millstream_machine::topic::TopicMeta;
 

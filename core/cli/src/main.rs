@@ -11,6 +11,7 @@ mod format;
 mod input;
 mod interrupt;
 mod logging;
+mod memory;
 mod output;
 mod progress;
 mod settings;
@@ -21,11 +22,6 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use crate::output::Output;
-
-/// The system's allocator gives the top of its heap back to the kernel between batches and faults it in
-/// again with the next: a third of the broker's CPU under load (ADR 0008).
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Millstream: a durable stream broker over QUIC that runs your WebAssembly components.
 ///

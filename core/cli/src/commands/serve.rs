@@ -39,6 +39,7 @@ pub(crate) fn run(arguments: &Arguments, global: &Global) -> Outcome {
             let _ = line(&ready.to_string());
         }
     };
+    crate::memory::before_serving();
     millstream_broker::run(config, started).map_err(failure)
 }
 

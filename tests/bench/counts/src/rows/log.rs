@@ -12,22 +12,21 @@ use crate::fixture::{self, TIMESTAMP};
 
 /// Length of the fact that tells of a batch.
 const FACT_BYTES: usize = 80;
-/// Small enough that buffers go round before counting begins.
-const HOT_TAIL_BYTES: usize = 8 << 20;
 const SLOTS: u32 = 64;
 
 pub(crate) fn append() -> Work {
     let parts = fixture::chunks(fixture::large().bytes());
-    appending(parts, 16)
+    appending(parts, 16, 64 << 20)
 }
 
 pub(crate) fn append_small() -> Work {
-    appending(vec![fixture::small().into_bytes()], 64)
+    appending(vec![fixture::small().into_bytes()], 64, 2 << 20)
 }
 
-/// Groups of `batches` batches, each of another partition.
-fn appending(parts: Vec<Bytes>, batches: u64) -> Work {
-    let mut shard = Shard::open(HOT_TAIL_BYTES);
+/// Groups of `batches` batches, each of another partition. The hot tail is large against a group, as
+/// the product's is, and small enough to be full when counting begins: memory then goes round.
+fn appending(parts: Vec<Bytes>, batches: u64, hot_tail_bytes: usize) -> Work {
+    let mut shard = Shard::open(hot_tail_bytes);
     let fact = Bytes::from(vec![7; FACT_BYTES]);
     let mut offset = 0;
     Box::new(move || {

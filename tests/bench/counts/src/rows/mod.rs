@@ -78,7 +78,7 @@ pub(crate) const ROWS: &[Row] = &[
         name: "wal-append-small",
         operation: "batch of one 100 B record, in groups of 64 over 64 partitions: append to durable",
         operations: 64,
-        warm_up: 100,
+        warm_up: 200,
         calls: 64,
         setup: log::append_small,
     },

@@ -31,6 +31,7 @@ use crate::metrics::Metrics;
 use crate::secrets::Secrets;
 use crate::shards::Shards;
 use crate::thread::{self, ShardStart, Start};
+use crate::traces::Traces;
 use crate::{Error, http, steering, sys, tls};
 
 /// How often a stopping broker looks whether its streams are through.
@@ -62,6 +63,7 @@ pub(crate) struct Shared {
     pub(crate) components: Arc<Components>,
     pub(crate) plugins: Plugins,
     pub(crate) metrics: Metrics,
+    pub(crate) traces: Traces,
     pub(crate) started: Instant,
     phase: watch::Sender<Phase>,
 }
@@ -146,6 +148,7 @@ impl Broker {
             components,
             plugins,
             metrics: Metrics::default(),
+            traces: Traces::new(&config.telemetry),
             started: Instant::now(),
             phase: watch::Sender::new(Phase::Starting),
             config,

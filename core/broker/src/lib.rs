@@ -26,6 +26,7 @@ mod subscription;
 mod sys;
 mod thread;
 mod tls;
+mod traces;
 
 pub use broker::{Broker, run};
 pub use config::{

@@ -11,6 +11,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use millstream_batch::check_produced_parts;
@@ -21,7 +22,7 @@ use millstream_protocol::kinds::name_of;
 use millstream_protocol::messages::{self, Ack, Produced, ProducerOpen, ProducerOpened};
 use millstream_protocol::{Code, Frame, Kind};
 use millstream_shard::call::{Answer, Call};
-use millstream_shard::handle::ReplyTo;
+use millstream_shard::handle::{ReplyTo, Stamps};
 use quinn::SendStream;
 use tokio::sync::{Notify, mpsc};
 
@@ -31,6 +32,7 @@ use crate::metrics::Alive;
 use crate::refusals;
 use crate::session::Session;
 use crate::stream::{FrameReader, ReadEnd, Received, refuse, write_frame};
+use crate::traces::{Trace, Value, now_ns};
 
 /// Acknowledgements are written out when so many bytes are ready, at the latest when no more are.
 const ACKS_BYTES_MAX: usize = 16 << 10;
@@ -132,6 +134,14 @@ struct Place {
     bytes: usize,
     /// Given back when the batch is answered, whether or not the client reads the answer.
     room: Option<Ingress>,
+    trace: Option<Box<Traced>>,
+}
+
+/// A sampled batch: its trace, when it was sent to its shard, and what the shard notes.
+struct Traced {
+    trace: Trace,
+    sent_ns: u64,
+    stamps: Arc<Stamps>,
 }
 
 type Outcome = Result<millstream_machine::request::Produced, messages::Error>;
@@ -177,6 +187,7 @@ impl Stream {
         self.wait_for_room(bytes).await;
         let metrics = &self.session.shared.metrics;
         metrics.batches_in.add(1);
+        let trace = self.session.shared.traces.begin("produce");
         {
             let mut flight = self.flight.borrow_mut();
             let expected = flight.first_tag + flight.places.len() as u64;
@@ -191,23 +202,69 @@ impl Stream {
                 outcome: None,
                 bytes,
                 room,
+                trace: None,
             });
             flight.bytes += bytes;
         }
         match self.check(&header, frame.payload.into_parts()).await {
             Ok((partition, call)) => {
+                let stamps = trace.and_then(|trace| self.traced(&header, *trace, &call));
                 let reply = ReplyTo::Queue {
                     tag: header.tag,
                     queue: self.queue.clone(),
                 };
-                self.session.shared.shards.of(partition).send(call, reply);
+                let shard = self.session.shared.shards.of(partition);
+                shard.send_stamped(call, reply, stamps);
             }
             Err(error) => {
+                if let Some(trace) = trace {
+                    self.session.shared.traces.end(*trace, Some(&error.message));
+                }
                 self.land(header.tag, Err(error));
                 self.news.notify_one();
             }
         }
         Ok(())
+    }
+
+    /// Note a sampled batch in its place, before it goes to its shard.
+    fn traced(
+        &self,
+        header: &messages::Produce,
+        mut trace: Trace,
+        call: &Call,
+    ) -> Option<Arc<Stamps>> {
+        if let Call::Produce { request, .. } = call {
+            let topic = self.session.thread.catalog.cached(request.partition.topic);
+            if let Some(topic) = topic {
+                trace.set(
+                    "messaging.destination.name",
+                    Value::Text(topic.name.clone()),
+                );
+            }
+            let partition = request.partition.index.to_string();
+            trace.set("messaging.destination.partition.id", Value::Text(partition));
+            trace.set(
+                "messaging.batch.message_count",
+                Value::Number(request.sent.into()),
+            );
+            trace.set(
+                "messaging.message.body.size",
+                Value::Number(request.bytes.into()),
+            );
+        }
+        let sent_ns = now_ns();
+        trace.part("check", trace.start_ns(), sent_ns);
+        let stamps = Arc::new(Stamps::default());
+        let mut flight = self.flight.borrow_mut();
+        let at = header.tag.checked_sub(flight.first_tag)?;
+        let place = flight.places.get_mut(usize::try_from(at).ok()?)?;
+        place.trace = Some(Box::new(Traced {
+            trace,
+            sent_ns,
+            stamps: Arc::clone(&stamps),
+        }));
+        Some(stamps)
     }
 
     async fn wait_for_room(&self, bytes: usize) {
@@ -284,6 +341,16 @@ impl Stream {
             .checked_sub(flight.first_tag)
             .and_then(|at| usize::try_from(at).ok());
         if let Some(place) = at.and_then(|at| flight.places.get_mut(at)) {
+            if let Some(traced) = place.trace.take() {
+                let Traced {
+                    mut trace,
+                    sent_ns,
+                    stamps,
+                } = *traced;
+                trace.shard_parts(sent_ns, &stamps);
+                let error = outcome.as_ref().err().map(|error| error.message.as_str());
+                self.session.shared.traces.end(trace, error);
+            }
             place.outcome = Some(outcome);
             place.room = None;
             let bytes = std::mem::take(&mut place.bytes);

@@ -1,7 +1,8 @@
 //! The way into a shard from any core: a bounded queue in, the caller's own queue out.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use millstream_batch::ids::ShardId;
 use tokio::sync::{mpsc, oneshot};
@@ -46,6 +47,26 @@ pub struct Message {
     pub call: Call,
     pub reply: ReplyTo,
     pub(crate) waiting: Waiting,
+    /// Set for what is traced.
+    pub(crate) stamps: Option<Arc<Stamps>>,
+}
+
+/// When a batch that is traced passed where, in nanoseconds since 1970; 0: it did not.
+#[derive(Debug, Default)]
+pub struct Stamps {
+    /// The shard took it up.
+    pub taken_ns: AtomicU64,
+    /// Its filters were through with it, if it had any.
+    pub filtered_ns: AtomicU64,
+    /// It is in the log, and not durable yet.
+    pub appended_ns: AtomicU64,
+}
+
+impl Stamps {
+    pub(crate) fn set(stamp: &AtomicU64) {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        stamp.store(now.unwrap_or_default().as_nanos() as u64, Ordering::Relaxed);
+    }
 }
 
 /// Counts the message as waiting while it lives.
@@ -90,11 +111,17 @@ impl ShardHandle {
 
     /// Hand over a call. Never blocks. A full queue or a shard that is gone answers at once.
     pub fn send(&self, call: Call, reply: ReplyTo) {
+        self.send_stamped(call, reply, None);
+    }
+
+    /// As [`send`](Self::send), and stamp the times at which it passes.
+    pub fn send_stamped(&self, call: Call, reply: ReplyTo, stamps: Option<Arc<Stamps>>) {
         let calls = self.waiting.fetch_add(1, Ordering::Relaxed);
         let message = Message {
             call,
             reply,
             waiting: Waiting(Arc::clone(&self.waiting)),
+            stamps,
         };
         if calls >= self.waiting_max {
             message.reply.send(Answer::Error(Error::Busy {

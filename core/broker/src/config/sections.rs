@@ -445,11 +445,17 @@ impl Plugins {
 pub struct Telemetry {
     /// Base URL of an OpenTelemetry collector (OTLP over HTTP), as `http://127.0.0.1:4318`.
     pub otlp_endpoint: Option<String>,
+    /// Time between two exports.
     pub interval_ms: u64,
+    /// The share of requests, batches and deliveries that spans are made for: 0 (none) to 1 (all).
+    pub trace_share: f64,
 }
 
 impl Telemetry {
     pub(super) fn check(&self) -> Result<(), ConfigError> {
+        if !(0.0..=1.0).contains(&self.trace_share) {
+            return invalid("telemetry.trace_share", "0 (none) to 1 (all)");
+        }
         let Some(endpoint) = &self.otlp_endpoint else {
             return Ok(());
         };
@@ -474,6 +480,7 @@ impl Default for Telemetry {
         Self {
             otlp_endpoint: None,
             interval_ms: 10_000,
+            trace_share: 0.0,
         }
     }
 }

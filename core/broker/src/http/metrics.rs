@@ -38,6 +38,11 @@ pub(crate) fn families(shared: &Shared, report: &Report) -> Vec<Family> {
     all.extend(produce_filters(&report.shards));
     all.extend(subscribe_filters(&shared.metrics.subscribe_filters.rows()));
     all.extend(placements(shared));
+    all.push(counter(
+        "millstream_spans_dropped_total",
+        "Spans that were not exported",
+        shared.traces.dropped.value() as f64,
+    ));
     all.push(lag(&report.shards));
     all
 }

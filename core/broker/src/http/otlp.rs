@@ -1,9 +1,12 @@
-//! Export of the same metrics to an OpenTelemetry collector: OTLP over HTTP in its JSON encoding
-//! (opentelemetry-proto `metrics/v1`), so that no code generator and no gRPC stack is needed.
+//! Export of the same metrics, and of spans, to an OpenTelemetry collector: OTLP over HTTP in its JSON
+//! encoding (opentelemetry-proto `metrics/v1`, `trace/v1`), so that no code generator and no gRPC stack is
+//! needed: the `opentelemetry-otlp` of today brings 19 crates, tonic and h2 among them, also for HTTP.
 //!
-//! Absent: traces and logs, and TLS: the collector is on this machine or behind a local agent.
+//! Absent: logs, and TLS: the collector is on this machine or behind a local agent.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+mod spans;
+
+use std::time::Duration;
 
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::Request;
@@ -17,6 +20,7 @@ use tokio::net::TcpStream;
 use super::metrics::{Family, Labels, Samples, families};
 use super::report::Report;
 use crate::broker::Shared;
+use crate::traces::now_ns;
 
 /// A collector that does not answer in time is tried again at the next interval.
 const ANSWER_WAIT: Duration = Duration::from_secs(5);
@@ -30,31 +34,39 @@ pub(super) async fn export(shared: &Shared) {
     let Some(endpoint) = telemetry.otlp_endpoint.as_deref() else {
         return std::future::pending().await;
     };
-    let started = nanos();
+    let started = now_ns();
     let mut failing = false;
     loop {
         tokio::time::sleep(Duration::from_millis(telemetry.interval_ms)).await;
         let report = Report::gather(shared).await;
-        let body = request(
-            &shared.meta.broker_id,
-            &families(shared, &report),
-            started,
-            nanos(),
-        );
-        let sent = tokio::time::timeout(ANSWER_WAIT, post(endpoint, body.to_string())).await;
-        let outcome = sent.unwrap_or_else(|_| Err("it does not answer in time".to_owned()));
+        let resource = resource(&shared.meta.broker_id);
+        let metrics = request(&resource, &families(shared, &report), started, now_ns());
+        let mut outcome = post(endpoint, "/v1/metrics", &metrics).await;
+        let spans = shared.traces.take();
+        if !spans.is_empty() {
+            let sent = post(endpoint, "/v1/traces", &spans::request(&resource, &spans)).await;
+            if sent.is_err() {
+                shared.traces.dropped.add(spans.len() as u64);
+            }
+            outcome = outcome.and(sent);
+        }
         match &outcome {
             Err(why) if !failing => {
-                tracing::warn!(endpoint, "metrics are not exported: {why}; trying on");
+                tracing::warn!(endpoint, "telemetry is not exported: {why}; trying on");
             }
-            Ok(()) if failing => tracing::info!(endpoint, "metrics are exported again"),
+            Ok(()) if failing => tracing::info!(endpoint, "telemetry is exported again"),
             _ => {}
         }
         failing = outcome.is_err();
     }
 }
 
-async fn post(endpoint: &str, body: String) -> Result<(), String> {
+async fn post(endpoint: &str, path: &str, body: &Value) -> Result<(), String> {
+    let sent = tokio::time::timeout(ANSWER_WAIT, send(endpoint, path, body.to_string())).await;
+    sent.unwrap_or_else(|_| Err("it does not answer in time".to_owned()))
+}
+
+async fn send(endpoint: &str, path: &str, body: String) -> Result<(), String> {
     let authority = endpoint.trim_start_matches("http://").trim_end_matches('/');
     let stream = TcpStream::connect(authority)
         .await
@@ -62,7 +74,7 @@ async fn post(endpoint: &str, body: String) -> Result<(), String> {
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
         .await
         .map_err(|error| error.to_string())?;
-    let request = Request::post("/v1/metrics")
+    let request = Request::post(path)
         .header(HOST, authority)
         .header(CONTENT_TYPE, "application/json")
         .body(Full::new(Bytes::from(body)))
@@ -92,19 +104,24 @@ async fn post(endpoint: &str, body: String) -> Result<(), String> {
 }
 
 /// `ExportMetricsServiceRequest`. 64-bit integers are strings, as protobuf's JSON form wants.
-fn request(broker_id: &str, families: &[Family], started: u64, now: u64) -> Value {
+fn request(resource: &Value, families: &[Family], started: u64, now: u64) -> Value {
     let metrics: Vec<Value> = families
         .iter()
         .map(|family| metric(family, started, now))
         .collect();
     json!({ "resourceMetrics": [{
-        "resource": { "attributes": [
-            attribute("service.name", "millstream"),
-            attribute("service.version", env!("CARGO_PKG_VERSION")),
-            attribute("service.instance.id", broker_id),
-        ] },
+        "resource": resource,
         "scopeMetrics": [{ "scope": { "name": "millstream" }, "metrics": metrics }],
     }] })
+}
+
+/// Who speaks.
+fn resource(broker_id: &str) -> Value {
+    json!({ "attributes": [
+        attribute("service.name", "millstream"),
+        attribute("service.version", env!("CARGO_PKG_VERSION")),
+        attribute("service.instance.id", broker_id),
+    ] })
 }
 
 fn metric(family: &Family, started: u64, now: u64) -> Value {
@@ -171,11 +188,4 @@ fn per_bucket(cumulative: &[u64]) -> Vec<String> {
 
 fn attribute(key: &str, value: &str) -> Value {
     json!({ "key": key, "value": { "stringValue": value } })
-}
-
-fn nanos() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default()
-        .as_nanos() as u64
 }

@@ -30,6 +30,7 @@ use millstream_protocol::{Code, Kind, messages};
 use crate::refusals;
 use crate::session::Session;
 use crate::stream::Received;
+use crate::traces::Value;
 
 pub(crate) use offset_at::{At, position_of};
 
@@ -59,6 +60,17 @@ pub(crate) async fn answer(
     session: &Rc<Session>,
     received: Received,
 ) -> Result<Bytes, messages::Error> {
+    let Some(mut trace) = session.shared.traces.begin("request") else {
+        return carry_out(session, received).await;
+    };
+    trace.set("rpc.method", Value::Text(name_of(received.frame.kind)));
+    let answer = carry_out(session, received).await;
+    let error = answer.as_ref().err().map(|error| error.message.as_str());
+    session.shared.traces.end(*trace, error);
+    answer
+}
+
+async fn carry_out(session: &Rc<Session>, received: Received) -> Result<Bytes, messages::Error> {
     table! { session, received;
         Ping => ping;
         Status => status;

@@ -10,6 +10,8 @@ use millstream_machine::topic::TopicMeta;
 use millstream_protocol::messages;
 use tokio::time::Instant;
 
+use crate::traces::Trace;
+
 /// A batch that can be sent.
 #[derive(Debug)]
 pub(super) struct Ready {
@@ -51,6 +53,8 @@ pub(super) struct Feed {
     pub(super) caught_up: bool,
     /// CAUGHT_UP to be sent when `ready` is empty.
     pub(super) tell_caught_up: Option<Offset>,
+    /// Of the newest fetch, if it is sampled.
+    pub(super) trace: Option<Box<Trace>>,
     /// It stands in the queue of those that want to fetch.
     pub(super) queued: bool,
 }
@@ -93,6 +97,7 @@ impl Feed {
             fetches: 0,
             caught_up: false,
             tell_caught_up: None,
+            trace: None,
             queued: false,
         }
     }

@@ -18,6 +18,7 @@ use super::filters::Judged;
 use super::jobs::Event;
 use super::outbox::COPY_BELOW;
 use crate::refusals;
+use crate::traces::{Trace, Value, now_ns};
 
 /// What one fetch may bring.
 const FETCH_BYTES: usize = 512 << 10;
@@ -311,6 +312,7 @@ impl Subscription {
             feed.fetches = feed.fetches.wrapping_add(1);
             feed.fetching = Some(feed.fetches);
             feeds.catching_up += usize::from(!feed.caught_up);
+            feed.trace = self.session.shared.traces.begin("deliver");
             let fetch = Fetch {
                 partition: feed.partition,
                 offset: feed.next,
@@ -343,6 +345,10 @@ impl Subscription {
             return Ok(()); // of before a seek, a pause or a release
         };
         feed.fetching = None;
+        if let Some(trace) = &mut feed.trace {
+            trace.set("millstream.waited", Value::Flag(feed.caught_up));
+            trace.part("fetch", trace.start_ns(), now_ns());
+        }
         feeds.catching_up -= usize::from(!feed.caught_up);
         match answer {
             Answer::Fetched(fetched) => self.take(handle, fetched),
@@ -409,9 +415,11 @@ impl Subscription {
         batches: impl Iterator<Item = Judged>,
         end: Offset,
     ) {
+        let trace = self.feeds.feed(handle).and_then(|feed| feed.trace.take());
         let has_ready = |feed: &Feed| !feed.ready.is_empty();
         let idle = !self.feeds.feeds.get(&handle).is_some_and(has_ready);
         let mut dropped_last = false;
+        let (mut came, mut records) = (0, 0);
         for (served, verdict) in batches {
             let Some(feed) = self.feeds.feeds.get_mut(&handle) else {
                 return;
@@ -428,6 +436,10 @@ impl Subscription {
             let verdict = verdict.unwrap_or_else(|| self.filters.run(topic, partition, &served));
             match verdict {
                 Ok(left) => {
+                    came += 1;
+                    records += left
+                        .as_ref()
+                        .map_or(0, |batch| u64::from(batch.header().records));
                     let ready = left.map(|batch| self.prepare(handle, &served, &batch, end));
                     dropped_last = ready.is_none();
                     let feeds = &mut self.feeds;
@@ -452,6 +464,9 @@ impl Subscription {
                 }
             }
         }
+        if let Some(trace) = trace.filter(|_| came > 0) {
+            self.delivered(*trace, handle, topic, came, records);
+        }
         let feeds = &mut self.feeds;
         let Some(feed) = feeds.feeds.get_mut(&handle) else {
             return;
@@ -469,6 +484,31 @@ impl Subscription {
         if idle && (has_ready(feed) || feed.tell_caught_up.is_some()) {
             feeds.turns.push_back(handle);
         }
+    }
+
+    /// A sampled fetch is ready to be sent.
+    fn delivered(
+        &self,
+        mut trace: Trace,
+        handle: u32,
+        topic: &TopicMeta,
+        batches: u64,
+        records: u64,
+    ) {
+        if self.filters.concern(topic) {
+            trace.part("filter", trace.newest_ns(), now_ns());
+        }
+        trace.set(
+            "messaging.destination.name",
+            Value::Text(topic.name.clone()),
+        );
+        if let Some(feed) = self.feeds.feeds.get(&handle) {
+            let partition = feed.partition.index.to_string();
+            trace.set("messaging.destination.partition.id", Value::Text(partition));
+        }
+        trace.set("messaging.batch.message_count", Value::Number(records));
+        trace.set("millstream.batches", Value::Number(batches));
+        self.session.shared.traces.end(trace, None);
     }
 
     /// Give what is left of a batch its fresh head.

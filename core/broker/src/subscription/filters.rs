@@ -108,6 +108,12 @@ impl OwnFilters {
         self.own.judge(host, topic, partition, served)
     }
 
+    /// Whether anything filters batches of this topic.
+    pub(super) fn concern(&self, topic: &TopicMeta) -> bool {
+        let at_subscribe = |binding: &FilterBinding| binding.stage == Stage::Subscribe;
+        !self.own.filters.is_empty() || topic.filters.iter().any(at_subscribe)
+    }
+
     /// Whether batches of this topic are to be handed to workers.
     fn are_for_worker(&self, topic: &TopicMeta) -> bool {
         let host = &mut self.session.thread.filters.borrow_mut();

@@ -1,12 +1,14 @@
 //! HTTP for operators, and a graceful stop as clients see it.
 
-use std::io::{Read as _, Write as _};
-use std::net::TcpStream;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
+use std::sync::mpsc::{Receiver, channel};
 
 use millstream_protocol::messages::{
-    Produce, ProducerOpen, StatusRequest, StatusResponse, Subscribe,
+    Produce, ProducerOpen, StartAt, StatusRequest, StatusResponse, Subscribe, start_at,
 };
 use millstream_protocol::{Code, Kind};
+use serde_json::{Value as Json, json};
 
 use crate::client::{PATIENCE, World, batch};
 
@@ -106,42 +108,65 @@ fn health_metrics_and_status() {
     );
 }
 
+/// A collector: what is posted to it, by path. It ends with who listens.
+fn collector() -> (String, Receiver<(String, Json)>) {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).expect("bound");
+    let endpoint = format!("http://{}", listener.local_addr().expect("an address"));
+    let (posts, posted) = channel();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = BufReader::new(stream.expect("a connection"));
+            let mut head = Vec::new();
+            for line in stream.by_ref().lines() {
+                match line.expect("a line") {
+                    line if line.is_empty() => break,
+                    line => head.push(line),
+                }
+            }
+            let length = head.iter().find_map(|line| {
+                let line = line.to_lowercase();
+                line.strip_prefix("content-length: ")?.parse().ok()
+            });
+            let mut body = vec![0; length.expect("a length")];
+            stream.read_exact(&mut body).expect("a body");
+            let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}";
+            stream.get_mut().write_all(answer).expect("written");
+            let path = head[0]
+                .strip_prefix("POST ")
+                .and_then(|line| line.strip_suffix(" HTTP/1.1"));
+            let body = serde_json::from_slice(&body).expect("JSON");
+            if posts
+                .send((path.expect("a POST").to_owned(), body))
+                .is_err()
+            {
+                return;
+            }
+        }
+    });
+    (endpoint, posted)
+}
+
+fn service_name(resource: &Json) -> &Json {
+    let attributes = resource["attributes"].as_array().expect("attributes");
+    let name = attributes
+        .iter()
+        .find(|attribute| attribute["key"] == "service.name");
+    &name.expect("a name")["value"]["stringValue"]
+}
+
 /// The fields are those of opentelemetry-proto's `ExportMetricsServiceRequest`.
 #[test]
 fn metrics_are_exported_to_a_collector() {
-    let collector = std::net::TcpListener::bind(("127.0.0.1", 0)).expect("bound");
-    let endpoint = format!("http://{}", collector.local_addr().expect("an address"));
+    let (endpoint, posted) = collector();
     let _world = World::new(|config| {
         config.telemetry.otlp_endpoint = Some(endpoint);
         config.telemetry.interval_ms = 50;
     });
-    let (mut stream, _) = collector.accept().expect("the broker comes");
-    stream.set_read_timeout(Some(PATIENCE)).expect("set");
-    let mut text = Vec::new();
-    let body = loop {
-        let mut chunk = [0; 4096];
-        let bytes = stream.read(&mut chunk).expect("read");
-        text.extend_from_slice(&chunk[..bytes]);
-        let all = String::from_utf8_lossy(&text).into_owned();
-        let Some((head, body)) = all.split_once("\r\n\r\n") else {
-            continue;
-        };
-        assert!(head.starts_with("POST /v1/metrics HTTP/1.1"), "{head}");
-        let length = head.lines().find_map(|line| {
-            line.to_lowercase()
-                .strip_prefix("content-length: ")?
-                .parse()
-                .ok()
-        });
-        if body.len() >= length.expect("a length") {
-            break body.to_owned();
-        }
-    };
-    stream
-        .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}")
-        .expect("written");
-    let export: serde_json::Value = serde_json::from_str(&body).expect("JSON");
-    let metrics = export["resourceMetrics"][0]["scopeMetrics"][0]["metrics"]
+    let (path, export) = posted.recv_timeout(PATIENCE).expect("the broker comes");
+    assert_eq!(path, "/v1/metrics");
+    let export = &export["resourceMetrics"][0];
+    assert_eq!(service_name(&export["resource"]), "millstream");
+    let metrics = export["scopeMetrics"][0]["metrics"]
         .as_array()
         .expect("metrics");
     let of = |name: &str| {
@@ -160,6 +185,136 @@ fn metrics_are_exported_to_a_collector() {
         counts.as_array().map(Vec::len),
         bounds.as_array().map(|bounds| bounds.len() + 1)
     );
+}
+
+/// The fields are those of opentelemetry-proto's `ExportTraceServiceRequest`.
+#[test]
+fn spans_of_a_batch_its_delivery_and_requests_are_exported() {
+    let (endpoint, posted) = collector();
+    let world = World::new(|config| {
+        config.telemetry.otlp_endpoint = Some(endpoint);
+        config.telemetry.interval_ms = 50;
+        config.telemetry.trace_share = 1.0;
+    });
+    world.run(async {
+        let client = world.connect().await;
+        let topic_id = client.create_topic("t", 1).await;
+        let mut producer = client.producer(&ProducerOpen::default()).await;
+        let produce = Produce {
+            tag: 1,
+            topic_id,
+            ..Produce::default()
+        };
+        producer.produce(produce, &batch(&[b"x", b"y"])).await;
+        producer.expect(Kind::Produced).await;
+        let nowhere = Produce {
+            tag: 2,
+            topic_id: vec![9; 16].into(),
+            ..Produce::default()
+        };
+        producer.produce(nowhere, &batch(&[b"x"])).await;
+        producer.expect(Kind::Error).await;
+        let wish = Subscribe {
+            topics: vec!["t".to_owned()],
+            from: Some(StartAt {
+                at: Some(start_at::At::Start(true)),
+            }),
+            credit_bytes: 1 << 20,
+            ..Subscribe::default()
+        };
+        let mut subscription = client.subscribe(&wish).await;
+        while subscription.next().await.expect("a frame").known() != Some(Kind::CaughtUp) {}
+    });
+    let mut spans: Vec<Json> = Vec::new();
+    let named = |spans: &[Json], name: &str| -> Vec<Json> {
+        spans
+            .iter()
+            .filter(|span| span["name"] == name)
+            .cloned()
+            .collect()
+    };
+    while named(&spans, "deliver").is_empty() {
+        let (path, export) = posted.recv_timeout(PATIENCE).expect("an export");
+        if path == "/v1/traces" {
+            let export = &export["resourceSpans"][0];
+            assert_eq!(service_name(&export["resource"]), "millstream");
+            let new = export["scopeSpans"][0]["spans"].as_array().expect("spans");
+            spans.extend(new.iter().cloned());
+        }
+    }
+    let number = |value: &Json| {
+        value
+            .as_str()
+            .expect("text")
+            .parse::<u64>()
+            .expect("a number")
+    };
+    let attribute = |span: &Json, key: &str| {
+        let attributes = span["attributes"].as_array().expect("attributes").clone();
+        let found = attributes
+            .into_iter()
+            .find(|attribute| attribute["key"] == key);
+        found.map(|attribute| attribute["value"].clone())
+    };
+    let whole = &named(&spans, "produce")[0];
+    assert!(
+        whole["parentSpanId"].is_null() && whole["kind"] == 2,
+        "{whole}"
+    );
+    let hex = |id: &Json, digits| {
+        let id = id.as_str().expect("text");
+        assert!(
+            id.len() == digits && id.bytes().all(|b| b.is_ascii_hexdigit()),
+            "{id}"
+        );
+    };
+    hex(&whole["traceId"], 32);
+    hex(&whole["spanId"], 16);
+    assert_eq!(
+        attribute(whole, "messaging.destination.name"),
+        Some(json!({ "stringValue": "t" }))
+    );
+    assert_eq!(
+        attribute(whole, "messaging.batch.message_count"),
+        Some(json!({ "intValue": "2" }))
+    );
+    let mut before = number(&whole["startTimeUnixNano"]);
+    let parts: Vec<&Json> = spans
+        .iter()
+        .filter(|span| span["parentSpanId"] == whole["spanId"])
+        .collect();
+    let names: Vec<&Json> = parts.iter().map(|part| &part["name"]).collect();
+    assert_eq!(names, ["check", "queue", "append", "durable"]);
+    for part in parts {
+        assert_eq!(part["traceId"], whole["traceId"]);
+        assert_eq!(
+            number(&part["startTimeUnixNano"]),
+            before,
+            "one follows the other: {part}"
+        );
+        before = number(&part["endTimeUnixNano"]);
+    }
+    assert!(before <= number(&whole["endTimeUnixNano"]));
+
+    let failed = named(&spans, "produce")
+        .into_iter()
+        .find(|span| span["status"]["code"] == 2);
+    let message = failed.expect("the batch for no topic")["status"]["message"].clone();
+    assert!(message.as_str().is_some_and(|message| !message.is_empty()));
+    let deliver = &named(&spans, "deliver")[0];
+    assert_eq!(
+        attribute(deliver, "messaging.batch.message_count"),
+        Some(json!({ "intValue": "2" }))
+    );
+    assert!(
+        named(&spans, "fetch")
+            .iter()
+            .any(|part| part["parentSpanId"] == deliver["spanId"])
+    );
+    let create = named(&spans, "request").into_iter().find(|span| {
+        attribute(span, "rpc.method") == Some(json!({ "stringValue": "CREATE_TOPIC" }))
+    });
+    assert!(create.is_some(), "{:?}", named(&spans, "request"));
 }
 
 #[test]

@@ -37,7 +37,7 @@ pub use self::filters::{FilterFailure, FilterHost, Own, Owner, Site};
 use self::replies::Replies;
 use crate::call::{Answer, Call, Error};
 use crate::core::{CoreConfig, Effect, Now, ShardCore};
-use crate::handle::{Message, ReplyTo, ShardHandle};
+use crate::handle::{Message, ReplyTo, ShardHandle, Stamps};
 
 /// Calls taken up before what they wrote is flushed and others on this thread get their turn.
 const ROUND_CALLS_MAX: usize = 256;
@@ -236,7 +236,11 @@ impl<C: Fn() -> Now> Task<C> {
             call,
             reply,
             waiting,
+            stamps,
         } = message;
+        if let Some(stamps) = &stamps {
+            Stamps::set(&stamps.taken_ns);
+        }
         let now = (self.clock)();
         let call = match call {
             Call::Produce { request, raw }
@@ -247,6 +251,7 @@ impl<C: Fn() -> Now> Task<C> {
                     raw,
                     reply,
                     waiting,
+                    stamps,
                 };
                 if let Some(step) = self.filters.take(&self.core, now, held) {
                     self.take_step(now, step);
@@ -261,6 +266,9 @@ impl<C: Fn() -> Now> Task<C> {
         }
         let token = self.replies.insert(reply);
         self.core.call(now, token, call);
+        if let Some(stamps) = &stamps {
+            Stamps::set(&stamps.appended_ns);
+        }
     }
 
     fn take_step(&mut self, now: Now, step: Step) {
@@ -270,10 +278,17 @@ impl<C: Fn() -> Now> Task<C> {
                 raw,
                 reply,
                 waiting,
+                stamps,
             }) => {
                 drop(waiting);
+                if let Some(stamps) = &stamps {
+                    Stamps::set(&stamps.filtered_ns);
+                }
                 let token = self.replies.insert(reply);
                 self.core.call(now, token, Call::Produce { request, raw });
+                if let Some(stamps) = &stamps {
+                    Stamps::set(&stamps.appended_ns);
+                }
             }
             Step::Refuse(reply, error) => reply.send(Answer::Error(error)),
         }

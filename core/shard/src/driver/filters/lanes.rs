@@ -26,7 +26,7 @@ use super::workers::{Turn, WorkerPool};
 use super::{FilterFailure, FilterHost, Site};
 use crate::call::{Error, FilterStatus};
 use crate::core::{Now, ShardCore};
-use crate::handle::{ReplyTo, Waiting};
+use crate::handle::{ReplyTo, Stamps, Waiting};
 
 /// What the filters of a broker share.
 #[derive(Clone, Debug)]
@@ -43,6 +43,7 @@ pub(in crate::driver) struct Held {
     pub(in crate::driver) reply: ReplyTo,
     /// It counts as waiting at the shard until it is appended or refused.
     pub(in crate::driver) waiting: Waiting,
+    pub(in crate::driver) stamps: Option<Arc<Stamps>>,
 }
 
 /// What is to be done with a batch.

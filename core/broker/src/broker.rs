@@ -383,15 +383,16 @@ async fn settle(shared: &Shared) -> Result<(), Error> {
         .collect();
     let deploying = shared.components.deploying.lock().await;
     shared.components.sweep(digests.clone()).await;
-    drop(deploying);
-    for digest in digests {
-        if let Err(error) = shared.components.load(digest).await {
+    for digest in &digests {
+        if let Err(error) = shared.components.load(*digest).await {
             tracing::error!(
                 error = error.message,
                 "a deployed component is lost: its topics fail closed"
             );
         }
     }
+    shared.components.sweep_compiled(digests).await;
+    drop(deploying);
     Ok(())
 }
 

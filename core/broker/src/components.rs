@@ -12,7 +12,9 @@ use bytes::Bytes;
 use millstream_batch::limits::COMPONENT_BYTES_MAX;
 use millstream_machine::topic::FilterBinding;
 use millstream_protocol::{Code, messages};
-use millstream_sandbox::{Component, Engine, EngineConfig, Parameters, Placement, StartError};
+use millstream_sandbox::{
+    Component, Digest, Engine, EngineConfig, Parameters, Placement, StartError,
+};
 use millstream_shard::driver::{ComponentSource, Lookup, deployment};
 use rustc_hash::{FxHashMap, FxHashSet};
 use sha2::{Digest as _, Sha256};
@@ -120,6 +122,30 @@ impl Components {
         }
     }
 
+    /// Delete compiled code of components that no topic names. Under [`deploying`](Self::deploying), once
+    /// those that topics name are loaded.
+    pub(crate) async fn sweep_compiled(self: &Arc<Self>, named: FxHashSet<[u8; 32]>) {
+        let me = Arc::clone(self);
+        let swept = tokio::task::spawn_blocking(move || {
+            let named: Vec<Digest> = named.into_iter().map(Digest::from).collect();
+            match me.engine.get() {
+                Some(Ok(engine)) => engine.sweep_cache(&named),
+                None if named.is_empty() => Engine::clear_cache(&me.compiled()),
+                _ => Ok(0),
+            }
+        });
+        match swept.await {
+            Ok(Ok(0)) => {}
+            Ok(Ok(files)) => tracing::info!(files, "compiled code that no topic needs is deleted"),
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "compiled code that no topic needs stays for now");
+            }
+            Err(error) => {
+                tracing::error!(%error, "looking for compiled code that no topic needs ended badly");
+            }
+        }
+    }
+
     async fn loaded(
         self: &Arc<Self>,
         digest: [u8; 32],
@@ -209,7 +235,7 @@ impl Components {
     fn compile(&self, wasm: &[u8]) -> Result<Arc<Component>, messages::Error> {
         let engine = self.engine.get_or_init(|| {
             let config = EngineConfig {
-                cache_dir: Some(self.path.join("compiled")),
+                cache_dir: Some(self.compiled()),
                 instances_max: self.pool(),
                 ..EngineConfig::default()
             };
@@ -250,6 +276,10 @@ impl Components {
         wanted
             .clamp(POOL_MIN, POOL_MAX)
             .max(self.hosts + POOL_SPARE)
+    }
+
+    fn compiled(&self) -> PathBuf {
+        self.path.join("compiled")
     }
 
     fn file(&self, digest: &[u8; 32]) -> PathBuf {

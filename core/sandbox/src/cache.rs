@@ -28,6 +28,8 @@ const MAGIC: &[u8; 8] = b"MSCOMP1\n";
 const TAG_BYTES: usize = 32;
 const KEY_FILE: &str = "key";
 const SUFFIX: &str = "compiled";
+/// Extension of a file that is being written, before the process's id.
+const PARTIAL: &str = "partial-";
 /// Largest file that is read back. Compiled code is about five times the component.
 const FILE_BYTES_MAX: u64 = 512 << 20;
 /// All files together; past it the oldest go.
@@ -98,7 +100,7 @@ impl Cache {
     pub(crate) fn store(&self, engine: &wasmtime::Engine, digest: &Digest, code: &[u8]) {
         let name = name(engine, digest);
         let path = self.path(&name);
-        let partial = path.with_extension(format!("partial-{}", std::process::id()));
+        let partial = path.with_extension(format!("{PARTIAL}{}", std::process::id()));
         let tag = hmac_sha256(&self.key, &[name.as_bytes(), code]);
         let written = File::create(&partial)
             .and_then(|mut file| {
@@ -112,6 +114,13 @@ impl Cache {
             let _ = fs::remove_file(&partial); // may not be there
             warn!(path = %path.display(), %error, "a compiled component could not be kept; it will be compiled again at the next start");
         }
+    }
+
+    /// Removes what was compiled of other components than `named`, by other brokers or for other
+    /// processors, and what was left half written: nobody asks for it any more. How many files.
+    pub(crate) fn sweep(&self, engine: &wasmtime::Engine, named: &[Digest]) -> io::Result<usize> {
+        let names: Vec<String> = named.iter().map(|digest| name(engine, digest)).collect();
+        sweep_dir(&self.dir, |stem| names.iter().any(|name| name == stem))
     }
 
     /// The compiled code in a file's content, if this cache's key signed it under this name.
@@ -154,6 +163,36 @@ impl Cache {
         }
         Ok(())
     }
+}
+
+/// Removes all compiled code in a directory that is no cache now. How many files.
+pub(crate) fn clear(dir: &Path) -> io::Result<usize> {
+    match sweep_dir(dir, |_| false) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(0),
+        other => other,
+    }
+}
+
+/// Removes files of a cache, by the name that they are kept under.
+fn sweep_dir(dir: &Path, keep: impl Fn(&str) -> bool) -> io::Result<usize> {
+    let mut removed = 0;
+    for entry in fs::read_dir(dir)? {
+        let path = entry?.path();
+        let extension = path
+            .extension()
+            .and_then(|e| e.to_str())
+            .unwrap_or_default();
+        let stem = path
+            .file_stem()
+            .and_then(|s| s.to_str())
+            .unwrap_or_default();
+        let is_code = extension == SUFFIX && !keep(stem);
+        if is_code || extension.starts_with(PARTIAL) {
+            fs::remove_file(&path)?;
+            removed += 1;
+        }
+    }
+    Ok(removed)
 }
 
 /// SHA-256 of the component's digest and all that its compiled code depends on, in hexadecimal.

@@ -9,7 +9,7 @@ use tracing::warn;
 use wasmtime::component::Linker;
 use wasmtime::{Config, Enabled, InstanceAllocationStrategy, PoolingAllocationConfig};
 
-use crate::cache::Cache;
+use crate::cache::{self, Cache};
 use crate::component::{Component, Digest, Origin};
 use crate::error::{CompileError, EngineError};
 use crate::host::{self, Host};
@@ -120,6 +120,24 @@ impl Engine {
             }
         }
         Ok(Arc::new(component))
+    }
+
+    /// Removes compiled code that is kept of other components than `named`. Call it while nothing is
+    /// compiled: what is being written goes too. How many files.
+    ///
+    /// # Errors
+    /// The directory could not be read, or a file in it not removed.
+    pub fn sweep_cache(&self, named: &[Digest]) -> std::io::Result<usize> {
+        let cache = self.shared.cache.as_ref();
+        cache.map_or(Ok(0), |cache| cache.sweep(self.wasm(), named))
+    }
+
+    /// Removes all compiled code in a cache's directory, without an engine: when no component is named.
+    ///
+    /// # Errors
+    /// The directory could not be read, or a file in it not removed.
+    pub fn clear_cache(dir: &std::path::Path) -> std::io::Result<usize> {
+        cache::clear(dir)
     }
 
     pub(crate) fn wasm(&self) -> &wasmtime::Engine {

@@ -302,3 +302,39 @@ fn a_cache_that_cannot_be_used_is_done_without() {
         Origin::Compiler,
     );
 }
+
+#[test]
+fn what_no_deployment_names_leaves_the_cache() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = || EngineConfig {
+        cache_dir: Some(dir.path().to_owned()),
+        ..EngineConfig::default()
+    };
+    let files = || {
+        let files = fs::read_dir(dir.path()).unwrap();
+        files
+            .map(|file| file.unwrap().file_name().into_string().unwrap())
+            .collect::<Vec<_>>()
+    };
+    let (one, two) = (wat_filter("unreachable"), wat_filter("(call $error)"));
+    let engine = engine_with(config());
+    let kept = engine.compile(&one).unwrap().digest();
+    engine.compile(&two).unwrap();
+    fs::write(dir.path().join("0123.partial-77"), "half").unwrap();
+    fs::write(dir.path().join("4567.compiled"), "of another wasmtime").unwrap();
+    fs::write(dir.path().join("README"), "not ours").unwrap();
+    assert_eq!(engine.sweep_cache(&[kept]).unwrap(), 3);
+    let left = files();
+    assert_eq!(
+        left.len(),
+        3,
+        "one component, the key, and what is not ours: {left:?}"
+    );
+    let again = engine_with(config());
+    assert_eq!(again.compile(&one).unwrap().origin(), Origin::Cache);
+    assert_eq!(again.compile(&two).unwrap().origin(), Origin::Compiler);
+    drop((engine, again));
+    assert_eq!(Engine::clear_cache(dir.path()).unwrap(), 2);
+    assert_eq!(files().len(), 2);
+    assert_eq!(Engine::clear_cache(&dir.path().join("nowhere")).unwrap(), 0);
+}

@@ -3,6 +3,7 @@
 use millstream_machine::request::{Reply, Request};
 use millstream_protocol::messages::{self, DeleteTopicRequest, DeleteTopicResponse};
 
+use super::deploy_filter::sweep_later;
 use crate::authority::Right;
 use crate::session::Session;
 use crate::shards::{ask, unexpected};
@@ -22,6 +23,7 @@ pub(super) async fn handle(
         Reply::TopicGone { id } => {
             session.shared.spread.forget(shards, id).await?;
             session.shared.plugins.deployments.keep(id, &[]);
+            sweep_later(session);
         }
         other => return Err(unexpected(&other)),
     }

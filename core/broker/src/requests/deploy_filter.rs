@@ -1,5 +1,7 @@
 //! DEPLOY_FILTER: the component is compiled, stored and started once before the fact that names it.
 
+use std::sync::Arc;
+
 use millstream_batch::limits::is_name;
 use millstream_machine::request::{Reply, Request};
 use millstream_machine::topic::{Budget, FilterBinding, OnError, Stage};
@@ -9,6 +11,7 @@ use rustc_hash::FxHashSet;
 
 use super::convert;
 use crate::authority::Right;
+use crate::broker::Shared;
 use crate::session::Session;
 use crate::shards::{ask, unexpected};
 
@@ -40,7 +43,7 @@ pub(super) async fn handle(
         let wasm = payload.into_contiguous();
         match components.add(wasm.clone()).await {
             Err(error) if error.code == Code::StateFull.number() => {
-                components.sweep(named(session).await?).await;
+                components.sweep(named(&session.shared).await?).await;
                 components.add(wasm).await?
             }
             added => added?,
@@ -59,6 +62,7 @@ pub(super) async fn handle(
             let deployments = &session.shared.plugins.deployments;
             deployments.renew(meta.id, &binding.name);
             deployments.keep(meta.id, &meta.filters);
+            sweep_later(session);
             let filter = FilterInfo {
                 state: components.state(&digest),
                 ..convert::filter(&meta, &binding)
@@ -72,9 +76,22 @@ pub(super) async fn handle(
     }
 }
 
+/// Delete compiled code that no topic needs any more, beside what goes on: deploying may take its time.
+pub(super) fn sweep_later(session: &Session) {
+    let shared = Arc::clone(&session.shared);
+    tokio::task::spawn_local(async move {
+        let components = &shared.components;
+        let _deploying = components.deploying.lock().await;
+        // What cannot be asked for now is swept at the next start.
+        if let Ok(named) = named(&shared).await {
+            components.sweep_compiled(named).await;
+        }
+    });
+}
+
 /// The components that topics name.
-async fn named(session: &Session) -> Result<FxHashSet<[u8; 32]>, messages::Error> {
-    match ask(session.shared.shards.catalog(), Request::ListTopics).await? {
+async fn named(shared: &Shared) -> Result<FxHashSet<[u8; 32]>, messages::Error> {
+    match ask(shared.shards.catalog(), Request::ListTopics).await? {
         Reply::Topics(topics) => Ok(topics
             .iter()
             .flat_map(|topic| &topic.filters)

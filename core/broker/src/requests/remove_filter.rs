@@ -3,6 +3,7 @@
 use millstream_machine::request::{Reply, Request};
 use millstream_protocol::messages::{self, RemoveFilterRequest, RemoveFilterResponse};
 
+use super::deploy_filter::sweep_later;
 use crate::authority::Right;
 use crate::session::Session;
 use crate::shards::{ask, unexpected};
@@ -26,6 +27,7 @@ pub(super) async fn handle(
             session.shared.spread.apply(shards, &meta).await?;
             let deployments = &session.shared.plugins.deployments;
             deployments.keep(meta.id, &meta.filters);
+            sweep_later(session);
         }
         other => return Err(unexpected(&other)),
     }

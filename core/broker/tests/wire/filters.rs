@@ -411,3 +411,55 @@ fn a_filter_that_is_killed_goes_to_the_workers_then_pauses_and_order_is_kept() {
         );
     });
 }
+
+#[test]
+fn compiled_code_goes_with_the_last_deployment_and_at_a_start() {
+    let mut world = World::new(|_| {});
+    let compiled = world.config.data.join("components/compiled");
+    let code = || {
+        let files = std::fs::read_dir(&compiled).into_iter().flatten().flatten();
+        let is_code = |name: &str| name.ends_with(".compiled");
+        files
+            .filter(|file| file.file_name().to_str().is_some_and(is_code))
+            .count()
+    };
+    world.run(async {
+        let client = world.connect().await;
+        client.create_topic("t", 1).await;
+        for (name, component) in [
+            ("one", common::wat_filter("(call $error)")),
+            ("two", JSON_FILTER.to_vec()),
+        ] {
+            let filter = FilterInfo {
+                name: name.to_owned(),
+                topic: "t".to_owned(),
+                stage: "produce".to_owned(),
+                parameters: expression("a == 1"),
+                ..FilterInfo::default()
+            };
+            deploy_as(&client, filter, &component)
+                .await
+                .expect("deployed");
+        }
+        assert_eq!(code(), 2);
+        let remove = RemoveFilterRequest {
+            topic: "t".to_owned(),
+            name: "one".to_owned(),
+        };
+        let _: RemoveFilterResponse = client
+            .request(Kind::RemoveFilter, &remove)
+            .await
+            .expect("removed");
+        // It goes beside what is answered.
+        while code() > 1 {
+            let _: ListFiltersResponse = client
+                .request(Kind::ListFilters, &ListFiltersRequest {})
+                .await
+                .expect("listed");
+        }
+    });
+    world.stop();
+    std::fs::write(compiled.join("0123.compiled"), "of another version").expect("written");
+    world.start_again();
+    assert_eq!(code(), 1, "what the topic names stays");
+}

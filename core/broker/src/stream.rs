@@ -126,7 +126,7 @@ impl FrameReader {
             let stall = Duration::from_millis(self.session.shared.config.limits.frame_stall_ms);
             let now = Instant::now();
             let begun = *self.begun.get_or_insert(now);
-            let deadline = (now + stall).min(begun + stall + least_pace(self.decoder.buffered()));
+            let deadline = frame_deadline(now, begun, self.decoder.buffered(), stall);
             let missing = coming.body_bytes() - self.decoder.buffered();
             match tokio::time::timeout_at(deadline, self.read(missing)).await {
                 Ok(read) => read?,
@@ -196,9 +196,11 @@ impl Drop for FrameReader {
     }
 }
 
-/// How long so many bytes may take.
-fn least_pace(bytes: usize) -> Duration {
-    Duration::from_millis((bytes * 1_000 / FRAME_BYTES_PER_SECOND_MIN) as u64)
+/// When more of a frame has to have come that has its room since `begun`, and of which so many bytes are
+/// here: it may neither stand still nor come by a byte at a time.
+fn frame_deadline(now: Instant, begun: Instant, buffered: usize, stall: Duration) -> Instant {
+    let least_pace = Duration::from_millis((buffered * 1_000 / FRAME_BYTES_PER_SECOND_MIN) as u64);
+    (now + stall).min(begun + stall + least_pace)
 }
 
 fn payload_bytes_max(kind: u16) -> usize {
@@ -228,5 +230,45 @@ pub(crate) async fn refuse(
     reader.stop(error.code);
     if write_frame(send, Kind::Error, error).await.is_ok() {
         drop(send.finish()); // a peer that went away needs no end
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const STALL: Duration = Duration::from_secs(10);
+
+    /// A sender that gives so many bytes at every step: after how long it is given up, if before `until`.
+    fn given_up(bytes: usize, step: Duration, until: Duration) -> Option<Duration> {
+        let begun = Instant::now();
+        let (mut at, mut buffered) = (Duration::ZERO, 0);
+        while at < until {
+            let deadline = frame_deadline(begun + at, begun, buffered, STALL);
+            if begun + at + step > deadline {
+                return Some(deadline - begun);
+            }
+            at += step;
+            buffered += bytes;
+        }
+        None
+    }
+
+    #[test]
+    fn a_frame_that_stands_still_is_given_up_and_one_that_drips_too() {
+        let ms = Duration::from_millis;
+        let hour = Duration::from_secs(3_600);
+        assert_eq!(given_up(0, STALL + ms(1), hour), Some(STALL));
+        // A byte a second never stands still for long, and is given up all the same.
+        let dripped = given_up(1, ms(1_000), hour).expect("it is too slow");
+        assert!((STALL..STALL + ms(1_100)).contains(&dripped), "{dripped:?}");
+        // At half the pace, its head start of one stall is used up after two.
+        let slow = given_up(FRAME_BYTES_PER_SECOND_MIN / 2, ms(1_000), hour).expect("too slow");
+        assert!((STALL..=2 * STALL + ms(1_000)).contains(&slow), "{slow:?}");
+        assert_eq!(given_up(FRAME_BYTES_PER_SECOND_MIN, ms(1_000), hour), None);
+        // A pause within a frame that came fast is only a pause.
+        let begun = Instant::now();
+        let now = begun + ms(100);
+        assert_eq!(frame_deadline(now, begun, 1 << 20, STALL), now + STALL);
     }
 }

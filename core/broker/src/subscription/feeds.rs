@@ -11,6 +11,7 @@ use millstream_protocol::{Code, Kind};
 use millstream_shard::call::{Answer, Call, Error, Fetch, Fetched, Served};
 use millstream_shard::handle::ReplyTo;
 use rustc_hash::FxHashMap;
+use tokio::time::Instant;
 
 use super::Subscription;
 use super::feed::{Feed, Ready, State};
@@ -112,6 +113,11 @@ impl Feeds {
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &Feed> + '_ {
         self.feeds.values()
+    }
+
+    /// The earliest time at which a partition that was asked back has to be released.
+    pub(super) fn release_by(&self) -> Option<Instant> {
+        self.feeds.values().filter_map(|feed| feed.release_by).min()
     }
 
     pub(super) fn remove(&mut self, handle: u32) -> Option<Feed> {
@@ -540,5 +546,74 @@ impl Subscription {
             ),
             body,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use millstream_batch::ids::TopicId;
+    use millstream_machine::topic::TopicConfig;
+
+    use super::*;
+
+    fn feeds(partitions: u32) -> (Feeds, Vec<u32>) {
+        let topic = Rc::new(TopicMeta {
+            id: TopicId([1; 16]),
+            name: "t".to_owned(),
+            partitions,
+            config: TopicConfig::default(),
+            filters: Vec::new(),
+            revision: 1,
+        });
+        let mut feeds = Feeds::new(1 << 20);
+        let handles = (0..partitions).map(|index| {
+            let partition = Partition {
+                topic: topic.id,
+                index,
+            };
+            feeds.insert(Rc::clone(&topic), partition, GroupEpoch(1))
+        });
+        let handles = handles.collect();
+        (feeds, handles)
+    }
+
+    /// A partition asked back later has its own time, and one that is released takes its time with it.
+    #[test]
+    fn every_partition_has_its_own_time_to_be_released() {
+        let (mut feeds, handles) = feeds(3);
+        assert_eq!(feeds.release_by(), None);
+        let first = Instant::now() + Duration::from_secs(30);
+        let second = first + Duration::from_secs(5);
+        for (handle, by) in handles.iter().zip([first, second]) {
+            feeds.feed(*handle).expect("there").release_by = Some(by);
+        }
+        assert_eq!(feeds.release_by(), Some(first));
+        feeds.remove(handles[0]);
+        assert_eq!(
+            feeds.release_by(),
+            Some(second),
+            "not the time of the one that is gone"
+        );
+        feeds.remove(handles[1]);
+        assert_eq!(feeds.release_by(), None);
+    }
+
+    /// What counts as under way gives its place back exactly once, however the fetch ends.
+    #[test]
+    fn a_mark_is_taken_back_once_and_a_seek_makes_it_stale() {
+        let (mut feeds, handles) = feeds(1);
+        let handle = handles[0];
+        feeds.start(handle, Offset(0), None);
+        let mark = feeds.mark(handle).expect("there");
+        assert_eq!(feeds.catching_up, 1);
+        assert!(!feeds.unmark(handle, mark.wrapping_add(1)));
+        feeds.seek(handle, Offset(7));
+        assert_eq!(feeds.catching_up, 0);
+        assert!(!feeds.unmark(handle, mark), "of before the seek");
+        let mark = feeds.mark(handle).expect("there");
+        assert!(feeds.unmark(handle, mark) && !feeds.unmark(handle, mark));
+        assert_eq!(feeds.catching_up, 0);
     }
 }

@@ -350,7 +350,7 @@ impl Subscription {
     }
 
     fn set_deadline(&mut self) {
-        let earliest = self.feeds.iter().filter_map(|feed| feed.release_by).min();
+        let earliest = self.feeds.release_by();
         if let Some(membership) = &mut self.membership {
             membership.release_by = earliest;
         }

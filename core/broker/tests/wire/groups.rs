@@ -181,3 +181,44 @@ fn a_member_that_leaves_gives_its_partitions_to_the_other() {
         assigned(&mut second, &mut of_second, 2).await;
     });
 }
+
+/// As many offsets as anyone needs are taken in one COMMIT, and no more.
+#[test]
+fn a_commit_is_bounded() {
+    let world = World::new(|_| {});
+    world.run(async {
+        let client = world.connect().await;
+        produced(&client, 1).await;
+        let mut stream = client.subscribe(&member("t")).await;
+        let mut owned = Vec::new();
+        assigned(&mut stream, &mut owned, 1).await;
+        let offsets = |count: usize| {
+            let offset = CommitOffset {
+                handle: owned[0].1,
+                offset: 1,
+                metadata: String::new(),
+            };
+            vec![offset; count]
+        };
+        for (tag, count) in [(1, 1_024), (2, 1_025)] {
+            let commit = Commit {
+                tag,
+                offsets: offsets(count),
+            };
+            stream.frame(Kind::Commit, &commit).await;
+            let frame = loop {
+                let frame = stream.next().await.expect("a frame");
+                if matches!(frame.known(), Some(Kind::Committed | Kind::Error)) {
+                    break frame;
+                }
+            };
+            if tag == 1 {
+                let committed: Committed = frame.message().expect("COMMITTED");
+                assert_eq!((committed.tag, committed.failed.len()), (1, 0));
+            } else {
+                let error: millstream_protocol::messages::Error = frame.message().expect("ERROR");
+                assert_eq!(error.code, Code::TooLarge.number(), "{error:?}");
+            }
+        }
+    });
+}

@@ -8,6 +8,8 @@
 pub(super) mod counts;
 pub(super) mod deployments;
 pub(super) mod lanes;
+#[cfg(test)]
+mod tests;
 pub(super) mod workers;
 
 use std::sync::Arc;

@@ -26,7 +26,7 @@ cargo xtask COMMAND
   tidy                the tree's own rules: imports, sizes, docs, promises and their tests
   vectors [--write]   check (or write) the bytes that every language must agree on
   plugins [--check]   build the bundled components into plugins/dist (or rebuild and compare)
-  bench [ROW] ...     measure a row beside its ceiling program in one run; `bench --help` lists them
+  bench [ROW...]      measure rows beside their ceiling programs in one run (--list, --help)
   counts [ROW...]     instructions on the hot paths, held against tests/bench/counts/recorded.json;
                       `counts --help` says how to acknowledge a change
   soak [MINUTES]      the simulator on random seeds, until one fails or the time is over (default 60)

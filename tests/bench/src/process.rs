@@ -1,99 +1,185 @@
-//! Other processes: started, asked for their CPU time, and never left behind.
+//! Other processes: started, asked what they have used, and waited for.
+//!
+//! Deliberately absent: killing what is left over ([`crate::cleanup`]) and turning what was used into
+//! figures ([`crate::meter`]).
 
-use std::io::{BufRead as _, BufReader};
-use std::path::{Path, PathBuf};
-use std::process::{Child as Std, Command};
+use std::io::{BufRead as _, BufReader, Read as _};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
+
+use crate::cleanup::Tracked;
+
+/// How often a process is looked at that is about to end.
+const LOOK: Duration = Duration::from_millis(2);
 
 /// A child that is killed when dropped.
 #[derive(Debug)]
-pub(crate) struct Child(Std);
+pub(crate) struct Child(Tracked);
 
 impl Child {
     pub(crate) fn spawn(command: &mut Command) -> Result<Self> {
-        let child = command.spawn();
-        child
-            .map(Self)
-            .with_context(|| format!("cannot start {}", command.get_program().display()))
+        Tracked::spawn(command).map(Self)
     }
 
     pub(crate) fn id(&self) -> u32 {
         self.0.id()
     }
 
-    /// The first line of its (piped) standard output.
-    pub(crate) fn first_line(&mut self) -> Result<String> {
-        let out = self.0.stdout.as_mut().context("its output is not piped")?;
+    /// The first line of its (piped) standard output. Nothing after it can be read any more.
+    pub(crate) fn first_line(&self) -> Result<String> {
+        let out = self.0.child().stdout.take();
         let mut line = String::new();
-        if BufReader::new(out).read_line(&mut line)? == 0 {
-            bail!("it ended: {}", self.0.wait()?);
+        if BufReader::new(out.context("its output is not piped")?).read_line(&mut line)? == 0 {
+            bail!("it ended without a word");
         }
         Ok(line)
     }
 
     /// An error if it has ended.
-    pub(crate) fn check_alive(&mut self) -> Result<()> {
-        match self.0.try_wait()? {
+    pub(crate) fn check_alive(&self) -> Result<()> {
+        match self.0.ended()? {
             None => Ok(()),
             Some(status) => bail!("it ended: {status}"),
         }
     }
-}
 
-impl Drop for Child {
-    fn drop(&mut self) {
-        // Both fail only when it has ended by itself.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+    /// Wait until it has ended by itself, at most so long.
+    pub(crate) fn wait(&self, longest: Duration) -> Result<std::process::ExitStatus> {
+        let began = Instant::now();
+        loop {
+            if let Some(status) = self.0.ended()? {
+                return Ok(status);
+            }
+            ensure!(
+                began.elapsed() < longest,
+                "it did not end within {} s",
+                longest.as_secs()
+            );
+            std::thread::sleep(LOOK);
+        }
     }
 }
 
-/// CPU time a process has used, all its threads and the kernel on its behalf, in seconds
-/// (proc_pid_stat(5), fields 14 and 15; Linux reports them in hundredths).
-pub(crate) fn cpu_seconds(pid: u32) -> Result<f64> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    ticks(&stat)
-        .map(|ticks| ticks as f64 / 100.0)
-        .context("an unreadable /proc/<pid>/stat")
+/// What a program printed, and the CPU time it used.
+#[derive(Debug)]
+pub(crate) struct Finished {
+    pub(crate) stdout: Vec<u8>,
+    pub(crate) cpu_seconds: f64,
 }
 
-fn ticks(stat: &str) -> Option<u64> {
+/// Run a program to its end; an exit code other than 0 is an error. Its standard error is ours.
+pub(crate) fn finish(command: &mut Command) -> Result<Finished> {
+    let name = command.get_program().display().to_string();
+    let child = Child::spawn(command.stdin(Stdio::null()).stdout(Stdio::piped()))?;
+    let out = child.0.child().stdout.take();
+    let mut stdout = Vec::new();
+    out.context("its output is piped")?
+        .read_to_end(&mut stdout)?;
+    // It has closed its output and is about to end. As long as nobody waits for it, what it used
+    // can be read.
+    let stat = format!("/proc/{}/stat", child.id());
+    let cpu_seconds = loop {
+        let stat = std::fs::read_to_string(&stat)?;
+        if state(&stat) == Some('Z') {
+            break ticks(&stat).context("an unreadable /proc/<pid>/stat")? / TICKS_PER_S;
+        }
+        std::thread::sleep(LOOK);
+    };
+    let status = child.wait(Duration::from_secs(10))?;
+    ensure!(status.success(), "{name}: {status}");
+    Ok(Finished {
+        stdout,
+        cpu_seconds,
+    })
+}
+
+/// USER_HZ: 100 on every Linux that there is.
+const TICKS_PER_S: f64 = 100.0;
+
+/// CPU time a process has used, all its threads and the kernel on its behalf, in seconds
+/// (proc_pid_stat(5), fields 14 and 15), to a hundredth.
+pub(crate) fn cpu_seconds(pid: u32) -> Result<f64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))
+        .with_context(|| format!("there is no process {pid}"))?;
+    let ticks = ticks(&stat).context("an unreadable /proc/<pid>/stat")?;
+    Ok(ticks / TICKS_PER_S)
+}
+
+fn ticks(stat: &str) -> Option<f64> {
     // The name in parentheses may hold anything, so count from its end: field 3 comes first.
     let (_, fields) = stat.rsplit_once(')')?;
     let mut fields = fields.split_whitespace().skip(14 - 3);
     let user: u64 = fields.next()?.parse().ok()?;
     let system: u64 = fields.next()?.parse().ok()?;
-    Some(user + system)
+    Some((user + system) as f64)
 }
 
-/// Where a program writes: given, or a temporary directory that goes away.
-#[derive(Debug)]
-pub(crate) struct DataDir {
-    path: PathBuf,
-    _temporary: Option<tempfile::TempDir>,
+fn state(stat: &str) -> Option<char> {
+    stat.rsplit_once(')')?.1.trim_start().chars().next()
 }
 
-impl DataDir {
-    pub(crate) fn new(given: Option<&Path>) -> Result<Self> {
-        if let Some(path) = given {
-            return Ok(Self {
-                path: path.to_owned(),
-                _temporary: None,
-            });
+/// CPU time of the threads that a process has now, in seconds, to a nanosecond: for the little that an
+/// idle process uses. Threads that ended are not in it.
+pub(crate) fn cpu_seconds_fine(pid: u32) -> Result<f64> {
+    let on_cpu = threads(pid, "schedstat", |text| {
+        text.split_whitespace().next()?.parse().ok()
+    })?;
+    Ok(on_cpu as f64 / 1e9)
+}
+
+/// Voluntary and involuntary context switches of the threads that a process has now.
+pub(crate) fn context_switches(pid: u32) -> Result<u64> {
+    threads(pid, "status", |text| {
+        let voluntary = field(text, "voluntary_ctxt_switches:")?;
+        Some(voluntary + field(text, "nonvoluntary_ctxt_switches:")?)
+    })
+}
+
+/// The sum over a process's threads of what `read` finds in a file of each.
+fn threads(pid: u32, file: &str, read: impl Fn(&str) -> Option<u64>) -> Result<u64> {
+    let mut sum = 0;
+    for thread in std::fs::read_dir(format!("/proc/{pid}/task"))? {
+        // A thread may end while we look.
+        if let Ok(text) = std::fs::read_to_string(thread?.path().join(file)) {
+            sum += read(&text).with_context(|| format!("an unreadable {file} of process {pid}"))?;
         }
-        let temporary = tempfile::Builder::new()
-            .prefix("millstream-bench-")
-            .tempdir()?;
+    }
+    Ok(sum)
+}
+
+/// Memory of a process in bytes, as `/proc/<pid>/status` has it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Memory {
+    /// Resident now (VmRSS).
+    pub(crate) resident: u64,
+    /// The most that ever was (VmHWM).
+    pub(crate) peak: u64,
+    /// Of what is resident, what is the process's own and not a file's (RssAnon).
+    pub(crate) anonymous: u64,
+}
+
+impl Memory {
+    pub(crate) fn of(pid: u32) -> Result<Self> {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status"))
+            .with_context(|| format!("there is no process {pid}"))?;
+        let bytes = |name| {
+            let kib = field(&status, name);
+            kib.map(|kib| kib << 10)
+                .with_context(|| format!("/proc/{pid}/status has no {name}"))
+        };
         Ok(Self {
-            path: temporary.path().to_owned(),
-            _temporary: Some(temporary),
+            resident: bytes("VmRSS:")?,
+            peak: bytes("VmHWM:")?,
+            anonymous: bytes("RssAnon:")?,
         })
     }
+}
 
-    pub(crate) fn path(&self) -> &Path {
-        &self.path
-    }
+fn field(status: &str, name: &str) -> Option<u64> {
+    let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+    line.split_whitespace().next()?.parse().ok()
 }
 
 #[cfg(test)]
@@ -103,7 +189,32 @@ mod tests {
     #[test]
     fn cpu_time_is_read_behind_any_name() {
         let stat = "12 (a) b) 3) S 1 1 1 0 -1 4194560 10 20 30 40 250 75 0 0 20 0 1";
-        assert_eq!(ticks(stat), Some(325));
+        assert_eq!(ticks(stat), Some(325.0));
+        assert_eq!(state(stat), Some('S'));
         assert!(cpu_seconds(std::process::id()).is_ok());
+    }
+
+    #[test]
+    fn status_fields_are_found_by_their_whole_name() {
+        let status = "VmHWM:\t  2048 kB\nVmRSS:\t 1024 kB\nvoluntary_ctxt_switches:\t7\nnonvoluntary_ctxt_switches:\t3\n";
+        assert_eq!(field(status, "VmHWM:"), Some(2048));
+        assert_eq!(field(status, "voluntary_ctxt_switches:"), Some(7));
+        assert_eq!(field(status, "RssAnon:"), None);
+    }
+
+    #[test]
+    fn this_process_can_be_read() {
+        let memory = Memory::of(std::process::id()).expect("it is read");
+        assert!(memory.peak >= memory.anonymous && memory.resident > 0);
+        assert!(context_switches(std::process::id()).is_ok());
+        assert!(cpu_seconds_fine(std::process::id()).expect("it is read") > 0.0);
+    }
+
+    #[test]
+    fn a_finished_program_tells_what_it_used() {
+        let finished = finish(Command::new("echo").arg("hello")).expect("it runs");
+        assert_eq!(finished.stdout, b"hello\n");
+        assert!(finished.cpu_seconds < 1.0);
+        assert!(finish(&mut Command::new("false")).is_err());
     }
 }

@@ -10,11 +10,15 @@ use std::task::{Poll, Waker};
 
 use anyhow::{Context as _, Result};
 use bytes::Bytes;
+use millstream_log::buffer::AlignedBuf;
 
 use super::frame::Frames;
 use super::groups::Groups;
 use super::quic;
-use crate::Load;
+use crate::load::Load;
+
+/// More than one chunk of a stream.
+const SCRATCH_BYTES: usize = 1 << 20;
 
 /// What the two tasks share.
 struct Shared {
@@ -33,7 +37,7 @@ pub(crate) fn serve(data: &Path, load: &Load) -> Result<()> {
         .build()?;
     let local = tokio::task::LocalSet::new();
     local.block_on(&runtime, async {
-        let groups = Groups::open(data, load.batches() * load.batch_bytes() as u64).await?;
+        let groups = Groups::open(data, load.bytes()).await?;
         let (endpoint, hello) = quic::server(load.mtu)?;
         println!("{}", serde_json::to_string(&hello)?);
         std::io::stdout().flush()?;
@@ -60,6 +64,39 @@ pub(crate) fn serve(data: &Path, load: &Load) -> Result<()> {
         });
         read(&mut recv, &shared).await?;
         driver.await?
+    })
+}
+
+/// Receive on one connection until it closes, and acknowledge without writing: what is left of
+/// [`serve`] without its disk.
+pub(crate) fn echo(load: &Load) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(async {
+        let (endpoint, hello) = quic::server(load.mtu)?;
+        println!("{}", serde_json::to_string(&hello)?);
+        std::io::stdout().flush()?;
+        let connection = endpoint.accept().await.context("no connection")?.await?;
+        let (mut send, mut recv) = connection.accept_bi().await?;
+        let mut frames = Frames::new();
+        let mut scratch = AlignedBuf::with_capacity(SCRATCH_BYTES);
+        let mut chunks: [Bytes; 64] = std::array::from_fn(|_| Bytes::new());
+        let mut acknowledged = 0;
+        while let Some(count) = recv.read_chunks(&mut chunks).await? {
+            let before = acknowledged;
+            for chunk in &mut chunks[..count] {
+                scratch.set_len(0);
+                acknowledged += frames.take(chunk, &mut scratch)?;
+                *chunk = Bytes::new();
+            }
+            if acknowledged > before {
+                send.write_all(&u64::to_le_bytes(acknowledged)).await?;
+            }
+        }
+        send.finish()?;
+        send.stopped().await?;
+        Ok(())
     })
 }
 

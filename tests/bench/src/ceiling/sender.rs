@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
+use std::sync::Barrier;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result};
@@ -11,27 +12,46 @@ use tokio::sync::Semaphore;
 
 use super::frame;
 use super::quic::{self, Hello};
-use crate::Load;
+use crate::load::Load;
 
-/// What was measured.
+/// What one sender, or all of them, measured.
 #[derive(Debug)]
 pub(super) struct Sent {
-    /// From the first byte sent to the last acknowledgement.
-    pub(super) seconds: f64,
+    /// The first byte was sent.
+    began: Instant,
+    /// The last acknowledgement came.
+    ended: Instant,
     /// Of each batch, from its send to its acknowledgement, in microseconds.
     pub(super) latencies: Histogram<u64>,
 }
 
-/// Send the load and wait for the last acknowledgement.
-pub(super) fn run(load: &Load, hello: &Hello) -> Result<Sent> {
+impl Sent {
+    pub(super) fn seconds(&self) -> f64 {
+        (self.ended - self.began).as_secs_f64()
+    }
+
+    /// This one and another that ran at the same time.
+    pub(super) fn and(mut self, other: &Self) -> Result<Self> {
+        self.began = self.began.min(other.began);
+        self.ended = self.ended.max(other.ended);
+        self.latencies.add(&other.latencies)?;
+        Ok(self)
+    }
+}
+
+/// Connect, wait for the other senders, send the load and wait for the last acknowledgement.
+pub(super) fn run(load: &Load, hello: &Hello, barrier: &Barrier) -> Result<Sent> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    runtime.block_on(send(load, hello))
+    runtime.block_on(send(load, hello, barrier))
 }
 
-async fn send(load: &Load, hello: &Hello) -> Result<Sent> {
-    let (endpoint, connection) = quic::connect(load.mtu, hello).await?;
+async fn send(load: &Load, hello: &Hello, barrier: &Barrier) -> Result<Sent> {
+    let connected = quic::connect(load.mtu, hello).await;
+    // All wait for all, also for one that failed.
+    barrier.wait();
+    let (endpoint, connection) = connected?;
     let (mut send, mut recv) = connection.open_bi().await?;
     let frames: Vec<Bytes> = (1..9)
         .map(|n| frame::encode(&noise(n, load.batch_bytes())))
@@ -69,17 +89,21 @@ async fn send(load: &Load, hello: &Hello) -> Result<Sent> {
             permits.add_permits((total - acknowledged) as usize);
             acknowledged = total;
         }
-        anyhow::Ok(began.elapsed().as_secs_f64())
+        anyhow::Ok(Instant::now())
     };
-    let ((), seconds) = tokio::try_join!(write, read)?;
+    let ((), ended) = tokio::try_join!(write, read)?;
     recv.read_to_end(0).await.context("the receiver's end")?;
     connection.close(0_u32.into(), b"");
     endpoint.wait_idle().await;
-    Ok(Sent { seconds, latencies })
+    Ok(Sent {
+        began,
+        ended,
+        latencies,
+    })
 }
 
 /// Bytes that nothing compresses or predicts.
-fn noise(seed: u64, len: usize) -> Vec<u8> {
+pub(super) fn noise(seed: u64, len: usize) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut bytes = Vec::with_capacity(len + 8);
     while bytes.len() < len {

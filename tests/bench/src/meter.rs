@@ -1,0 +1,243 @@
+//! What a process used between two moments, as figures for the work it did in between.
+//!
+//! System calls are counted in a short run of their own, because counting slows what is counted: with
+//! `perf` where the kernel lets it see the tracepoint, else with `strace`, else not at all.
+
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::cleanup::DataDir;
+use crate::figures::Run;
+use crate::process::{Child, Memory, context_switches, cpu_seconds};
+use crate::sys;
+
+/// `perf` and `strace` attach and end within this.
+const COUNTER_MAX: Duration = Duration::from_secs(10);
+const LOOK: Duration = Duration::from_millis(5);
+
+/// One measurement of a row: the whole load, or a part of it to count system calls by.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Pass {
+    /// Of the row's load, how much.
+    pub(crate) share: f64,
+    pub(crate) counts_syscalls: bool,
+}
+
+impl Pass {
+    /// The share of `whole`, at least `least`.
+    pub(crate) fn of(&self, whole: u64, least: u64) -> u64 {
+        ((whole as f64 * self.share) as u64).max(least.min(whole))
+    }
+}
+
+/// What was done, and how long it took.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Work {
+    pub(crate) records: u64,
+    /// Of record values.
+    pub(crate) bytes: u64,
+    pub(crate) batches: u64,
+    pub(crate) seconds: f64,
+}
+
+/// Looks at the processes that serve. Start it when they are ready and nobody uses them yet.
+#[derive(Debug)]
+pub(crate) struct Meter {
+    pids: Vec<u32>,
+    cpu_before: f64,
+    switches_before: u64,
+    counters: Vec<Counter>,
+}
+
+impl Meter {
+    pub(crate) fn start(pids: &[u32], pass: &Pass) -> Result<Self> {
+        let mut counters = Vec::new();
+        if pass.counts_syscalls {
+            for pid in pids {
+                counters.extend(Counter::start(*pid)?);
+            }
+        }
+        Ok(Self {
+            pids: pids.to_vec(),
+            cpu_before: sum(pids, cpu_seconds)?,
+            switches_before: context_switches_of(pids)?,
+            counters,
+        })
+    }
+
+    /// The figures of what was done since the start.
+    pub(crate) fn stop(self, work: &Work) -> Result<Run> {
+        let cpu = sum(&self.pids, cpu_seconds)? - self.cpu_before;
+        // Threads that ended take theirs with them.
+        let switches = context_switches_of(&self.pids)?.checked_sub(self.switches_before);
+        let peak = sum(&self.pids, |pid| Ok(Memory::of(pid)?.peak as f64))?;
+        let mut run = Run::rates(work);
+        run.set("cpu_s_per_gb", cpu / (work.bytes as f64 / 1e9));
+        run.set("cpu_s_per_million", cpu / (work.records as f64 / 1e6));
+        run.set("cores", cpu / work.seconds);
+        run.set("rss_peak_mib", peak / f64::from(1 << 20));
+        let batches = work.batches as f64;
+        if let Some(switches) = switches {
+            run.set("switches_per_batch", switches as f64 / batches);
+        }
+        if self.counters.len() == self.pids.len() {
+            let mut calls = 0;
+            for counter in self.counters {
+                calls += counter.stop()?;
+            }
+            run.set("syscalls_per_batch", calls as f64 / batches);
+        }
+        Ok(run)
+    }
+}
+
+fn sum(pids: &[u32], of: impl Fn(u32) -> Result<f64>) -> Result<f64> {
+    pids.iter().map(|pid| of(*pid)).sum()
+}
+
+fn context_switches_of(pids: &[u32]) -> Result<u64> {
+    pids.iter().map(|pid| context_switches(*pid)).sum()
+}
+
+/// Adds what the clients used to a run's figures.
+pub(crate) fn clients(run: &mut Run, cpu_seconds: f64, work: &Work) {
+    run.set(
+        "client_cpu_s_per_gb",
+        cpu_seconds / (work.bytes as f64 / 1e9),
+    );
+    run.set("client_cores", cpu_seconds / work.seconds);
+}
+
+/// Counts the system calls of one process.
+#[derive(Debug)]
+struct Counter {
+    child: Child,
+    directory: DataDir,
+    parse: fn(&str) -> Option<u64>,
+}
+
+impl Counter {
+    /// Nothing where neither program can count.
+    fn start(pid: u32) -> Result<Option<Self>> {
+        let pid = pid.to_string();
+        let mut perf = Command::new("perf");
+        perf.args(["stat", "-x,", "-e", "raw_syscalls:sys_enter", "-p", &pid]);
+        let mut strace = Command::new("strace");
+        strace.args(["-f", "-c", "-U", "calls,name", "-p", &pid]);
+        let attached = format!("/proc/{pid}/task");
+        if let Some(counter) = Self::attach(perf, perf_total, has_perf_event)? {
+            return Ok(Some(counter));
+        }
+        Self::attach(strace, strace_total, |_| is_traced(&attached))
+    }
+
+    fn attach(
+        mut command: Command,
+        parse: fn(&str) -> Option<u64>,
+        is_attached: impl Fn(u32) -> bool,
+    ) -> Result<Option<Self>> {
+        let directory = DataDir::new(None)?;
+        command.arg("-o").arg(directory.path().join("count"));
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        let Ok(child) = Child::spawn(&mut command) else {
+            return Ok(None); // it is not installed
+        };
+        let began = Instant::now();
+        while began.elapsed() < COUNTER_MAX && child.check_alive().is_ok() {
+            if is_attached(child.id()) {
+                return Ok(Some(Self {
+                    child,
+                    directory,
+                    parse,
+                }));
+            }
+            std::thread::sleep(LOOK);
+        }
+        Ok(None)
+    }
+
+    fn stop(self) -> Result<u64> {
+        sys::interrupt(self.child.id())?;
+        // By SIGINT: the exit code says nothing.
+        self.child.wait(COUNTER_MAX)?;
+        let text = std::fs::read_to_string(self.directory.path().join("count"))?;
+        match (self.parse)(&text) {
+            Some(calls) => Ok(calls),
+            None => bail!("system calls were counted, but this says how many:\n{text}"),
+        }
+    }
+}
+
+fn has_perf_event(perf: u32) -> bool {
+    let Ok(files) = std::fs::read_dir(format!("/proc/{perf}/fd")) else {
+        return false;
+    };
+    files.flatten().any(|file| {
+        std::fs::read_link(file.path())
+            .is_ok_and(|to| to.to_string_lossy().contains("[perf_event]"))
+    })
+}
+
+fn is_traced(threads: &str) -> bool {
+    let Ok(mut threads) = std::fs::read_dir(threads) else {
+        return false;
+    };
+    threads.all(|thread| {
+        let status = thread.and_then(|t| std::fs::read_to_string(t.path().join("status")));
+        status.is_ok_and(|status| {
+            let tracer = status.lines().find_map(|l| l.strip_prefix("TracerPid:"));
+            tracer.is_some_and(|pid| pid.trim() != "0")
+        })
+    })
+}
+
+/// `1234,,raw_syscalls:sys_enter,…`
+fn perf_total(text: &str) -> Option<u64> {
+    let line = text.lines().find(|line| line.contains("raw_syscalls"))?;
+    match line.split(',').next()? {
+        "<not counted>" => Some(0),
+        number => number.parse().ok(),
+    }
+}
+
+/// The line `1234 total` below the table.
+fn strace_total(text: &str) -> Option<u64> {
+    let line = text.lines().find(|l| l.trim_end().ends_with("total"))?;
+    line.split_whitespace().next()?.parse().ok()
+}
+
+/// What a client that runs inside this process has used so far, in CPU seconds.
+pub(crate) fn own_cpu_seconds() -> Result<f64> {
+    cpu_seconds(std::process::id()).context("this process")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_are_read() {
+        let perf = "# started on Sat\n\n1234,,raw_syscalls:sys_enter,5000,100.00,,\n";
+        assert_eq!(perf_total(perf), Some(1234));
+        let none = "<not counted>,,raw_syscalls:sys_enter,0,100.00,,";
+        assert_eq!(perf_total(none), Some(0));
+        assert_eq!(perf_total("<not supported>,,raw_syscalls:sys_enter"), None);
+        let strace = "    calls syscall\n--------- ----\n       12 sendmmsg\n--------- ----\n       40 total\n";
+        assert_eq!(strace_total(strace), Some(40));
+    }
+
+    #[test]
+    fn a_pass_has_its_share() {
+        let pass = Pass {
+            share: 0.125,
+            counts_syscalls: false,
+        };
+        assert_eq!((pass.of(800, 10), pass.of(40, 10)), (100, 10));
+        assert_eq!(pass.of(4, 10), 4, "never more than the whole");
+    }
+}

@@ -1,0 +1,57 @@
+//! A broker that nobody uses: it should use nothing.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use serde_json::json;
+
+use super::produce::{Plan, load, send};
+use crate::broker::Broker;
+use crate::figures::Run;
+use crate::load::Load;
+use crate::process::{Memory, context_switches, cpu_seconds_fine};
+use crate::session::{Measured, Session};
+
+/// After its last client has gone, a broker seals its log and lets the connection time out.
+const SETTLE: Duration = Duration::from_secs(5);
+const WATCHED: Duration = Duration::from_secs(10);
+
+pub(super) fn cpu(session: &Session<'_>) -> Result<Measured> {
+    let plan = Plan::new(load(session, 64_000, (64, 1024), 16, 1452));
+    let plan = Plan {
+        setup: plan.setup.clone().shards(4),
+        partitions: 1_000,
+        ..plan
+    };
+    let watched = WATCHED.mul_f64(session.settings.scale.clamp(0.2, 1.0));
+    session.alone(
+        json!({
+            "plan": plan.describe(),
+            "watched_seconds": watched.as_secs_f64(),
+            "after": "a load that has ended",
+        }),
+        |_| {
+            let directory = session.directory()?;
+            let broker = Broker::start(session.program, directory.path(), &plan.setup)?;
+            broker.make_topic("bench", plan.partitions)?;
+            send(&broker, &plan, &Load { ..plan.load })?;
+            std::thread::sleep(SETTLE);
+            let pid = broker.pid();
+            let (cpu, switches) = (cpu_seconds_fine(pid)?, context_switches(pid)?);
+            std::thread::sleep(watched);
+            let (cpu, switches) = (
+                cpu_seconds_fine(pid)? - cpu,
+                context_switches(pid)?.saturating_sub(switches),
+            );
+            let seconds = watched.as_secs_f64();
+            let mut run = Run::default();
+            run.set("idle_cpu_ms_per_s", cpu * 1e3 / seconds);
+            run.set("idle_switches_per_s", switches as f64 / seconds);
+            run.set(
+                "rss_idle_mib",
+                Memory::of(pid)?.resident as f64 / f64::from(1 << 20),
+            );
+            Ok(run)
+        },
+    )
+}

@@ -1,0 +1,57 @@
+//! The system calls that the standard library has no name for: signals to other processes and the
+//! limit of open files. Deliberately absent: everything that `/proc` tells as text.
+#![allow(
+    unsafe_code,
+    reason = "kill(2) and setrlimit(2) have no safe wrapper in the standard library"
+)]
+
+use std::io;
+
+/// SIGINT: `perf` and `strace` then write down what they counted.
+pub(crate) fn interrupt(pid: u32) -> io::Result<()> {
+    signal(pid, libc::SIGINT)
+}
+
+/// SIGTERM: a broker then seals its log and goes.
+pub(crate) fn terminate(pid: u32) -> io::Result<()> {
+    signal(pid, libc::SIGTERM)
+}
+
+fn signal(pid: u32, signal: libc::c_int) -> io::Result<()> {
+    let pid = libc::pid_t::try_from(pid).map_err(io::Error::other)?;
+    // SAFETY: kill takes two numbers and touches no memory. `pid` is positive, so it names one process.
+    match unsafe { libc::kill(pid, signal) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Lets this process, and those it starts, open `wanted` files at once. Gives how many it may open:
+/// the hard limit bounds those who may not raise it.
+pub(crate) fn raise_open_files(wanted: u64) -> io::Result<u64> {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: `limit` is a valid rlimit that the call may write to.
+    if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    if limit.rlim_cur >= wanted {
+        return Ok(limit.rlim_cur);
+    }
+    let raised = libc::rlimit {
+        rlim_cur: wanted,
+        rlim_max: limit.rlim_max.max(wanted),
+    };
+    // SAFETY: the call only reads the rlimit that it is given.
+    if unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const raised) } == 0 {
+        return Ok(wanted);
+    }
+    limit.rlim_cur = limit.rlim_max;
+    // SAFETY: as above.
+    match unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) } {
+        0 => Ok(limit.rlim_cur),
+        _ => Err(io::Error::last_os_error()),
+    }
+}

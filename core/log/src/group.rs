@@ -26,7 +26,7 @@ const FREE_CHUNKS_MAX: usize = 2;
 /// Groups are cut from chunks of this size; a smaller hot tail has smaller ones.
 const CHUNK_BYTES_MAX: usize = 4 << 20;
 /// Chunks that a hot tail has at least: what is let go of at once is a fraction of it.
-const CHUNKS_MIN: usize = 32;
+const CHUNKS_MIN: usize = 8;
 /// Recent groups that the size of the next is guessed from.
 const RECENT: usize = 4;
 
@@ -97,15 +97,19 @@ impl BufferPool {
         used.map(ChunkRef::capacity).sum()
     }
 
-    /// Give chunks that nothing lies in back to the allocator, except for a few.
-    pub(crate) fn trim(&mut self) {
-        let chunk_bytes = self.chunk_bytes;
+    /// Give chunks that nothing lies in back to the allocator, except for a few; past the bound also what
+    /// the last group left.
+    pub(crate) fn trim(&mut self, bytes_max: usize) {
+        if self.used_bytes() > bytes_max {
+            self.rest = None;
+        }
         let mut free = 0;
         self.chunks.retain(|chunk| {
-            let keep =
-                chunk.is_used() || (free < FREE_CHUNKS_MAX && chunk.capacity() == chunk_bytes);
-            free += usize::from(keep && !chunk.is_used());
-            keep
+            if chunk.is_used() {
+                return true;
+            }
+            free += 1;
+            free <= FREE_CHUNKS_MAX
         });
     }
 

@@ -195,7 +195,7 @@ impl Index {
             group.hot = None;
             self.cold += 1;
         }
-        pool.trim();
+        pool.trim(hot_bytes_max);
         while let Some(front) = self.groups.front()
             && front.hot.is_none()
             && front.file < unsealed

@@ -16,6 +16,7 @@ use millstream_protocol::{Code, messages};
 use millstream_shard::call::{Answer, Call};
 use millstream_shard::handle::ShardHandle;
 use rustc_hash::{FxHashMap, FxHashSet};
+use tokio::sync::watch;
 
 use crate::refusals;
 use crate::shards::{Shards, ask, unexpected};
@@ -33,6 +34,7 @@ pub(crate) struct Catalog {
     shard: ShardHandle,
     version: Cell<u64>,
     generation: Cell<u64>,
+    changes: watch::Sender<()>,
     by_name: RefCell<FxHashMap<String, Rc<TopicMeta>>>,
     by_id: RefCell<FxHashMap<TopicId, Rc<TopicMeta>>>,
 }
@@ -44,6 +46,7 @@ impl Catalog {
             shard,
             version: Cell::new(0),
             generation: Cell::new(0),
+            changes: watch::Sender::new(()),
             by_name: RefCell::default(),
             by_id: RefCell::default(),
         }
@@ -52,6 +55,11 @@ impl Catalog {
     /// Rises whenever anything changed: what was looked up before may be stale then.
     pub(crate) fn generation(&self) -> u64 {
         self.generation.get()
+    }
+
+    /// Hears of every change that comes after.
+    pub(crate) fn changes(&self) -> watch::Receiver<()> {
+        self.changes.subscribe()
     }
 
     /// All topics, in no order.
@@ -138,7 +146,7 @@ impl Catalog {
         }
         *by_id = fresh;
         self.version.set(version);
-        self.generation.set(self.generation.get() + 1);
+        self.changed();
     }
 
     /// Take one description into the cache, unless a newer one came meanwhile: the newest of that name.
@@ -154,8 +162,13 @@ impl Catalog {
         let topic = Rc::new(meta);
         by_name.insert(topic.name.clone(), Rc::clone(&topic));
         self.by_id.borrow_mut().insert(topic.id, Rc::clone(&topic));
-        self.generation.set(self.generation.get() + 1);
+        self.changed();
         topic
+    }
+
+    fn changed(&self) {
+        self.generation.set(self.generation.get() + 1);
+        self.changes.send_replace(());
     }
 }
 

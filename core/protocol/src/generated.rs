@@ -129,7 +129,8 @@ pub struct DeleteTopicRequest {
     pub name: ::prost::alloc::string::String,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct DeleteTopicResponse {}
+pub struct DeleteTopicResponse {
+}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ConfigureTopicRequest {
     #[prost(string, tag = "1")]
@@ -155,7 +156,8 @@ pub struct AddPartitionsResponse {
     pub topic: ::core::option::Option<TopicInfo>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct ListTopicsRequest {}
+pub struct ListTopicsRequest {
+}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ListTopicsResponse {
     #[prost(message, repeated, tag = "1")]
@@ -342,6 +344,9 @@ pub struct Subscribe {
     /// end each partition at the end seen when it was opened
     #[prost(bool, tag = "10")]
     pub stop_at_end: bool,
+    /// how long a partition is tried that cannot be opened yet; 0: 30 s
+    #[prost(uint32, tag = "11")]
+    pub open_ms: u32,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct SubscriptionFilter {
@@ -485,7 +490,8 @@ pub struct Pause {
 }
 /// --- groups ---------------------------------------------------------------------------------------
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct ListGroupsRequest {}
+pub struct ListGroupsRequest {
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ListGroupsResponse {
     #[prost(string, repeated, tag = "1")]
@@ -571,7 +577,8 @@ pub struct DeleteGroupRequest {
     pub group: ::prost::alloc::string::String,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct DeleteGroupResponse {}
+pub struct DeleteGroupResponse {
+}
 /// --- components -----------------------------------------------------------------------------------
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct FilterInfo {
@@ -611,7 +618,8 @@ pub struct DeployFilterResponse {
     pub revision: u64,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct ListFiltersRequest {}
+pub struct ListFiltersRequest {
+}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ListFiltersResponse {
     #[prost(message, repeated, tag = "1")]
@@ -625,14 +633,18 @@ pub struct RemoveFilterRequest {
     pub name: ::prost::alloc::string::String,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct RemoveFilterResponse {}
+pub struct RemoveFilterResponse {
+}
 /// --- broker ---------------------------------------------------------------------------------------
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct PingRequest {}
+pub struct PingRequest {
+}
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct PingResponse {}
+pub struct PingResponse {
+}
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct StatusRequest {}
+pub struct StatusRequest {
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct StatusResponse {
     #[prost(string, tag = "1")]

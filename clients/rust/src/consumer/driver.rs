@@ -283,6 +283,7 @@ impl Driver {
             partition: name.partition,
             from: Some(from.to_wire()),
         };
+        let mut from = plan.from;
         let (topics, partitions) = if !plan.group.is_empty() {
             (plan.topics.clone(), Vec::new())
         } else if self.held.is_empty() {
@@ -292,10 +293,16 @@ impl Driver {
                 .map(|(name, from)| fixed(name, from.unwrap_or(plan.from)));
             (plan.topics.clone(), first.collect())
         } else {
-            // Go on where the last connection ended.
+            // Go on where the last connection ended; what was added to whole topics since is all new.
             let open = self.held.iter().filter(|held| !held.ended);
+            let whole = if plan.stop_at_end {
+                Vec::new()
+            } else {
+                from = StartAt::Start;
+                plan.topics.clone()
+            };
             (
-                Vec::new(),
+                whole,
                 open.map(|held| fixed(&held.assignment.name, StartAt::Offset(held.position)))
                     .collect(),
             )
@@ -305,7 +312,7 @@ impl Driver {
             group: plan.group.clone(),
             topics,
             partitions,
-            from: Some(plan.from.to_wire()),
+            from: Some(from.to_wire()),
             member: self.member,
             client: plan.client.clone(),
             session_timeout_ms: plan
@@ -317,6 +324,11 @@ impl Driver {
             filters: filters.collect(),
             // With a group, commits come after the last record: the stream stays until we close it.
             stop_at_end: plan.stop_at_end && plan.group.is_empty(),
+            open_ms: plan
+                .reconnect_timeout
+                .as_millis()
+                .try_into()
+                .unwrap_or(u32::MAX),
         }
     }
 

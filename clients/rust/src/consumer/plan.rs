@@ -89,7 +89,8 @@ impl ConsumerBuilder {
         self
     }
 
-    /// Read this topic: with a group the partitions that the group gives, else all.
+    /// Read this topic: with a group the partitions that the group gives, else all, those that are added
+    /// later too.
     #[must_use]
     pub fn topic(mut self, topic: impl Into<String>) -> Self {
         self.plan.topics.push(topic.into());
@@ -179,7 +180,8 @@ impl ConsumerBuilder {
         self
     }
 
-    /// How long to try to get a lost subscription back. Default 5 minutes.
+    /// How long to try to get a lost subscription back, or to open a partition that cannot be read yet.
+    /// Default 5 minutes.
     #[must_use]
     pub fn reconnect_timeout(mut self, timeout: Duration) -> Self {
         self.plan.reconnect_timeout = timeout;

@@ -2,16 +2,18 @@
 //! task of its own; its result comes back to the loop as an [`Event`].
 
 use std::rc::Rc;
+use std::time::Duration;
 
 use millstream_batch::ids::{GroupEpoch, MemberId, Offset, Partition};
 use millstream_machine::request::{Commit, Reply, Request};
 use millstream_machine::topic::TopicMeta;
-use millstream_protocol::Kind;
 use millstream_protocol::messages::{
     self, Assigned, AssignedPartition, Committed, PartitionError, Sought,
 };
+use millstream_protocol::{Code, Kind};
 use millstream_shard::call::{Answer, Call, Position};
 use millstream_shard::handle::ShardHandle;
+use tokio::time::Instant;
 
 use super::Subscription;
 use super::feed::State;
@@ -22,6 +24,12 @@ use crate::shards::{ask, unexpected};
 
 /// Partitions told in one frame.
 const ASSIGNED_TOGETHER: usize = 1_024;
+
+/// Until a partition that could not be opened is tried again, at first and at most.
+const OPEN_AGAIN: Duration = Duration::from_millis(20);
+const OPEN_AGAIN_MAX: Duration = Duration::from_secs(1);
+/// By then every shard knows of a new partition, or it was deleted.
+const KNOWN_BY_ALL: Duration = Duration::from_secs(5);
 
 /// The result of a job.
 #[derive(Debug)]
@@ -75,8 +83,35 @@ pub(super) struct Opening {
 }
 
 impl Opening {
+    /// As [`resolve`](Self::resolve), again and again while that may help.
+    async fn resolve_within(
+        &self,
+        patience: Duration,
+    ) -> Result<(Offset, Option<Offset>), messages::Error> {
+        let begun = Instant::now();
+        let mut wait = OPEN_AGAIN;
+        loop {
+            let until = |error: &messages::Error| match error.retriable {
+                true => Some(begun + patience),
+                // A partition that was just added is known here before its shard knows it.
+                false if error.code == Code::UnknownPartition.number() => {
+                    Some(begun + patience.min(KNOWN_BY_ALL))
+                }
+                false => None,
+            };
+            match self.resolve().await {
+                Err(error) if until(&error).is_some_and(|until| Instant::now() + wait < until) => {
+                    let asked = Duration::from_millis(u64::from(error.retry_after_ms));
+                    tokio::time::sleep(wait.max(asked)).await;
+                    wait = (wait * 2).min(OPEN_AGAIN_MAX);
+                }
+                resolved => return resolved,
+            }
+        }
+    }
+
     /// Fence older owners, then find out where to start.
-    async fn resolve(self) -> Result<(Offset, Option<Offset>), messages::Error> {
+    async fn resolve(&self) -> Result<(Offset, Option<Offset>), messages::Error> {
         let committed = self.committed().await?;
         let start = match (committed, self.from) {
             // What retention took away since the commit cannot be served: on from what is there.
@@ -130,10 +165,15 @@ impl Opening {
 
 impl Subscription {
     pub(super) fn open_later(&mut self, handle: u32, opening: Opening) {
+        // A group's partition that cannot be opened yet is claimed again by the group's rules.
+        let patience = match opening.claim {
+            Some(_) => Duration::ZERO,
+            None => self.patience,
+        };
         self.jobs.spawn_local(async move {
             Event::Opened {
                 handle,
-                start: opening.resolve().await,
+                start: opening.resolve_within(patience).await,
             }
         });
     }
@@ -301,5 +341,76 @@ impl Subscription {
             None => self.feeds.start(handle, offset.0, offset.1),
             Some(error) => failed.push((handle, error)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use millstream_batch::ids::{ShardId, TopicId};
+    use millstream_shard::call::Error;
+
+    use super::*;
+
+    fn opening(shard: ShardHandle) -> Opening {
+        Opening {
+            shard,
+            partition: Partition {
+                topic: TopicId([1; 16]),
+                index: 0,
+            },
+            group: None,
+            claim: None,
+            from: At::Position(Position::End),
+            stop_at_end: false,
+        }
+    }
+
+    /// A shard that gives these answers, one a call.
+    async fn opened(
+        patience: Duration,
+        answers: Vec<Answer>,
+    ) -> (Result<Offset, messages::Error>, usize) {
+        let (shard, mut inbox) = ShardHandle::new(ShardId(0), 10);
+        let opening = opening(shard);
+        let mut answers = answers.into_iter();
+        let shard = async {
+            while let Some(message) = inbox.recv().await {
+                message.reply.send(answers.next().expect("no more calls"));
+            }
+        };
+        let opened = tokio::select! {
+            opened = opening.resolve_within(patience) => opened.map(|(offset, _)| offset),
+            () = shard => unreachable!("the handle lives"),
+        };
+        (opened, answers.len())
+    }
+
+    fn busy() -> Answer {
+        Answer::Error(Error::Busy {
+            shard: ShardId(0),
+            calls: 1,
+        })
+    }
+
+    #[tokio::test]
+    async fn a_partition_that_cannot_be_opened_yet_is_tried_again_within_patience() {
+        let at_41 = || Answer::Offset {
+            offset: Offset(41),
+            found: true,
+        };
+        let hour = Duration::from_secs(3600);
+        let (opened_late, unused) = opened(hour, vec![busy(), busy(), at_41()]).await;
+        assert_eq!((opened_late, unused), (Ok(Offset(41)), 0));
+        let (given_up, unused) = opened(Duration::ZERO, vec![busy(), at_41()]).await;
+        let error = given_up.expect_err("no patience");
+        assert_eq!((error.code, unused), (Code::Busy.number(), 1));
+        let damaged = Answer::Error(Error::OffsetOutOfRange {
+            offset: Offset(9),
+            start: Offset(0),
+            end: Offset(1),
+        });
+        let (refused, unused) = opened(hour, vec![damaged, at_41()]).await;
+        let error = refused.expect_err("trying again does not help");
+        assert_eq!((error.code, unused), (Code::OffsetOutOfRange.number(), 1));
     }
 }

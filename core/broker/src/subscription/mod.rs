@@ -22,7 +22,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::Duration;
 
-use millstream_batch::ids::{MemberId, Partition};
+use millstream_batch::ids::{MemberId, Partition, TopicId};
 use millstream_machine::topic::TopicMeta;
 use millstream_protocol::messages::{self, Revoke, Subscribe, Subscribed};
 use millstream_protocol::{Code, Kind};
@@ -51,6 +51,8 @@ const FRAMES_WAITING_MAX: usize = 4;
 const UNANSWERED_MAX: usize = 8;
 /// Answers taken up before the loop looks at the client again.
 const ANSWERS_TOGETHER: usize = 64;
+/// How long a partition is tried that cannot be opened yet, when the client does not say.
+const PATIENCE: Duration = Duration::from_secs(30);
 /// How long leaving a group may take at the end of a stream.
 const LEAVE: Duration = Duration::from_secs(5);
 
@@ -71,6 +73,10 @@ struct Subscription {
     /// Where partitions without a committed offset start.
     from: At,
     stop_at_end: bool,
+    /// How long a partition is tried that cannot be opened yet.
+    patience: Duration,
+    /// Topics that are read whole, and how many partitions of each are.
+    whole: Vec<(TopicId, u32)>,
     filters: OwnFilters,
     feeds: Feeds,
     outbox: Outbox,
@@ -158,6 +164,11 @@ async fn begin(
         group: (!subscribe.group.is_empty()).then(|| Rc::from(subscribe.group.as_str())),
         from,
         stop_at_end: subscribe.stop_at_end,
+        patience: match subscribe.open_ms {
+            0 => PATIENCE,
+            ms => Duration::from_millis(u64::from(ms)),
+        },
+        whole: Vec::new(),
         filters,
         feeds: Feeds::new(subscribe.credit_bytes),
         outbox: Outbox::new(session.send.clone()),
@@ -184,6 +195,8 @@ impl Subscription {
         let stopping = self.session.shared.stopping();
         let mut stopping = std::pin::pin!(stopping);
         let share = self.session.send.clone();
+        let mut catalog = self.session.thread.catalog.changes();
+        self.open_added(); // what came between SUBSCRIBE and now
         loop {
             self.pump();
             if self.is_over() {
@@ -229,6 +242,7 @@ impl Subscription {
                     self.happened(events);
                 }
                 () = share.freed(), if starved => {}
+                Ok(()) = catalog.changed(), if !self.whole.is_empty() => self.open_added(),
                 () = sleep_until(deadline) => {
                     let message = "partitions that the group asked back were not released in time";
                     return End::Refused(Code::MemberFenced.error(message));

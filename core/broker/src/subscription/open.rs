@@ -2,11 +2,13 @@
 
 use std::rc::Rc;
 
-use millstream_batch::ids::{GroupEpoch, MemberId, Partition};
+use millstream_batch::ids::{GroupEpoch, MemberId, Partition, TopicId};
 use millstream_batch::limits::is_name;
 use millstream_machine::topic::TopicMeta;
 use millstream_protocol::Code;
 use millstream_protocol::messages::{self, Subscribe};
+use millstream_shard::call::Position;
+use rustc_hash::FxHashSet;
 
 use super::Subscription;
 use super::group::session_timeout;
@@ -47,9 +49,6 @@ impl Subscription {
                 .await;
         }
         let mut wanted: Vec<(Rc<TopicMeta>, u32, At)> = Vec::new();
-        for topic in topics {
-            wanted.extend((0..topic.partitions).map(|index| (Rc::clone(&topic), index, self.from)));
-        }
         for fixed in &subscribe.partitions {
             let topic = self.topic(&fixed.topic).await?;
             if fixed.partition >= topic.partitions {
@@ -65,6 +64,18 @@ impl Subscription {
                 .map_or(self.from, |from| position_of(Some(from)));
             wanted.push((topic, fixed.partition, from));
         }
+        // Of a topic that is read whole, those begin where `from` says that were not named themselves.
+        let named: FxHashSet<(TopicId, u32)> = wanted
+            .iter()
+            .map(|(topic, index, _)| (topic.id, *index))
+            .collect();
+        for topic in topics {
+            let others = (0..topic.partitions).filter(|&index| !named.contains(&(topic.id, index)));
+            wanted.extend(others.map(|index| (Rc::clone(&topic), index, self.from)));
+            if !self.stop_at_end {
+                self.whole.push((topic.id, topic.partitions));
+            }
+        }
         if wanted.is_empty() {
             return Err(Code::BadRequest.error("SUBSCRIBE names no topic and no partition"));
         }
@@ -78,18 +89,42 @@ impl Subscription {
                 return Err(Code::BadRequest
                     .error(format!("SUBSCRIBE names `{}`/{index} twice", topic.name)));
             }
-            let handle = self.feeds.insert(topic, partition, GroupEpoch(0));
-            let opening = Opening {
-                shard: self.session.shared.shards.of(partition).clone(),
-                partition,
-                group: self.group.clone(),
-                claim: None,
-                from,
-                stop_at_end: self.stop_at_end,
-            };
-            self.open_later(handle, opening);
+            self.open_fixed(topic, partition, from);
         }
         Ok(())
+    }
+
+    /// Read what was added to topics that are read whole: from its start, for all of it is new.
+    pub(super) fn open_added(&mut self) {
+        let mut added = Vec::new();
+        for (id, known) in &mut self.whole {
+            // Of a deleted topic, each partition tells by itself.
+            let Some(topic) = self.session.thread.catalog.cached(*id) else {
+                continue;
+            };
+            added.extend((*known..topic.partitions).map(|index| (Rc::clone(&topic), index)));
+            *known = topic.partitions.max(*known);
+        }
+        for (topic, index) in added {
+            let partition = Partition {
+                topic: topic.id,
+                index,
+            };
+            self.open_fixed(topic, partition, At::Position(Position::Start));
+        }
+    }
+
+    fn open_fixed(&mut self, topic: Rc<TopicMeta>, partition: Partition, from: At) {
+        let handle = self.feeds.insert(topic, partition, GroupEpoch(0));
+        let opening = Opening {
+            shard: self.session.shared.shards.of(partition).clone(),
+            partition,
+            group: self.group.clone(),
+            claim: None,
+            from,
+            stop_at_end: self.stop_at_end,
+        };
+        self.open_later(handle, opening);
     }
 
     async fn topic(&self, name: &str) -> Result<Rc<TopicMeta>, messages::Error> {

@@ -2,6 +2,7 @@
 //! what it does with clients that break the rules.
 
 mod abuse;
+mod added;
 mod catalog;
 mod client;
 #[path = "../../../sandbox/tests/common/mod.rs"]

@@ -399,6 +399,7 @@ fn consuming() -> Vec<Sample> {
             parameters: vec![setting()],
         }],
         stop_at_end: true,
+        open_ms: 0,
     };
     let assigned = AssignedPartition {
         handle: 6,

@@ -17,6 +17,8 @@ use crate::sys;
 const START_MAX: Duration = Duration::from_secs(60);
 /// And must have gone by then.
 const STOP_MAX: Duration = Duration::from_secs(30);
+/// No client takes so long, whatever its load.
+pub(crate) const CLIENT_MAX: Duration = Duration::from_secs(900);
 /// How often it is asked whether it is ready: this bounds the error of the time that is reported.
 const READY_EVERY: Duration = Duration::from_millis(1);
 const ANSWER_MAX: u64 = 64 << 20;
@@ -125,7 +127,11 @@ impl Broker {
 
     /// Run a command of the product against this broker.
     pub(crate) fn run(&self, arguments: &[&str]) -> Result<Finished> {
-        finish(&mut self.command(arguments))
+        self.run_for(arguments, CLIENT_MAX)
+    }
+
+    fn run_for(&self, arguments: &[&str], longest: Duration) -> Result<Finished> {
+        finish(&mut self.command(arguments), longest)
             .with_context(|| format!("`millstream {}`", arguments.join(" ")))
     }
 
@@ -140,10 +146,15 @@ impl Broker {
 
     /// Run `millstream bench …`: its report, and the CPU seconds it used.
     pub(crate) fn bench(&self, arguments: &[&str]) -> Result<(Report, f64)> {
+        self.bench_for(arguments, CLIENT_MAX)
+    }
+
+    /// The same, at most so long: see [`Overdue`](crate::process::Overdue).
+    pub(crate) fn bench_for(&self, arguments: &[&str], longest: Duration) -> Result<(Report, f64)> {
         let mut all = vec!["bench"];
         all.extend(arguments);
         all.extend(["-o", "json"]);
-        let finished = self.run(&all)?;
+        let finished = self.run_for(&all, longest)?;
         Ok((Report::parse(&finished.stdout)?, finished.cpu_seconds))
     }
 

@@ -3,11 +3,12 @@
 //! Deliberately absent: killing what is left over ([`crate::cleanup`]) and turning what was used into
 //! figures ([`crate::meter`]).
 
+use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
 
 use crate::cleanup::Tracked;
 
@@ -69,31 +70,58 @@ pub(crate) struct Finished {
     pub(crate) cpu_seconds: f64,
 }
 
-/// Run a program to its end; an exit code other than 0 is an error. Its standard error is ours.
-pub(crate) fn finish(command: &mut Command) -> Result<Finished> {
+/// Run a program to its end, at most so long; an exit code other than 0 is an error. Its standard error
+/// is ours.
+pub(crate) fn finish(command: &mut Command, longest: Duration) -> Result<Finished> {
     let name = command.get_program().display().to_string();
     let child = Child::spawn(command.stdin(Stdio::null()).stdout(Stdio::piped()))?;
     let out = child.0.child().stdout.take();
-    let mut stdout = Vec::new();
-    out.context("its output is piped")?
-        .read_to_end(&mut stdout)?;
-    // It has closed its output and is about to end. As long as nobody waits for it, what it used
-    // can be read.
+    let mut out = out.context("its output is piped")?;
+    // On a thread of its own: reading has no time limit.
+    let reading = std::thread::spawn(move || {
+        let mut bytes = Vec::new();
+        out.read_to_end(&mut bytes).map(|_| bytes)
+    });
+    // As long as nobody waits for a process that has ended, what it used can be read.
     let stat = format!("/proc/{}/stat", child.id());
+    let began = Instant::now();
     let cpu_seconds = loop {
         let stat = std::fs::read_to_string(&stat)?;
         if state(&stat) == Some('Z') {
             break ticks(&stat).context("an unreadable /proc/<pid>/stat")? / TICKS_PER_S;
         }
+        if began.elapsed() > longest {
+            return Err(Overdue {
+                seconds: longest.as_secs(),
+            }
+            .into());
+        }
         std::thread::sleep(LOOK);
     };
-    let status = child.wait(Duration::from_secs(10))?;
+    let status = child.wait(longest)?;
+    let stdout = reading
+        .join()
+        .map_err(|_| anyhow!("the thread that reads its output panicked"))??;
     ensure!(status.success(), "{name}: {status}");
     Ok(Finished {
         stdout,
         cpu_seconds,
     })
 }
+
+/// A program that did not end in time, and was killed.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Overdue {
+    seconds: u64,
+}
+
+impl std::fmt::Display for Overdue {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "it did not end within {} s", self.seconds)
+    }
+}
+
+impl std::error::Error for Overdue {}
 
 /// USER_HZ: 100 on every Linux that there is.
 const TICKS_PER_S: f64 = 100.0;
@@ -120,33 +148,62 @@ fn state(stat: &str) -> Option<char> {
     stat.rsplit_once(')')?.1.trim_start().chars().next()
 }
 
-/// CPU time of the threads that a process has now, in seconds, to a nanosecond: for the little that an
-/// idle process uses. Threads that ended are not in it.
-pub(crate) fn cpu_seconds_fine(pid: u32) -> Result<f64> {
-    let on_cpu = threads(pid, "schedstat", |text| {
-        text.split_whitespace().next()?.parse().ok()
-    })?;
-    Ok(on_cpu as f64 / 1e9)
-}
-
 /// Voluntary and involuntary context switches of the threads that a process has now.
 pub(crate) fn context_switches(pid: u32) -> Result<u64> {
-    threads(pid, "status", |text| {
-        let voluntary = field(text, "voluntary_ctxt_switches:")?;
-        Some(voluntary + field(text, "nonvoluntary_ctxt_switches:")?)
-    })
+    Ok(threads(pid, "status", switches_in)?.values().sum())
 }
 
-/// The sum over a process's threads of what `read` finds in a file of each.
-fn threads(pid: u32, file: &str, read: impl Fn(&str) -> Option<u64>) -> Result<u64> {
-    let mut sum = 0;
+fn switches_in(status: &str) -> Option<u64> {
+    let voluntary = field(status, "voluntary_ctxt_switches:")?;
+    Some(voluntary + field(status, "nonvoluntary_ctxt_switches:")?)
+}
+
+/// The little that an idle process does, thread by thread: CPU time to a nanosecond, and switches.
+#[derive(Debug)]
+pub(crate) struct Activity {
+    nanos: BTreeMap<u64, u64>,
+    switches: BTreeMap<u64, u64>,
+}
+
+impl Activity {
+    /// All of it so far.
+    pub(crate) fn of(pid: u32) -> Result<Self> {
+        Ok(Self {
+            nanos: threads(pid, "schedstat", |text| {
+                text.split_whitespace().next()?.parse().ok()
+            })?,
+            switches: threads(pid, "status", switches_in)?,
+        })
+    }
+
+    /// CPU seconds and switches since an earlier look; of threads that ended meanwhile, nothing.
+    pub(crate) fn since(&self, earlier: &Self) -> (f64, u64) {
+        let nanos = since(&self.nanos, &earlier.nanos);
+        (nanos as f64 / 1e9, since(&self.switches, &earlier.switches))
+    }
+}
+
+fn since(now: &BTreeMap<u64, u64>, earlier: &BTreeMap<u64, u64>) -> u64 {
+    let then = |thread| earlier.get(thread).copied().unwrap_or(0);
+    now.iter()
+        .map(|(thread, value)| value.saturating_sub(then(thread)))
+        .sum()
+}
+
+/// By thread id, what `read` finds in a file of each of a process's threads.
+fn threads(pid: u32, file: &str, read: impl Fn(&str) -> Option<u64>) -> Result<BTreeMap<u64, u64>> {
+    let mut all = BTreeMap::new();
     for thread in std::fs::read_dir(format!("/proc/{pid}/task"))? {
+        let thread = thread?;
+        let id = thread.file_name().to_string_lossy().parse()?;
         // A thread may end while we look.
-        if let Ok(text) = std::fs::read_to_string(thread?.path().join(file)) {
-            sum += read(&text).with_context(|| format!("an unreadable {file} of process {pid}"))?;
+        if let Ok(text) = std::fs::read_to_string(thread.path().join(file)) {
+            let value =
+                read(&text).with_context(|| format!("an unreadable {file} of process {pid}"))?;
+            all.insert(id, value);
         }
     }
-    Ok(sum)
+    Ok(all)
 }
 
 /// Memory of a process in bytes, as `/proc/<pid>/status` has it.
@@ -207,14 +264,29 @@ mod tests {
         let memory = Memory::of(std::process::id()).expect("it is read");
         assert!(memory.peak >= memory.anonymous && memory.resident > 0);
         assert!(context_switches(std::process::id()).is_ok());
-        assert!(cpu_seconds_fine(std::process::id()).expect("it is read") > 0.0);
+        let activity = Activity::of(std::process::id()).expect("it is read");
+        assert!(activity.nanos.values().sum::<u64>() > 0);
+    }
+
+    #[test]
+    fn a_thread_that_ended_takes_nothing_back() {
+        let earlier = BTreeMap::from([(1, 100), (2, 1000)]);
+        let now = BTreeMap::from([(1, 150), (3, 7)]);
+        assert_eq!(since(&now, &earlier), 57);
+    }
+
+    #[test]
+    fn a_program_that_does_not_end_is_overdue() {
+        let error = finish(Command::new("sleep").arg("1000"), Duration::ZERO);
+        assert!(error.expect_err("it sleeps").is::<Overdue>());
     }
 
     #[test]
     fn a_finished_program_tells_what_it_used() {
-        let finished = finish(Command::new("echo").arg("hello")).expect("it runs");
+        let minute = Duration::from_secs(60);
+        let finished = finish(Command::new("echo").arg("hello"), minute).expect("it runs");
         assert_eq!(finished.stdout, b"hello\n");
         assert!(finished.cpu_seconds < 1.0);
-        assert!(finish(&mut Command::new("false")).is_err());
+        assert!(finish(&mut Command::new("false"), minute).is_err());
     }
 }

@@ -14,7 +14,7 @@ use tokio::task::JoinSet;
 use crate::broker::{Broker, Setup};
 use crate::figures::Run;
 use crate::meter::{Meter, Pass, Work, clients, own_cpu_seconds};
-use crate::process::{Memory, context_switches, cpu_seconds_fine};
+use crate::process::{Activity, Memory};
 use crate::session::{Measured, Session};
 
 const CONNECTIONS: u64 = 5_000;
@@ -65,12 +65,9 @@ async fn measure(broker: &Broker, connections: u64, seconds: u64, pass: &Pass) -
     tokio::time::sleep(SETTLE).await;
     let after = Memory::of(pid)?;
 
-    let (cpu, switches) = (cpu_seconds_fine(pid)?, context_switches(pid)?);
+    let quiet = Activity::of(pid)?;
     tokio::time::sleep(WATCHED).await;
-    let (cpu, switches) = (
-        cpu_seconds_fine(pid)? - cpu,
-        context_switches(pid)?.saturating_sub(switches),
-    );
+    let (cpu, switches) = Activity::of(pid)?.since(&quiet);
     let there = broker.metric("millstream_connections")?;
     ensure!(
         there >= connections as f64,

@@ -9,7 +9,7 @@ use super::produce::{Plan, load, send};
 use crate::broker::Broker;
 use crate::figures::Run;
 use crate::load::Load;
-use crate::process::{Memory, context_switches, cpu_seconds_fine};
+use crate::process::{Activity, Memory};
 use crate::session::{Measured, Session};
 
 /// After its last client has gone, a broker seals its log and lets the connection time out.
@@ -37,12 +37,9 @@ pub(super) fn cpu(session: &Session<'_>) -> Result<Measured> {
             send(&broker, &plan, &Load { ..plan.load })?;
             std::thread::sleep(SETTLE);
             let pid = broker.pid();
-            let (cpu, switches) = (cpu_seconds_fine(pid)?, context_switches(pid)?);
+            let before = Activity::of(pid)?;
             std::thread::sleep(watched);
-            let (cpu, switches) = (
-                cpu_seconds_fine(pid)? - cpu,
-                context_switches(pid)?.saturating_sub(switches),
-            );
+            let (cpu, switches) = Activity::of(pid)?.since(&before);
             let seconds = watched.as_secs_f64();
             let mut run = Run::default();
             run.set("idle_cpu_ms_per_s", cpu * 1e3 / seconds);

@@ -1,6 +1,9 @@
 //! Memory under load: four producers as fast as they go, a reader of old data, and readers that stall,
 //! with the default bounds and with small ones.
 
+use std::cell::Cell;
+use std::time::Duration;
+
 use anyhow::{Context as _, Result, ensure};
 use millstream_client::{Client, Consumer, Context, StartAt};
 use serde_json::json;
@@ -9,11 +12,13 @@ use super::produce::{Plan, load, on};
 use crate::broker::{Broker, Setup};
 use crate::figures::Run;
 use crate::meter::Pass;
-use crate::process::Memory;
+use crate::process::{Memory, Overdue};
 use crate::session::{Measured, Session};
 
 /// Consumers that never take what they are sent.
 const STALLED: u32 = 64;
+/// The reader of old data ends by then, unless the stalled ones keep it from reading.
+const READER_MAX: Duration = Duration::from_secs(60);
 /// The settings of `[memory]` that bound what grows with load: their defaults, and small ones, in bytes.
 const DEFAULTS: [u64; 3] = [128 << 20, 96 << 20, 96 << 20];
 const SMALL: [u64; 3] = [32 << 20, 32 << 20, 32 << 20];
@@ -38,15 +43,16 @@ pub(super) fn under_load(session: &Session<'_>) -> Result<Measured> {
         )),
         ..plan
     };
-    session.alone(
+    let starved = Cell::new(false);
+    let mut measured = session.alone(
         json!({
             "defaults": defaults.describe(),
             "small": small.describe(),
             "stalled_consumers": STALLED,
         }),
         |pass| {
-            let mut run = loaded(session, &defaults, DEFAULTS, pass)?;
-            let bounded = loaded(session, &small, SMALL, pass)?;
+            let mut run = loaded(session, &defaults, DEFAULTS, &starved, pass)?;
+            let bounded = loaded(session, &small, SMALL, &starved, pass)?;
             for (of, name) in [
                 ("rss_peak_mib", "small_rss_peak_mib"),
                 ("bound_used", "small_bound_used"),
@@ -55,10 +61,23 @@ pub(super) fn under_load(session: &Session<'_>) -> Result<Measured> {
             }
             Ok(run)
         },
-    )
+    )?;
+    if starved.get() {
+        measured.notes.push(format!(
+            "beside {STALLED} stalled readers the reader of old data did not end within {} s",
+            READER_MAX.as_secs()
+        ));
+    }
+    Ok(measured)
 }
 
-fn loaded(session: &Session<'_>, plan: &Plan, bounds: [u64; 3], pass: &Pass) -> Result<Run> {
+fn loaded(
+    session: &Session<'_>,
+    plan: &Plan,
+    bounds: [u64; 3],
+    starved: &Cell<bool>,
+    pass: &Pass,
+) -> Result<Run> {
     let directory = session.directory()?;
     let broker = Broker::start(session.program, directory.path(), &plan.setup)?;
     broker.make_topic("bench", plan.partitions)?;
@@ -66,11 +85,15 @@ fn loaded(session: &Session<'_>, plan: &Plan, bounds: [u64; 3], pass: &Pass) -> 
     let stalled = Stalled::start(&broker)?;
     let mut run = on(&broker, plan, pass)?;
     // From its start: what the hot tail no longer has comes from disk.
-    let (read, _) = broker.bench(&["consume", "--no-fill", "--topic", "bench"])?;
-    ensure!(
-        read.number("records")? > 0.0,
-        "the reader of old data saw none"
-    );
+    let read = broker.bench_for(&["consume", "--no-fill", "--topic", "bench"], READER_MAX);
+    match read {
+        Ok((read, _)) => ensure!(
+            read.number("records")? > 0.0,
+            "the reader of old data saw none"
+        ),
+        Err(error) if error.is::<Overdue>() => starved.set(true),
+        Err(error) => return Err(error),
+    }
     stalled.end()?;
     let peak = Memory::of(broker.pid())?.peak;
     run.set("rss_idle_mib", idle.resident as f64 / f64::from(1 << 20));

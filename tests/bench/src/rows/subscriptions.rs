@@ -107,7 +107,7 @@ async fn measure(broker: &Broker, subscriptions: u64, records: u64, pass: &Pass)
     ]);
     let producer = tokio::task::spawn_blocking(move || {
         let mut command: Command = command;
-        finish(&mut command)
+        finish(&mut command, LONGEST)
     });
     let all = records * subscriptions;
     seen.wait(&mut consumers, |counts| counts.records == all)

@@ -8,6 +8,7 @@ mod world;
 use std::collections::VecDeque;
 use std::fmt;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use millstream_batch::ids::{
     Offset, Partition, ProducerEpoch, ProducerId, Sequence, TimestampMs, TopicId,
@@ -174,6 +175,14 @@ impl World {
     }
 }
 
+/// How long anything may take before a test calls it hung.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+async fn run(body: impl Future<Output = ()>) {
+    let within = tokio::time::timeout(PATIENCE, body);
+    LocalSet::new().run_until(within).await.expect("not hung");
+}
+
 trait WithDigest {
     fn with_digest(self, digest: [u8; 32]) -> Self;
 }
@@ -252,7 +261,7 @@ async fn a_slow_filter_delays_its_own_partition_and_nothing_else() {
             "{row:?}"
         );
     };
-    LocalSet::new().run_until(body).await;
+    run(body).await;
 }
 
 #[tokio::test(flavor = "current_thread")]
@@ -281,7 +290,7 @@ async fn filters_that_change_meanwhile_judge_what_was_with_a_worker() {
         let answer = world.shard.call(produce(A, 0, 1)).await;
         assert_eq!(produced(&answer).base_offset, Some(Offset(held)));
     };
-    LocalSet::new().run_until(body).await;
+    run(body).await;
 }
 
 #[tokio::test(flavor = "current_thread")]
@@ -312,7 +321,7 @@ async fn a_worker_that_ends_refuses_its_batch_and_the_partition_goes_on() {
             (held + 1, Some(Offset(held)))
         );
     };
-    LocalSet::new().run_until(body).await;
+    run(body).await;
 }
 
 #[tokio::test(flavor = "current_thread")]
@@ -333,7 +342,7 @@ async fn a_stop_refuses_what_waits_for_a_filter() {
         }
         world.gate.run(0); // nobody listens any more, and that is no fault
     };
-    LocalSet::new().run_until(body).await;
+    run(body).await;
 }
 
 /// Two threads' hosts share a deployment: kills add up, whoever sees them.
@@ -435,5 +444,5 @@ async fn worker_threads_keep_the_order_of_every_partition() {
         drop(shard);
         task.await.expect("it ends");
     };
-    LocalSet::new().run_until(body).await;
+    run(body).await;
 }

@@ -358,7 +358,7 @@ fn produce_filters(shards: &[Status]) -> impl Iterator<Item = Family> + '_ {
         ),
         (
             "millstream_filter_errors_total",
-            "Batches without a verdict",
+            "Batches without a verdict at produce",
             |f| f.errors as f64,
         ),
         (

@@ -128,7 +128,8 @@ impl Deployments {
             }
         }
         let rows = rows.into_iter().take(SUMMARY_MAX);
-        rows.map(|(name, placement)| (name.to_owned(), placement)).collect()
+        rows.map(|(name, placement)| (name.to_owned(), placement))
+            .collect()
     }
 
     /// Where the topics' filters of this name run.

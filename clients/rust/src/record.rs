@@ -111,9 +111,12 @@ impl<'a> From<&'a Record> for RecordRef<'a> {
 pub struct RecordMetadata {
     pub topic: Arc<str>,
     pub partition: u32,
-    /// `None` when the broker no longer remembers the offset of a repeated batch, or when the topic's
-    /// filters dropped records of the batch, so that the place of each is not known here.
+    /// `None` when the record was [`filtered`](Self::filtered), or when the broker does not say: a repeated
+    /// batch whose offset is forgotten or of a topic with filters, a filtered batch of more than 65,536
+    /// records.
     pub offset: Option<u64>,
+    /// A filter of the topic dropped it: it is acknowledged, and not stored.
+    pub filtered: bool,
     /// When the broker appended it, in milliseconds since the Unix epoch.
     pub append_time_ms: i64,
     /// An earlier try of the same batch had already been stored.

@@ -7,6 +7,8 @@ pub const BATCH_BYTES_MAX: usize = 8 << 20;
 pub const BATCH_INFLATED_BYTES_MAX: usize = 32 << 20;
 /// Records in one batch. The layout would allow `i32::MAX`.
 pub const BATCH_RECORDS_MAX: usize = 1 << 20;
+/// Records in a batch of which a filter's choice is told record by record: 8 KiB of bits.
+pub const KEPT_MAP_RECORDS_MAX: usize = 1 << 16;
 /// Protobuf header of one frame.
 pub const FRAME_HEADER_BYTES_MAX: usize = 60 << 10;
 /// Payload of one frame: a batch or a component.

@@ -16,12 +16,12 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use millstream_batch::check_produced_parts;
 use millstream_batch::ids::{Partition, ProducerEpoch, ProducerId, Sequence, TimestampMs, TopicId};
-use millstream_machine::request::{Produce, Reply};
+use millstream_machine::request::{self as machine, Produce, Reply};
 use millstream_protocol::frame::encode_into;
 use millstream_protocol::kinds::name_of;
 use millstream_protocol::messages::{self, Ack, Produced, ProducerOpen, ProducerOpened};
 use millstream_protocol::{Code, Frame, Kind};
-use millstream_shard::call::{Answer, Call};
+use millstream_shard::call::{Answer, Call, Kept};
 use millstream_shard::handle::{ReplyTo, Stamps};
 use quinn::SendStream;
 use tokio::sync::{Notify, mpsc};
@@ -144,7 +144,8 @@ struct Traced {
     stamps: Arc<Stamps>,
 }
 
-type Outcome = Result<millstream_machine::request::Produced, messages::Error>;
+/// With what filters left of the batch, when that is less than was sent.
+type Outcome = Result<(machine::Produced, Option<Kept>), messages::Error>;
 
 impl Stream {
     /// Read until the end, whatever it is.
@@ -441,7 +442,7 @@ impl Stream {
             match outcome {
                 Err(_) if self.silent => metrics.batches_lost.add(1),
                 Ok(_) if self.silent => {}
-                Ok(produced) => encode_into(
+                Ok((produced, kept)) => encode_into(
                     out,
                     Kind::Produced,
                     &Produced {
@@ -449,7 +450,8 @@ impl Stream {
                         base_offset: produced.base_offset.map(|offset| offset.0),
                         append_time_ms: produced.append_time.0,
                         duplicate: produced.duplicate,
-                        ..Produced::default()
+                        kept: kept.as_ref().map(|kept| kept.records),
+                        kept_map: kept.and_then(|kept| kept.map).unwrap_or_default(),
                     },
                 ),
                 Err(error) => {
@@ -463,7 +465,8 @@ impl Stream {
 
 fn outcome(answer: Answer) -> Outcome {
     match answer {
-        Answer::Reply(Reply::Produced(produced)) => Ok(produced),
+        Answer::Reply(Reply::Produced(produced)) => Ok((produced, None)),
+        Answer::Filtered { produced, kept } => Ok((produced, Some(kept))),
         other => Err(refusals::unexpected(&other)),
     }
 }

@@ -271,7 +271,7 @@ pub struct Produce {
     #[prost(uint64, tag = "4")]
     pub sequence: u64,
 }
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Produced {
     #[prost(uint64, tag = "1")]
     pub tag: u64,
@@ -284,6 +284,9 @@ pub struct Produced {
     /// records that the topic's filters kept, when fewer than were sent
     #[prost(uint32, optional, tag = "5")]
     pub kept: ::core::option::Option<u32>,
+    /// then: bit i % 8 of byte i / 8 is set when record i was kept; empty past 65,536 records
+    #[prost(bytes = "bytes", tag = "6")]
+    pub kept_map: ::prost::bytes::Bytes,
 }
 /// --- consuming ------------------------------------------------------------------------------------
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]

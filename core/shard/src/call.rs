@@ -5,7 +5,7 @@
 
 use bytes::Bytes;
 use millstream_batch::ids::{GroupEpoch, MemberId, Offset, Partition, ShardId, Term, TimestampMs};
-use millstream_machine::request::{Assignment, Refusal, Reply, Request};
+use millstream_machine::request::{Assignment, Produced, Refusal, Reply, Request};
 use millstream_machine::topic::TopicMeta;
 
 /// One call. Each gets exactly one [`Answer`], unless it is cancelled or the shard is gone.
@@ -69,6 +69,11 @@ pub enum Position {
 #[derive(Debug)]
 pub enum Answer {
     Reply(Reply),
+    /// In place of [`Reply::Produced`], when the topic's filters dropped records of the batch.
+    Filtered {
+        produced: Produced,
+        kept: Kept,
+    },
     Fetched(Fetched),
     /// `offset` and, for `Timestamp`, whether a record was found (else it is the end).
     Offset {
@@ -83,6 +88,15 @@ pub enum Answer {
     Status(Box<Status>),
     Stopped,
     Error(Error),
+}
+
+/// What filters left of a batch that was produced, when that is less than was sent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Kept {
+    pub records: u32,
+    /// Bit `i % 8` of byte `i / 8` is set when record `i` was kept. `None` for a batch of more than
+    /// [`KEPT_MAP_RECORDS_MAX`](millstream_batch::limits::KEPT_MAP_RECORDS_MAX) records.
+    pub map: Option<Bytes>,
 }
 
 #[derive(Debug)]

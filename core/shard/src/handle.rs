@@ -5,9 +5,10 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use millstream_batch::ids::ShardId;
+use millstream_machine::request::Reply;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::call::{Answer, Call, Error};
+use crate::call::{Answer, Call, Error, Kept};
 
 /// Where an answer goes.
 #[derive(Debug)]
@@ -20,6 +21,8 @@ pub enum ReplyTo {
         tag: u64,
         queue: mpsc::UnboundedSender<(u64, Answer)>,
     },
+    /// For a batch whose filters dropped records: the answer says so.
+    Filtered { kept: Kept, to: Box<ReplyTo> },
 }
 
 impl ReplyTo {
@@ -29,6 +32,7 @@ impl ReplyTo {
         match self {
             Self::Once(to) => to.is_closed(),
             Self::Queue { queue, .. } => queue.is_closed(),
+            Self::Filtered { to, .. } => to.is_closed(),
         }
     }
 
@@ -37,6 +41,13 @@ impl ReplyTo {
         match self {
             Self::Once(to) => drop(to.send(answer)),
             Self::Queue { tag, queue } => drop(queue.send((tag, answer))),
+            Self::Filtered { kept, to } => to.send(match answer {
+                // Of a duplicate, what counts is what was kept the first time.
+                Answer::Reply(Reply::Produced(produced)) if !produced.duplicate => {
+                    Answer::Filtered { produced, kept }
+                }
+                other => other,
+            }),
         }
     }
 }

@@ -8,16 +8,62 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
 
+use bytes::Bytes;
+
 use crate::error::{Error, Result};
 use crate::record::RecordMetadata;
 
 /// What the broker said of a stored batch.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Stored {
-    /// Offset of the first record, when the place of every record follows from it.
+    /// Offset of the first record that was kept, when it is known.
     pub(crate) base_offset: Option<u64>,
+    pub(crate) kept: Kept,
     pub(crate) append_time_ms: i64,
     pub(crate) duplicate: bool,
+}
+
+/// Which records of a stored batch the topic's filters kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Kept {
+    All,
+    None,
+    /// Bit `i % 8` of byte `i / 8` is set when record `i` was kept.
+    Some(Bytes),
+    /// Some, and which is not known: the batch is very long, or was stored by an earlier try.
+    Unknown,
+}
+
+impl Kept {
+    /// As the broker tells it of a batch of `sent` records.
+    pub(crate) fn told(records: u32, map: Bytes, sent: u32) -> Self {
+        let ones: u32 = map.iter().map(|byte| byte.count_ones()).sum();
+        match records {
+            0 => Self::None,
+            _ if map.len() == (sent as usize).div_ceil(8) && ones == records => Self::Some(map),
+            _ => Self::Unknown,
+        }
+    }
+
+    /// Where record `index` is after the first that was kept. `Err`: it is nowhere (`true`), or that is
+    /// not known.
+    fn place(&self, index: u32) -> std::result::Result<u64, bool> {
+        match self {
+            Self::All => Ok(u64::from(index)),
+            Self::None => Err(true),
+            Self::Unknown => Err(false),
+            Self::Some(map) => {
+                let (byte, bit) = (index as usize / 8, index % 8);
+                let own = map.get(byte).copied().unwrap_or_default();
+                if own >> bit & 1 == 0 {
+                    return Err(true);
+                }
+                let below = own & ((1 << bit) - 1);
+                let before = map[..byte].iter().map(|byte| u64::from(byte.count_ones()));
+                Ok(before.sum::<u64>() + u64::from(below.count_ones()))
+            }
+        }
+    }
 }
 
 /// The outcome of one batch.
@@ -84,16 +130,19 @@ impl Delivery {
     }
 
     fn of(&self, outcome: &Result<Stored>) -> Result<RecordMetadata> {
-        outcome
-            .as_ref()
-            .map_err(Error::clone)
-            .map(|stored| RecordMetadata {
-                topic: Arc::clone(&self.completion.topic),
-                partition: self.completion.partition,
-                offset: stored.base_offset.map(|base| base + u64::from(self.index)),
-                append_time_ms: stored.append_time_ms,
-                duplicate: stored.duplicate,
-            })
+        let stored = outcome.as_ref().map_err(Error::clone)?;
+        let place = stored.kept.place(self.index);
+        Ok(RecordMetadata {
+            topic: Arc::clone(&self.completion.topic),
+            partition: self.completion.partition,
+            offset: match (stored.base_offset, place) {
+                (Some(base), Ok(after)) => Some(base + after),
+                _ => None,
+            },
+            filtered: place == Err(true),
+            append_time_ms: stored.append_time_ms,
+            duplicate: stored.duplicate,
+        })
     }
 }
 
@@ -135,6 +184,7 @@ mod tests {
         tokio::task::yield_now().await;
         completion.complete(Ok(Stored {
             base_offset: Some(40),
+            kept: Kept::All,
             append_time_ms: 7,
             duplicate: false,
         }));
@@ -146,5 +196,40 @@ mod tests {
             (metadata.offset, metadata.partition, &*metadata.topic),
             (Some(42), 3, "t")
         );
+    }
+
+    #[test]
+    fn a_filtered_batch_gives_each_record_its_own_outcome() {
+        let of = |kept: Kept, index: u32| {
+            let completion = Arc::new(Completion::new("t".into(), 0));
+            completion.complete(Ok(Stored {
+                base_offset: Some(40),
+                kept,
+                append_time_ms: 7,
+                duplicate: false,
+            }));
+            let outcome = Delivery::new(completion, index).outcome().unwrap().unwrap();
+            (outcome.offset, outcome.filtered)
+        };
+        let map = Bytes::from_static(&[0b1000_0100, 0b10]);
+        let some = Kept::told(3, map.clone(), 10);
+        for (index, offset) in [
+            (2, Some(40)),
+            (7, Some(41)),
+            (9, Some(42)),
+            (0, None),
+            (8, None),
+        ] {
+            assert_eq!(
+                of(some.clone(), index),
+                (offset, offset.is_none()),
+                "{index}"
+            );
+        }
+        assert_eq!(of(Kept::told(0, Bytes::new(), 10), 1), (None, true));
+        // What does not hold together says nothing: neither an offset nor that it was dropped.
+        for (records, sent) in [(4, 10), (3, 17)] {
+            assert_eq!(of(Kept::told(records, map.clone(), sent), 2), (None, false));
+        }
     }
 }

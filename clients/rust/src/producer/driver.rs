@@ -17,7 +17,7 @@ use millstream_protocol::{Code, Frame, Kind, frame};
 use quinn::SendStream;
 use tokio::sync::Notify;
 
-use super::delivery::Stored;
+use super::delivery::{Kept, Stored};
 use super::gather::{Content, Gathered, Gathering, Target, Ticket};
 use super::lanes::{LaneId, Lanes, Parcel, Refused, Verdict};
 use crate::backoff::Backoff;
@@ -51,6 +51,7 @@ pub(super) struct Shared {
 pub(super) struct Counters {
     pub(super) acknowledged: AtomicU64,
     pub(super) duplicates: AtomicU64,
+    pub(super) filtered: AtomicU64,
     pub(super) failed: AtomicU64,
     pub(super) unknown: AtomicU64,
     pub(super) batches: AtomicU64,
@@ -460,16 +461,25 @@ impl Driver {
             Some(Kind::Produced) => {
                 let produced: Produced = frame.message()?;
                 let parcel = self.lanes.acked(produced.tag, now).map_err(out_of_order)?;
-                let sparse =
-                    produced.kept.is_some() || (produced.duplicate && parcel.item.target.filtered);
+                let kept = match produced.kept {
+                    Some(records) => Kept::told(records, produced.kept_map, parcel.records),
+                    None if produced.duplicate && parcel.item.target.filtered => Kept::Unknown,
+                    None => Kept::All,
+                };
                 let stored = Stored {
-                    base_offset: produced.base_offset.filter(|_| !sparse),
+                    base_offset: produced.base_offset,
+                    kept,
                     append_time_ms: produced.append_time_ms,
                     duplicate: produced.duplicate,
                 };
                 let counters = &self.shared.counters;
                 let records = u64::from(parcel.records);
                 counters.acknowledged.fetch_add(records, Ordering::Relaxed);
+                let dropped =
+                    parcel.records - produced.kept.unwrap_or(parcel.records).min(parcel.records);
+                counters
+                    .filtered
+                    .fetch_add(dropped.into(), Ordering::Relaxed);
                 counters.batches.fetch_add(1, Ordering::Relaxed);
                 counters
                     .bytes

@@ -65,6 +65,8 @@ pub struct Report {
     pub acknowledged: u64,
     /// Of those, records that an earlier try had already stored.
     pub duplicates: u64,
+    /// Of those acknowledged, records that the topic's filters dropped.
+    pub filtered: u64,
     /// Records given up.
     pub failed: u64,
     /// Of those, records that may have been stored all the same.
@@ -147,6 +149,7 @@ impl Producer {
         Report {
             acknowledged: counters.acknowledged.load(Ordering::Relaxed),
             duplicates: counters.duplicates.load(Ordering::Relaxed),
+            filtered: counters.filtered.load(Ordering::Relaxed),
             failed: counters.failed.load(Ordering::Relaxed),
             unknown: counters.unknown.load(Ordering::Relaxed),
             batches: counters.batches.load(Ordering::Relaxed),

@@ -345,6 +345,7 @@ fn producing() -> Vec<Sample> {
         append_time_ms: 1_700_000_000_123,
         duplicate: true,
         kept: Some(2),
+        kept_map: Bytes::from_static(&[0b101]),
     };
     vec![
         sample(

@@ -7,6 +7,7 @@
 
 pub(super) mod counts;
 pub(super) mod deployments;
+mod kept;
 pub(super) mod lanes;
 #[cfg(test)]
 mod tests;
@@ -25,7 +26,8 @@ use rustc_hash::FxHashMap;
 
 use self::counts::FilterCounts;
 use self::deployments::{Deployments, Whose};
-use crate::call::FilterStatus;
+use self::kept::KeptRecords;
+use crate::call::{FilterStatus, Kept};
 
 /// Instances that the subscriptions of one connection hold at most; past it they take turns.
 const CONNECTION_INSTANCES_MAX: usize = 16;
@@ -69,6 +71,25 @@ pub struct FilterFailure {
     pub filter: String,
     pub message: String,
     pub retriable: bool,
+}
+
+/// What filters left of a batch.
+#[derive(Debug)]
+pub(super) struct Rest {
+    /// `None`: nothing was kept.
+    pub(super) batch: Option<Batch>,
+    /// `None`: everything was.
+    pub(super) kept: Option<Kept>,
+}
+
+impl Rest {
+    fn nothing(mut kept: KeptRecords) -> Self {
+        kept.drop_all();
+        Self {
+            batch: None,
+            kept: kept.told(),
+        }
+    }
 }
 
 /// Warm filters of one thread.
@@ -167,16 +188,30 @@ impl FilterHost {
         &mut self,
         bindings: &[FilterBinding],
         site: &Site<'_>,
-        mut batch: Batch,
+        batch: Batch,
     ) -> Result<Option<Batch>, FilterFailure> {
+        self.run_all(bindings, site, batch).map(|rest| rest.batch)
+    }
+
+    /// As [`run`](Self::run), and which records were kept.
+    pub(super) fn run_all(
+        &mut self,
+        bindings: &[FilterBinding],
+        site: &Site<'_>,
+        mut batch: Batch,
+    ) -> Result<Rest, FilterFailure> {
         self.drop_gone(bindings, site);
+        let mut kept = KeptRecords::all_of(batch.header().records);
         for binding in bindings
             .iter()
             .filter(|binding| binding.stage == site.stage)
         {
             match self.run_one(binding, site, &batch) {
-                Ok(Some(rest)) => batch = rest,
-                Ok(None) => return Ok(None),
+                Ok((Some(rest), answer)) => {
+                    kept.narrow(answer.as_bytes());
+                    batch = rest;
+                }
+                Ok((None, _)) => return Ok(Rest::nothing(kept)),
                 Err(Trouble::Batch(message)) => {
                     return Err(FilterFailure {
                         filter: binding.name.clone(),
@@ -206,7 +241,7 @@ impl FilterHost {
                     self.counts.of(&binding.name, |count| count.errors += 1);
                     match binding.on_error {
                         OnError::Pass => {}
-                        OnError::Drop => return Ok(None),
+                        OnError::Drop => return Ok(Rest::nothing(kept)),
                         OnError::Reject => {
                             return Err(FilterFailure {
                                 filter: binding.name.clone(),
@@ -218,7 +253,10 @@ impl FilterHost {
                 }
             }
         }
-        Ok(Some(batch))
+        Ok(Rest {
+            batch: Some(batch),
+            kept: kept.told(),
+        })
     }
 
     /// Counters by deployment, sorted by name, and where each deployment belongs.
@@ -243,7 +281,7 @@ impl FilterHost {
         binding: &FilterBinding,
         site: &Site<'_>,
         batch: &Batch,
-    ) -> Result<Option<Batch>, Trouble> {
+    ) -> Result<(Option<Batch>, Bitmap), Trouble> {
         let started = Instant::now();
         let index = self.index.take().unwrap_or_default();
         let open = OpenBatch::open(batch.clone(), &mut self.codec, index)
@@ -265,7 +303,8 @@ impl FilterHost {
             });
         }
         self.index = Some(open.into_index());
-        bitmap.and(kept)
+        let bitmap = bitmap?;
+        Ok((kept?, bitmap))
     }
 
     fn judge(

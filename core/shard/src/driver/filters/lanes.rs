@@ -23,7 +23,7 @@ use tokio::sync::mpsc;
 use super::counts::FilterCounts;
 use super::deployments::Deployments;
 use super::workers::{Turn, WorkerPool};
-use super::{FilterFailure, FilterHost, Site};
+use super::{FilterFailure, FilterHost, Rest, Site};
 use crate::call::{Error, FilterStatus};
 use crate::core::{Now, ShardCore};
 use crate::handle::{ReplyTo, Stamps, Waiting};
@@ -87,7 +87,7 @@ struct UnderWay {
 struct Done {
     partition: Partition,
     ticket: u64,
-    outcome: Result<Option<Batch>, FilterFailure>,
+    outcome: Result<Rest, FilterFailure>,
     counts: Vec<FilterStatus>,
 }
 
@@ -231,7 +231,7 @@ impl Lanes {
             self.hand_over(topic, bindings.into(), now.wall, held, batch);
             return None;
         }
-        let outcome = self.host.run(bindings, &site, batch);
+        let outcome = self.host.run_all(bindings, &site, batch);
         Some(finish(held, outcome))
     }
 
@@ -260,7 +260,7 @@ impl Lanes {
         self.workers.submit(
             turn,
             Box::new(move |host| {
-                let outcome = host.run(&bindings, &site(&topic, partition, time), batch);
+                let outcome = host.run_all(&bindings, &site(&topic, partition, time), batch);
                 ticket.redeem(outcome, host.counts.take());
             }),
         );
@@ -275,7 +275,7 @@ struct Ticket {
 }
 
 impl Ticket {
-    fn redeem(&mut self, outcome: Result<Option<Batch>, FilterFailure>, counts: Vec<FilterStatus>) {
+    fn redeem(&mut self, outcome: Result<Rest, FilterFailure>, counts: Vec<FilterStatus>) {
         if let Some(to) = self.done.take() {
             let done = Done {
                 partition: self.partition,
@@ -312,16 +312,26 @@ fn site(topic: &TopicMeta, partition: Partition, time: TimestampMs) -> Site<'_> 
 }
 
 /// The request and the bytes as they will be appended, or why not.
-fn finish(held: Held, outcome: Result<Option<Batch>, FilterFailure>) -> Step {
+fn finish(held: Held, outcome: Result<Rest, FilterFailure>) -> Step {
     let request = held.request;
-    let (request, raw) = match outcome {
+    let mut reply = held.reply;
+    if let Ok(Rest {
+        kept: Some(kept), ..
+    }) = &outcome
+    {
+        reply = ReplyTo::Filtered {
+            kept: kept.clone(),
+            to: Box::new(reply),
+        };
+    }
+    let (request, raw) = match outcome.map(|rest| rest.batch) {
         Err(failure) => {
             let error = Error::Filter {
                 filter: failure.filter,
                 message: failure.message,
                 retriable: failure.retriable,
             };
-            return Step::Refuse(held.reply, error);
+            return Step::Refuse(reply, error);
         }
         Ok(None) => {
             let nothing = Produce {
@@ -345,6 +355,7 @@ fn finish(held: Held, outcome: Result<Option<Batch>, FilterFailure>) -> Step {
     Step::Append(Held {
         request,
         raw,
+        reply,
         ..held
     })
 }

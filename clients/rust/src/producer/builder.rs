@@ -6,8 +6,10 @@ use std::time::{Duration, Instant};
 use millstream_batch::Encoding;
 use millstream_batch::limits::BATCH_BYTES_MAX;
 
-use super::driver::{Driver, Shared, identify};
+use super::driver::Driver;
 use super::gather::{Gathering, Shape};
+use super::identity::identify;
+use super::shared::Shared;
 use super::{Core, Producer};
 use crate::connection::Link;
 use crate::error::Result;

@@ -4,24 +4,23 @@
 //! and repeats what was not answered. All decisions about order and sequences are in `lanes`.
 //! Deliberately absent: waiting of any caller.
 
+mod answers;
+
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
-use millstream_protocol::messages::{
-    Ack, InitProducerRequest, InitProducerResponse, Produce, Produced, ProducerOpen, ProducerOpened,
-};
-use millstream_protocol::{Code, Frame, Kind, frame};
+use millstream_protocol::messages::Produce;
+use millstream_protocol::{Kind, frame};
 use quinn::SendStream;
-use tokio::sync::Notify;
 
-use super::delivery::{Kept, Stored};
-use super::gather::{Content, Gathered, Gathering, Target, Ticket};
-use super::lanes::{LaneId, Lanes, Parcel, Refused, Verdict};
+use super::delivery::Stored;
+use super::gather::{Content, Gathered, Target, Ticket};
+use super::identity::{Identity, identify, open};
+use super::lanes::{LaneId, Lanes, Parcel};
+use super::shared::Shared;
 use crate::backoff::Backoff;
-use crate::connection::{Incoming, Link, Repeat, Session, refusal};
+use crate::connection::{Incoming, Link};
 use crate::error::{Error, Kind as Fault, Result};
 
 /// Bytes handed to the stream before its answers are looked at again.
@@ -32,81 +31,6 @@ const EXPIRY_TICK: Duration = Duration::from_millis(100);
 const OPEN_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long the goodbye of a stream may take.
 const FINISH_TIMEOUT: Duration = Duration::from_secs(2);
-
-/// What callers and driver share.
-#[derive(Debug)]
-pub(super) struct Shared {
-    gathering: Mutex<Gathering>,
-    /// Wakes the driver.
-    pub(super) wake: Notify,
-    /// Wakes callers that wait for memory.
-    pub(super) room: Notify,
-    /// Wakes callers that wait until batches are settled.
-    pub(super) settled: Notify,
-    pub(super) counters: Counters,
-}
-
-/// Running totals, in records unless said otherwise.
-#[derive(Debug, Default)]
-pub(super) struct Counters {
-    pub(super) acknowledged: AtomicU64,
-    pub(super) duplicates: AtomicU64,
-    pub(super) filtered: AtomicU64,
-    pub(super) failed: AtomicU64,
-    pub(super) unknown: AtomicU64,
-    pub(super) batches: AtomicU64,
-    pub(super) bytes: AtomicU64,
-    pub(super) first_error: Mutex<Option<Error>>,
-}
-
-impl Shared {
-    pub(super) fn new(gathering: Gathering) -> Self {
-        Self {
-            gathering: Mutex::new(gathering),
-            wake: Notify::new(),
-            room: Notify::new(),
-            settled: Notify::new(),
-            counters: Counters::default(),
-        }
-    }
-
-    pub(super) fn lock(&self) -> MutexGuard<'_, Gathering> {
-        self.gathering
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-#[derive(Clone, Debug, Default)]
-pub(super) struct Identity {
-    pub(super) pid: u64,
-    pub(super) epoch: u32,
-    /// What the broker gave with the id, to prove that it is ours.
-    pub(super) token: Bytes,
-}
-
-/// Ask for a producer id, or for none.
-pub(super) async fn identify(link: &Link, idempotent: bool, deadline: Instant) -> Result<Identity> {
-    if !idempotent {
-        return Ok(Identity::default());
-    }
-    let request = InitProducerRequest::default();
-    // An id whose answer was lost is never used: asking again is harmless.
-    let answer: InitProducerResponse = link
-        .request(
-            Kind::InitProducer,
-            &request,
-            Bytes::new(),
-            Repeat::Safe,
-            deadline.into(),
-        )
-        .await?;
-    Ok(Identity {
-        pid: answer.pid,
-        epoch: answer.epoch,
-        token: answer.token,
-    })
-}
 
 #[derive(Debug)]
 struct Item {
@@ -439,188 +363,6 @@ impl Driver {
             outgoing.push(body);
         }
     }
-
-    /// All answers that have arrived.
-    fn answers(&mut self, incoming: &mut Incoming, now: Instant) -> Option<End> {
-        loop {
-            match incoming.ready() {
-                Ok(Some(frame)) => match self.answer(&frame, now) {
-                    Ok(None) => {}
-                    Ok(Some(end)) => return Some(end),
-                    Err(error) => return Some(End::Lost(error)),
-                },
-                Ok(None) => return None,
-                Err(error) => return Some(End::Lost(error)),
-            }
-        }
-    }
-
-    fn answer(&mut self, frame: &Frame, now: Instant) -> Result<Option<End>> {
-        let out_of_order = |error: super::lanes::OutOfOrder| Error::protocol(error.to_string());
-        match frame.known() {
-            Some(Kind::Produced) => {
-                let produced: Produced = frame.message()?;
-                let parcel = self.lanes.acked(produced.tag, now).map_err(out_of_order)?;
-                let kept = match produced.kept {
-                    Some(records) => Kept::told(records, produced.kept_map, parcel.records),
-                    None if produced.duplicate && parcel.item.target.filtered => Kept::Unknown,
-                    None => Kept::All,
-                };
-                let stored = Stored {
-                    base_offset: produced.base_offset,
-                    kept,
-                    append_time_ms: produced.append_time_ms,
-                    duplicate: produced.duplicate,
-                };
-                let counters = &self.shared.counters;
-                let records = u64::from(parcel.records);
-                counters.acknowledged.fetch_add(records, Ordering::Relaxed);
-                let dropped =
-                    parcel.records - produced.kept.unwrap_or(parcel.records).min(parcel.records);
-                counters
-                    .filtered
-                    .fetch_add(dropped.into(), Ordering::Relaxed);
-                counters.batches.fetch_add(1, Ordering::Relaxed);
-                counters
-                    .bytes
-                    .fetch_add(parcel.item.body.len() as u64, Ordering::Relaxed);
-                if produced.duplicate {
-                    counters.duplicates.fetch_add(records, Ordering::Relaxed);
-                }
-                self.done.push((parcel.item.ticket, Ok(stored)));
-                self.last_refusal = None;
-                Ok(None)
-            }
-            Some(Kind::Error) => {
-                let (tag, error) = refusal(frame)?;
-                if tag == 0 {
-                    return Ok(Some(if error.retriable() {
-                        End::Lost(error)
-                    } else {
-                        End::Fatal(error)
-                    }));
-                }
-                if error.code() == Some(Code::ProducerFenced) && self.identity.pid != 0 {
-                    return Ok(Some(End::Fatal(error)));
-                }
-                match self
-                    .lanes
-                    .refused(tag, verdict(&error), now)
-                    .map_err(out_of_order)?
-                {
-                    Refused::Kept => {
-                        tracing::debug!(%error, tag, "batch refused; it will be sent again");
-                        // A gap behind a batch that was put off only follows from it.
-                        let follows = error.code() == Some(Code::SequenceGap);
-                        if !follows || self.last_refusal.is_none() {
-                            self.last_refusal = Some(error);
-                        }
-                    }
-                    Refused::Failed { parcel, unknown } => {
-                        if matches!(
-                            error.code(),
-                            Some(Code::UnknownTopic | Code::UnknownPartition)
-                        ) {
-                            self.shared.lock().forget(parcel.item.lane);
-                        }
-                        let error = if unknown {
-                            error.with_unknown_outcome()
-                        } else {
-                            error
-                        };
-                        self.done.push((parcel.item.ticket, Err(error)));
-                    }
-                }
-                Ok(None)
-            }
-            // A newer broker may say more than we understand.
-            None => Ok(None),
-            Some(kind) => Err(Error::protocol(format!(
-                "{} on a producer stream",
-                kind.name()
-            ))),
-        }
-    }
-
-    fn expire(&mut self, now: Instant) {
-        for (parcel, unknown) in self.lanes.expire(now) {
-            let error = match &self.last_refusal {
-                Some(refusal) => Error::deadline(format!(
-                    "the record was not acknowledged before its delivery deadline; the broker's last refusal: {refusal}"
-                )),
-                None => {
-                    Error::deadline("the record was not acknowledged before its delivery deadline")
-                }
-            };
-            let error = if unknown {
-                error.with_unknown_outcome()
-            } else {
-                error
-            };
-            self.done.push((parcel.item.ticket, Err(error)));
-        }
-    }
-
-    /// Everything fails, now and from now on.
-    fn fail(&mut self, error: &Error) {
-        tracing::debug!(%error, "the producer cannot go on");
-        {
-            let mut gathering = self.shared.lock();
-            gathering.failed = Some(error.clone());
-            gathering.seal_due(Instant::now(), true);
-            gathering.take_sealed(&mut self.taken);
-        }
-        self.queue_taken();
-        for (parcel, unknown) in self.lanes.clear() {
-            let error = if unknown {
-                error.with_unknown_outcome()
-            } else {
-                error.clone()
-            };
-            self.done.push((parcel.item.ticket, Err(error)));
-        }
-        self.report();
-    }
-
-    /// Settle what is done, and tell those who wait.
-    fn report(&mut self) {
-        if self.done.is_empty() {
-            return;
-        }
-        let (starved, waited_for) = {
-            let mut gathering = self.shared.lock();
-            for (ticket, _) in &self.done {
-                gathering.settled(ticket);
-            }
-            let waited_for = gathering.flush_up_to > 0 || gathering.closing;
-            (std::mem::take(&mut gathering.starved), waited_for)
-        };
-        for (ticket, outcome) in self.done.drain(..) {
-            if let Err(error) = &outcome {
-                let counters = &self.shared.counters;
-                counters
-                    .failed
-                    .fetch_add(u64::from(ticket.records), Ordering::Relaxed);
-                if error.unknown_outcome() {
-                    counters
-                        .unknown
-                        .fetch_add(u64::from(ticket.records), Ordering::Relaxed);
-                }
-                let mut first = counters
-                    .first_error
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner);
-                first.get_or_insert_with(|| error.clone());
-            }
-            ticket.completion.complete(outcome);
-        }
-        if starved {
-            self.shared.room.notify_waiters();
-        }
-        if waited_for {
-            self.shared.settled.notify_waiters();
-        }
-    }
 }
 
 impl Body {
@@ -648,44 +390,5 @@ impl Body {
             Self::Built(bytes) => bytes.len(),
             Self::Unbuilt(_) => 0,
         }
-    }
-}
-
-/// What a refusal means for the batch.
-fn verdict(error: &Error) -> Verdict {
-    match error.code() {
-        Some(Code::SequenceGap) => Verdict::Gap,
-        Some(Code::ProducerExpired | Code::UnknownProducer) => Verdict::Expired,
-        _ if error.unknown_outcome() => Verdict::Unknown,
-        _ if error.retriable() => Verdict::Later {
-            after: error.retry_after(),
-        },
-        _ => Verdict::Never,
-    }
-}
-
-async fn open(session: &Session, identity: &Identity) -> Result<(SendStream, Incoming, usize)> {
-    let first = ProducerOpen {
-        pid: identity.pid,
-        epoch: identity.epoch,
-        ack: Ack::Durable.into(),
-        token: identity.token.clone(),
-    };
-    let (send, mut incoming) = Link::open(session, Kind::ProducerOpen, &first).await?;
-    match incoming.next().await? {
-        Some(frame) if frame.known() == Some(Kind::ProducerOpened) => {
-            let opened: ProducerOpened = frame.message()?;
-            let in_flight_max = if opened.in_flight_max == 0 {
-                usize::MAX
-            } else {
-                opened.in_flight_max as usize
-            };
-            Ok((send, incoming, in_flight_max))
-        }
-        Some(frame) if frame.known() == Some(Kind::Error) => Err(refusal(&frame)?.1),
-        Some(_) => Err(Error::protocol(
-            "a producer stream was opened with something else than PRODUCER_OPENED",
-        )),
-        None => Err(Error::transport("the broker closed the producer stream")),
     }
 }

@@ -4,7 +4,9 @@
 //! full goes over to the driver whole. Memory is bounded by what the caller is told to wait for.
 //! Deliberately absent: sequences and sending (see `lanes` and `driver`), and clocks.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+mod topics;
+
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,9 +15,10 @@ use millstream_batch::{AppendError, Batch, BatchBuilder, Encoding};
 
 use super::delivery::Completion;
 use super::lanes::LaneId;
-use super::partitioner::{Sticky, partition_of_key};
 use crate::error::{Error, Result};
 use crate::record::RecordRef;
+use topics::Topics;
+pub(super) use topics::{Target, TopicIndex};
 
 /// What a record costs in memory beside its key, value and headers.
 const RECORD_OVERHEAD_BYTES: usize = 24;
@@ -32,9 +35,6 @@ pub(super) fn cost(record: &RecordRef<'_>) -> usize {
             .map(|h| h.name.len() + h.value.as_ref().map_or(0, |v| v.len()))
             .sum::<usize>()
 }
-
-/// Number of a topic in this producer.
-pub(super) type TopicIndex = usize;
 
 /// Settings that shape batches.
 #[derive(Clone, Copy, Debug)]
@@ -85,31 +85,6 @@ struct Open {
     opened: Instant,
 }
 
-#[derive(Debug)]
-struct Topic {
-    id: Bytes,
-    name: Arc<str>,
-    filtered: bool,
-    lanes: Vec<LaneId>,
-    sticky: Sticky,
-}
-
-#[derive(Debug)]
-struct Lane {
-    topic: TopicIndex,
-    partition: u32,
-    open: Option<Open>,
-}
-
-/// Where a lane's batches go.
-#[derive(Clone, Debug)]
-pub(super) struct Target {
-    pub(super) topic_id: Bytes,
-    pub(super) partition: u32,
-    /// The topic's filters may drop records of a batch.
-    pub(super) filtered: bool,
-}
-
 /// What became of a record.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Taken {
@@ -122,9 +97,9 @@ pub(super) enum Taken {
 #[derive(Debug)]
 pub(super) struct Gathering {
     shape: Shape,
-    topics: Vec<Topic>,
-    by_name: HashMap<Arc<str>, TopicIndex>,
-    lanes: Vec<Lane>,
+    topics: Topics,
+    /// The open batch of each lane.
+    open: Vec<Option<Open>>,
     /// Lanes with an open batch, oldest first. Entries of batches that are sealed already are skipped.
     opened: VecDeque<(LaneId, u64)>,
     sealed: Vec<Gathered>,
@@ -155,9 +130,8 @@ impl Gathering {
     pub(super) fn new(shape: Shape) -> Self {
         Self {
             shape,
-            topics: Vec::new(),
-            by_name: HashMap::new(),
-            lanes: Vec::new(),
+            topics: Topics::new(shape.first_partition),
+            open: Vec::new(),
             opened: VecDeque::new(),
             sealed: Vec::new(),
             spare: Vec::new(),
@@ -175,15 +149,15 @@ impl Gathering {
     }
 
     pub(super) fn topic(&self, name: &str) -> Option<TopicIndex> {
-        self.by_name.get(name).copied()
+        self.topics.find(name)
     }
 
     pub(super) fn topic_name(&self, topic: TopicIndex) -> &Arc<str> {
-        &self.topics[topic].name
+        self.topics.name(topic)
     }
 
     pub(super) fn partitions(&self, topic: TopicIndex) -> u32 {
-        self.topics[topic].lanes.len() as u32
+        self.topics.partitions(topic)
     }
 
     /// Learn of a topic, or that it has more partitions or another id than was known.
@@ -194,49 +168,18 @@ impl Gathering {
         partitions: u32,
         filtered: bool,
     ) -> TopicIndex {
-        if let Some(index) = self.topic(name)
-            && self.topics[index].id == *id
-        {
-            self.topics[index].filtered = filtered;
-            self.add_lanes(index, partitions);
-            return index;
-        }
-        // A topic created anew under an old name has its own lanes: sequences do not carry over.
-        let index = self.topics.len();
-        let name: Arc<str> = name.into();
-        let start = Sticky::new(self.shape.first_partition);
-        self.topics.push(Topic {
-            id: id.clone(),
-            name: Arc::clone(&name),
-            filtered,
-            lanes: Vec::new(),
-            sticky: start,
-        });
-        self.by_name.insert(name, index);
-        self.add_lanes(index, partitions);
-        index
+        let topic = self.topics.learn(name, id, partitions, filtered);
+        self.open.resize_with(self.topics.lanes(), || None);
+        topic
     }
 
     /// Forget a name, so that the next look-up asks the broker. Handles to the topic stay usable.
     pub(super) fn forget(&mut self, lane: LaneId) {
-        let topic = self.lanes[lane].topic;
-        let name = &self.topics[topic].name;
-        if self.by_name.get(name) == Some(&topic) {
-            let name = Arc::clone(name);
-            self.by_name.remove(&name);
-        }
+        self.topics.forget(lane);
     }
 
     pub(super) fn target(&self, lane: LaneId) -> Target {
-        let Lane {
-            topic, partition, ..
-        } = self.lanes[lane];
-        let topic = &self.topics[topic];
-        Target {
-            topic_id: topic.id.clone(),
-            partition,
-            filtered: topic.filtered,
-        }
+        self.topics.target(lane)
     }
 
     /// Put a record into its batch.
@@ -255,7 +198,7 @@ impl Gathering {
         }
         let timestamp = record.timestamp_ms.unwrap_or(now_ms);
         loop {
-            let lane = self.lane_of(topic, record)?;
+            let lane = self.topics.lane_of(topic, record)?;
             let open = self.open(lane, now);
             let headers = record
                 .headers
@@ -300,23 +243,15 @@ impl Gathering {
         now: Instant,
     ) -> Result<Option<Arc<Completion>>> {
         self.check_open()?;
-        let entry = &self.topics[topic];
-        let Some(&lane) = entry.lanes.get(partition as usize) else {
-            return Err(Error::usage(format!(
-                "topic `{}` has no partition {partition}",
-                entry.name
-            )));
-        };
+        let lane = self.topics.lane(topic, partition)?;
         let charged = batch.bytes().len();
         if !self.has_room(charged) {
             return Ok(None);
         }
         // Records that came before in this partition go out before.
         self.seal(lane);
-        let completion = Arc::new(Completion::new(
-            Arc::clone(&self.topics[topic].name),
-            partition,
-        ));
+        let name = Arc::clone(self.topics.name(topic));
+        let completion = Arc::new(Completion::new(name, partition));
         let id = self.next_id();
         self.used += charged;
         let records = batch.header().records;
@@ -338,7 +273,7 @@ impl Gathering {
 
     /// The outcome of the lane's newest batch: call it under the lock that `append` was called under.
     pub(super) fn newest(&self, lane: LaneId) -> Option<Arc<Completion>> {
-        match &self.lanes[lane].open {
+        match &self.open[lane] {
             Some(open) => Some(Arc::clone(&open.completion)),
             None => self
                 .sealed
@@ -352,7 +287,7 @@ impl Gathering {
     /// Seal what has lingered, or with `all` everything.
     pub(super) fn seal_due(&mut self, now: Instant, all: bool) {
         while let Some(&(lane, id)) = self.opened.front() {
-            let open = self.lanes[lane].open.as_ref().filter(|open| open.id == id);
+            let open = self.open[lane].as_ref().filter(|open| open.id == id);
             if open.is_some_and(|open| !all && open.opened + self.shape.linger > now) {
                 break;
             }
@@ -367,7 +302,7 @@ impl Gathering {
     /// When the oldest open batch has lingered.
     pub(super) fn next_due(&mut self) -> Option<Instant> {
         while let Some(&(lane, id)) = self.opened.front() {
-            if let Some(open) = self.lanes[lane].open.as_ref().filter(|open| open.id == id) {
+            if let Some(open) = self.open[lane].as_ref().filter(|open| open.id == id) {
                 return Some(open.opened + self.shape.linger);
             }
             self.opened.pop_front();
@@ -438,34 +373,6 @@ impl Gathering {
         self.has_room(bytes.max(self.wanted).max(self.shape.buffer_bytes / 8))
     }
 
-    fn lane_of(&self, topic: TopicIndex, record: &RecordRef<'_>) -> Result<LaneId> {
-        let entry = &self.topics[topic];
-        let partitions = entry.lanes.len() as u32;
-        let partition = match (record.partition, record.key) {
-            (Some(partition), _) => partition,
-            (None, Some(key)) => partition_of_key(key, partitions),
-            (None, None) => entry.sticky.current(partitions),
-        };
-        entry.lanes.get(partition as usize).copied().ok_or_else(|| {
-            Error::usage(format!(
-                "topic `{}` has partitions 0 to {}, not {partition}",
-                entry.name,
-                partitions - 1
-            ))
-        })
-    }
-
-    fn add_lanes(&mut self, topic: TopicIndex, partitions: u32) {
-        for partition in self.topics[topic].lanes.len() as u32..partitions {
-            self.topics[topic].lanes.push(self.lanes.len());
-            self.lanes.push(Lane {
-                topic,
-                partition,
-                open: None,
-            });
-        }
-    }
-
     fn next_id(&mut self) -> u64 {
         let id = self.next_id;
         self.next_id += 1;
@@ -474,23 +381,19 @@ impl Gathering {
     }
 
     fn open(&mut self, lane: LaneId, now: Instant) -> &mut Open {
-        if self.lanes[lane].open.is_none() {
+        if self.open[lane].is_none() {
             let builder = self.spare.pop().unwrap_or_else(|| {
                 Box::new(BatchBuilder::new(
                     self.shape.encoding,
                     self.shape.batch_bytes,
                 ))
             });
-            let Lane {
-                topic, partition, ..
-            } = self.lanes[lane];
-            let completion = Arc::new(Completion::new(
-                Arc::clone(&self.topics[topic].name),
-                partition,
-            ));
+            let (topic, partition) = self.topics.place(lane);
+            let name = Arc::clone(self.topics.name(topic));
+            let completion = Arc::new(Completion::new(name, partition));
             let id = self.next_id();
             self.opened.push_back((lane, id));
-            self.lanes[lane].open = Some(Open {
+            self.open[lane] = Some(Open {
                 id,
                 builder,
                 completion,
@@ -498,11 +401,11 @@ impl Gathering {
                 opened: now,
             });
         }
-        self.lanes[lane].open.as_mut().expect("it was just opened")
+        self.open[lane].as_mut().expect("it was just opened")
     }
 
     fn seal(&mut self, lane: LaneId) {
-        let Some(open) = self.lanes[lane].open.take() else {
+        let Some(open) = self.open[lane].take() else {
             return;
         };
         let Open {
@@ -525,7 +428,7 @@ impl Gathering {
             ticket,
             deadline,
         });
-        self.topics[self.lanes[lane].topic].sticky.advance();
+        self.topics.advance(lane);
         if self.opened.front() == Some(&(lane, id)) {
             self.opened.pop_front();
         }
@@ -533,7 +436,7 @@ impl Gathering {
 
     /// An open batch that got no record.
     fn abandon(&mut self, lane: LaneId) {
-        if let Some(open) = self.lanes[lane].open.take() {
+        if let Some(open) = self.open[lane].take() {
             self.outstanding.remove(&open.id);
             self.recycle(open.builder);
         }
@@ -541,162 +444,4 @@ impl Gathering {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn shape() -> Shape {
-        Shape {
-            encoding: Encoding::None,
-            batch_bytes: 1_000,
-            batch_records: u32::MAX,
-            buffer_bytes: 10_000,
-            linger: Duration::from_millis(5),
-            delivery_timeout: Duration::from_secs(60),
-            first_partition: 0,
-        }
-    }
-
-    fn gathering(shape: Shape) -> (Gathering, TopicIndex) {
-        let mut gathering = Gathering::new(shape);
-        let topic = gathering.learn("t", &Bytes::from_static(&[0; 16]), 3, false);
-        (gathering, topic)
-    }
-
-    fn sealed(gathering: &mut Gathering) -> Vec<(LaneId, u32)> {
-        let mut out = Vec::new();
-        gathering.take_sealed(&mut out);
-        out.iter()
-            .map(|gathered| (gathered.lane, gathered.ticket.records))
-            .collect()
-    }
-
-    #[test]
-    fn batches_fill_by_bytes_and_keyless_records_move_on_with_each() {
-        let (mut gathering, topic) = gathering(shape());
-        let t = Instant::now();
-        for _ in 0..25 {
-            let record = RecordRef::new(&[7; 100]);
-            assert!(matches!(
-                gathering.append(topic, &record, 0, t),
-                Ok(Taken::At { .. })
-            ));
-        }
-        // 61 bytes of header and 108 a record: 8 in 1,000 bytes.
-        assert_eq!(sealed(&mut gathering), [(0, 8), (1, 8), (2, 8)]);
-        assert!(gathering.next_due().is_some());
-    }
-
-    #[test]
-    fn a_batch_closes_at_its_number_of_records() {
-        let (mut gathering, topic) = gathering(Shape {
-            batch_records: 2,
-            ..shape()
-        });
-        let record = RecordRef {
-            partition: Some(1),
-            ..RecordRef::new(b"x")
-        };
-        let t = Instant::now();
-        let at = |index| Taken::At { lane: 1, index };
-        assert_eq!(gathering.append(topic, &record, 0, t).unwrap(), at(0));
-        assert_eq!(gathering.append(topic, &record, 0, t).unwrap(), at(1));
-        assert!(
-            gathering.newest(1).is_some(),
-            "the second record's batch is sealed already"
-        );
-        assert_eq!(gathering.append(topic, &record, 0, t).unwrap(), at(0));
-        assert_eq!(sealed(&mut gathering), [(1, 2)]);
-    }
-
-    #[test]
-    fn lingering_batches_go_oldest_first() {
-        let (mut gathering, topic) = gathering(shape());
-        let t = Instant::now();
-        let ms = Duration::from_millis;
-        for (partition, after) in [(2, 0), (0, 3)] {
-            let record = RecordRef {
-                partition: Some(partition),
-                ..RecordRef::new(b"x")
-            };
-            gathering.append(topic, &record, 0, t + ms(after)).unwrap();
-        }
-        assert_eq!(gathering.next_due(), Some(t + ms(5)));
-        gathering.seal_due(t + ms(4), false);
-        assert_eq!(sealed(&mut gathering), []);
-        gathering.seal_due(t + ms(5), false);
-        assert_eq!(sealed(&mut gathering), [(2, 1)]);
-        gathering.seal_due(t + ms(5), true);
-        assert_eq!(sealed(&mut gathering), [(0, 1)]);
-        assert_eq!(gathering.next_due(), None);
-    }
-
-    #[test]
-    fn memory_is_bounded_and_comes_back() {
-        let (mut gathering, topic) = gathering(Shape {
-            buffer_bytes: 300,
-            ..shape()
-        });
-        let record = RecordRef::new(&[0; 100]);
-        let t = Instant::now();
-        assert!(matches!(
-            gathering.append(topic, &record, 0, t),
-            Ok(Taken::At { .. })
-        ));
-        assert!(matches!(
-            gathering.append(topic, &record, 0, t),
-            Ok(Taken::At { .. })
-        ));
-        assert_eq!(gathering.append(topic, &record, 0, t).unwrap(), Taken::Full);
-        assert!(
-            !gathering.has_ample_room(1),
-            "whoever is told of room must find it"
-        );
-        gathering.seal_due(t, true);
-        let mut out = Vec::new();
-        gathering.take_sealed(&mut out);
-        assert!(!gathering.is_settled(gathering.newest_id()));
-        for gathered in &out {
-            gathering.settled(&gathered.ticket);
-        }
-        assert_eq!(gathering.used(), 0);
-        assert!(gathering.is_settled(gathering.newest_id()));
-    }
-
-    #[test]
-    fn a_record_over_the_batch_size_is_refused_alone() {
-        let (mut gathering, topic) = gathering(shape());
-        let t = Instant::now();
-        let error = gathering
-            .append(topic, &RecordRef::new(&[0; 2_000]), 0, t)
-            .unwrap_err();
-        assert!(error.message().contains("over the 1000 allowed"), "{error}");
-        assert!(gathering.is_settled(gathering.newest_id()));
-        let bad = RecordRef {
-            partition: Some(3),
-            ..RecordRef::new(b"x")
-        };
-        assert!(
-            gathering
-                .append(topic, &bad, 0, t)
-                .unwrap_err()
-                .message()
-                .contains("partitions 0 to 2")
-        );
-    }
-
-    #[test]
-    fn a_topic_created_anew_has_its_own_lanes() {
-        let (mut gathering, topic) = gathering(shape());
-        assert_eq!(
-            gathering.learn("t", &Bytes::from_static(&[0; 16]), 5, false),
-            topic
-        );
-        assert_eq!(gathering.partitions(topic), 5);
-        let again = gathering.learn("t", &Bytes::from_static(&[1; 16]), 2, true);
-        assert_ne!(again, topic);
-        assert_eq!(
-            (gathering.topic("t"), gathering.partitions(again)),
-            (Some(again), 2)
-        );
-    }
-}
+mod tests;

@@ -14,8 +14,10 @@ mod builder;
 mod delivery;
 mod driver;
 mod gather;
+mod identity;
 mod lanes;
 mod partitioner;
+mod shared;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -33,8 +35,8 @@ pub use partitioner::partition_of_key;
 use crate::connection::{Link, Repeat};
 use crate::error::{Error, Result};
 use crate::record::{Record, RecordMetadata, RecordRef};
-use driver::Shared;
 use gather::{Taken, TopicIndex};
+use shared::Shared;
 
 /// Sends records. Cheap to clone; usable from any thread. Dropping the last handle sends what was
 /// enqueued in the background; [`close`](Self::close) waits for it.

@@ -1,0 +1,159 @@
+//! Gathering, call by call.
+
+use super::*;
+
+fn shape() -> Shape {
+    Shape {
+        encoding: Encoding::None,
+        batch_bytes: 1_000,
+        batch_records: u32::MAX,
+        buffer_bytes: 10_000,
+        linger: Duration::from_millis(5),
+        delivery_timeout: Duration::from_secs(60),
+        first_partition: 0,
+    }
+}
+
+fn gathering(shape: Shape) -> (Gathering, TopicIndex) {
+    let mut gathering = Gathering::new(shape);
+    let topic = gathering.learn("t", &Bytes::from_static(&[0; 16]), 3, false);
+    (gathering, topic)
+}
+
+fn sealed(gathering: &mut Gathering) -> Vec<(LaneId, u32)> {
+    let mut out = Vec::new();
+    gathering.take_sealed(&mut out);
+    out.iter()
+        .map(|gathered| (gathered.lane, gathered.ticket.records))
+        .collect()
+}
+
+#[test]
+fn batches_fill_by_bytes_and_keyless_records_move_on_with_each() {
+    let (mut gathering, topic) = gathering(shape());
+    let t = Instant::now();
+    for _ in 0..25 {
+        let record = RecordRef::new(&[7; 100]);
+        assert!(matches!(
+            gathering.append(topic, &record, 0, t),
+            Ok(Taken::At { .. })
+        ));
+    }
+    // 61 bytes of header and 108 a record: 8 in 1,000 bytes.
+    assert_eq!(sealed(&mut gathering), [(0, 8), (1, 8), (2, 8)]);
+    assert!(gathering.next_due().is_some());
+}
+
+#[test]
+fn a_batch_closes_at_its_number_of_records() {
+    let (mut gathering, topic) = gathering(Shape {
+        batch_records: 2,
+        ..shape()
+    });
+    let record = RecordRef {
+        partition: Some(1),
+        ..RecordRef::new(b"x")
+    };
+    let t = Instant::now();
+    let at = |index| Taken::At { lane: 1, index };
+    assert_eq!(gathering.append(topic, &record, 0, t).unwrap(), at(0));
+    assert_eq!(gathering.append(topic, &record, 0, t).unwrap(), at(1));
+    assert!(
+        gathering.newest(1).is_some(),
+        "the second record's batch is sealed already"
+    );
+    assert_eq!(gathering.append(topic, &record, 0, t).unwrap(), at(0));
+    assert_eq!(sealed(&mut gathering), [(1, 2)]);
+}
+
+#[test]
+fn lingering_batches_go_oldest_first() {
+    let (mut gathering, topic) = gathering(shape());
+    let t = Instant::now();
+    let ms = Duration::from_millis;
+    for (partition, after) in [(2, 0), (0, 3)] {
+        let record = RecordRef {
+            partition: Some(partition),
+            ..RecordRef::new(b"x")
+        };
+        gathering.append(topic, &record, 0, t + ms(after)).unwrap();
+    }
+    assert_eq!(gathering.next_due(), Some(t + ms(5)));
+    gathering.seal_due(t + ms(4), false);
+    assert_eq!(sealed(&mut gathering), []);
+    gathering.seal_due(t + ms(5), false);
+    assert_eq!(sealed(&mut gathering), [(2, 1)]);
+    gathering.seal_due(t + ms(5), true);
+    assert_eq!(sealed(&mut gathering), [(0, 1)]);
+    assert_eq!(gathering.next_due(), None);
+}
+
+#[test]
+fn memory_is_bounded_and_comes_back() {
+    let (mut gathering, topic) = gathering(Shape {
+        buffer_bytes: 300,
+        ..shape()
+    });
+    let record = RecordRef::new(&[0; 100]);
+    let t = Instant::now();
+    assert!(matches!(
+        gathering.append(topic, &record, 0, t),
+        Ok(Taken::At { .. })
+    ));
+    assert!(matches!(
+        gathering.append(topic, &record, 0, t),
+        Ok(Taken::At { .. })
+    ));
+    assert_eq!(gathering.append(topic, &record, 0, t).unwrap(), Taken::Full);
+    assert!(
+        !gathering.has_ample_room(1),
+        "whoever is told of room must find it"
+    );
+    gathering.seal_due(t, true);
+    let mut out = Vec::new();
+    gathering.take_sealed(&mut out);
+    assert!(!gathering.is_settled(gathering.newest_id()));
+    for gathered in &out {
+        gathering.settled(&gathered.ticket);
+    }
+    assert_eq!(gathering.used(), 0);
+    assert!(gathering.is_settled(gathering.newest_id()));
+}
+
+#[test]
+fn a_record_over_the_batch_size_is_refused_alone() {
+    let (mut gathering, topic) = gathering(shape());
+    let t = Instant::now();
+    let error = gathering
+        .append(topic, &RecordRef::new(&[0; 2_000]), 0, t)
+        .unwrap_err();
+    assert!(error.message().contains("over the 1000 allowed"), "{error}");
+    assert!(gathering.is_settled(gathering.newest_id()));
+    let bad = RecordRef {
+        partition: Some(3),
+        ..RecordRef::new(b"x")
+    };
+    assert!(
+        gathering
+            .append(topic, &bad, 0, t)
+            .unwrap_err()
+            .message()
+            .contains("partitions 0 to 2")
+    );
+}
+
+#[test]
+fn a_topic_created_anew_has_its_own_lanes() {
+    let (mut gathering, topic) = gathering(shape());
+    assert_eq!(
+        gathering.learn("t", &Bytes::from_static(&[0; 16]), 5, false),
+        topic
+    );
+    assert_eq!(gathering.partitions(topic), 5);
+    let again = gathering.learn("t", &Bytes::from_static(&[1; 16]), 2, true);
+    assert_ne!(again, topic);
+    assert_eq!(
+        (gathering.topic("t"), gathering.partitions(again)),
+        (Some(again), 2)
+    );
+}

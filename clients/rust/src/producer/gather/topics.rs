@@ -1,0 +1,172 @@
+//! The topics of a producer: what the broker said of them, and the lane of each partition.
+//!
+//! Deliberately absent: asking the broker, and batches.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::super::lanes::LaneId;
+use super::super::partitioner::{Sticky, partition_of_key};
+use crate::error::{Error, Result};
+use crate::record::RecordRef;
+
+/// Number of a topic in this producer.
+pub(in crate::producer) type TopicIndex = usize;
+
+/// Where a lane's batches go.
+#[derive(Clone, Debug)]
+pub(in crate::producer) struct Target {
+    pub(in crate::producer) topic_id: Bytes,
+    pub(in crate::producer) partition: u32,
+    /// The topic's filters may drop records of a batch.
+    pub(in crate::producer) filtered: bool,
+}
+
+/// See the module's header.
+#[derive(Debug)]
+pub(super) struct Topics {
+    topics: Vec<Topic>,
+    by_name: HashMap<Arc<str>, TopicIndex>,
+    lanes: Vec<Lane>,
+    /// Where the turns of records without a key begin.
+    first_partition: u32,
+}
+
+#[derive(Debug)]
+struct Topic {
+    id: Bytes,
+    name: Arc<str>,
+    filtered: bool,
+    lanes: Vec<LaneId>,
+    sticky: Sticky,
+}
+
+/// A partition of a topic.
+#[derive(Clone, Copy, Debug)]
+struct Lane {
+    topic: TopicIndex,
+    partition: u32,
+}
+
+impl Topics {
+    pub(super) fn new(first_partition: u32) -> Self {
+        Self {
+            topics: Vec::new(),
+            by_name: HashMap::new(),
+            lanes: Vec::new(),
+            first_partition,
+        }
+    }
+
+    /// Number of lanes there are.
+    pub(super) fn lanes(&self) -> usize {
+        self.lanes.len()
+    }
+
+    pub(super) fn find(&self, name: &str) -> Option<TopicIndex> {
+        self.by_name.get(name).copied()
+    }
+
+    pub(super) fn name(&self, topic: TopicIndex) -> &Arc<str> {
+        &self.topics[topic].name
+    }
+
+    pub(super) fn partitions(&self, topic: TopicIndex) -> u32 {
+        self.topics[topic].lanes.len() as u32
+    }
+
+    /// Learn of a topic, or that it has more partitions or another id than was known.
+    pub(super) fn learn(
+        &mut self,
+        name: &str,
+        id: &Bytes,
+        partitions: u32,
+        filtered: bool,
+    ) -> TopicIndex {
+        if let Some(index) = self.find(name)
+            && self.topics[index].id == *id
+        {
+            self.topics[index].filtered = filtered;
+            self.add_lanes(index, partitions);
+            return index;
+        }
+        // A topic created anew under an old name has its own lanes: sequences do not carry over.
+        let index = self.topics.len();
+        let name: Arc<str> = name.into();
+        let start = Sticky::new(self.first_partition);
+        self.topics.push(Topic {
+            id: id.clone(),
+            name: Arc::clone(&name),
+            filtered,
+            lanes: Vec::new(),
+            sticky: start,
+        });
+        self.by_name.insert(name, index);
+        self.add_lanes(index, partitions);
+        index
+    }
+
+    /// Forget a name, so that the next look-up asks the broker. Handles to the topic stay usable.
+    pub(super) fn forget(&mut self, lane: LaneId) {
+        let topic = self.lanes[lane].topic;
+        let name = &self.topics[topic].name;
+        if self.by_name.get(name) == Some(&topic) {
+            let name = Arc::clone(name);
+            self.by_name.remove(&name);
+        }
+    }
+
+    pub(super) fn target(&self, lane: LaneId) -> Target {
+        let Lane { topic, partition } = self.lanes[lane];
+        let topic = &self.topics[topic];
+        Target {
+            topic_id: topic.id.clone(),
+            partition,
+            filtered: topic.filtered,
+        }
+    }
+
+    /// The topic and partition of a lane.
+    pub(super) fn place(&self, lane: LaneId) -> (TopicIndex, u32) {
+        let Lane { topic, partition } = self.lanes[lane];
+        (topic, partition)
+    }
+
+    /// The lane of a partition.
+    pub(super) fn lane(&self, topic: TopicIndex, partition: u32) -> Result<LaneId> {
+        let entry = &self.topics[topic];
+        entry.lanes.get(partition as usize).copied().ok_or_else(|| {
+            Error::usage(format!(
+                "topic `{}` has partitions 0 to {}, not {partition}",
+                entry.name,
+                entry.lanes.len() - 1
+            ))
+        })
+    }
+
+    /// The lane that a record goes to.
+    pub(super) fn lane_of(&self, topic: TopicIndex, record: &RecordRef<'_>) -> Result<LaneId> {
+        let entry = &self.topics[topic];
+        let partitions = entry.lanes.len() as u32;
+        let partition = match (record.partition, record.key) {
+            (Some(partition), _) => partition,
+            (None, Some(key)) => partition_of_key(key, partitions),
+            (None, None) => entry.sticky.current(partitions),
+        };
+        self.lane(topic, partition)
+    }
+
+    /// A batch of the lane is on its way: records without a key go on to the next partition.
+    pub(super) fn advance(&mut self, lane: LaneId) {
+        self.topics[self.lanes[lane].topic].sticky.advance();
+    }
+
+    fn add_lanes(&mut self, topic: TopicIndex, partitions: u32) {
+        for partition in self.topics[topic].lanes.len() as u32..partitions {
+            self.topics[topic].lanes.push(self.lanes.len());
+            self.lanes.push(Lane { topic, partition });
+        }
+    }
+}

@@ -41,6 +41,7 @@ struct Inner {
     retriable: bool,
     unknown_outcome: bool,
     retry_after: Option<Duration>,
+    safe_offset: Option<u64>,
     /// What the connection ended with, when that is the reason.
     lost: Option<quinn::ConnectionError>,
 }
@@ -106,6 +107,13 @@ impl Error {
         self.0.retry_after
     }
 
+    /// With the code `OFFSET_TRUNCATED`: records that were read are lost from this offset on, and nothing
+    /// below it is. Seek there to go on.
+    #[must_use]
+    pub fn safe_offset(&self) -> Option<u64> {
+        self.0.safe_offset
+    }
+
     fn new(kind: Kind, message: impl Into<String>, hint: &str, retriable: bool) -> Self {
         Self(std::sync::Arc::new(Inner {
             kind,
@@ -115,6 +123,7 @@ impl Error {
             retriable,
             unknown_outcome: false,
             retry_after: None,
+            safe_offset: None,
             lost: None,
         }))
     }
@@ -181,6 +190,7 @@ impl Error {
             unknown_outcome: error.unknown_outcome,
             retry_after: (error.retry_after_ms > 0)
                 .then(|| Duration::from_millis(error.retry_after_ms.into())),
+            safe_offset: error.safe_offset,
             lost: None,
         }))
     }
@@ -195,6 +205,7 @@ impl Error {
             retriable: self.0.retriable,
             unknown_outcome: true,
             retry_after: self.0.retry_after,
+            safe_offset: self.0.safe_offset,
             lost: self.0.lost.clone(),
         }))
     }
@@ -217,6 +228,7 @@ impl Error {
             retriable: self.0.retriable,
             unknown_outcome: self.0.unknown_outcome,
             retry_after: self.0.retry_after,
+            safe_offset: self.0.safe_offset,
             lost: self.0.lost.clone(),
         }))
     }

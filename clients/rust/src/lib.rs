@@ -42,8 +42,8 @@ pub use admin::{
 pub use client::{BrokerInfo, Client, ClientBuilder};
 pub use connection::Connections;
 pub use consumer::{
-    CommitFailure, Consumer, ConsumerBuilder, ConsumerEvent, FetchedBatch, OpenedBatch, StartAt,
-    TopicPartition,
+    CommitFailure, Consumer, ConsumerBuilder, ConsumerEvent, FetchedBatch, OnTruncation,
+    OpenedBatch, StartAt, TopicPartition,
 };
 pub use context::{CONTEXT_FILE, CONTEXT_VARIABLE, Context, DEFAULT_PORT, DEV_DIRECTORY};
 pub use error::{Error, Kind as ErrorKind, Result};

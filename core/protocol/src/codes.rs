@@ -126,6 +126,7 @@ impl Code {
             unknown_outcome: self == Self::UnknownOutcome,
             retry_after_ms: 0,
             tag: 0,
+            safe_offset: None,
         }
     }
 }

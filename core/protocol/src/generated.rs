@@ -22,6 +22,9 @@ pub struct Error {
     /// on streams: the PRODUCE or COMMIT it answers
     #[prost(uint64, tag = "7")]
     pub tag: u64,
+    /// OFFSET_TRUNCATED: up to here nothing was lost
+    #[prost(uint64, optional, tag = "8")]
+    pub safe_offset: ::core::option::Option<u64>,
 }
 /// --- connection -----------------------------------------------------------------------------------
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -291,6 +294,9 @@ pub struct Produced {
 /// --- consuming ------------------------------------------------------------------------------------
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct StartAt {
+    /// with offset: of the record read before it; OFFSET_TRUNCATED if that is gone
+    #[prost(uint32, optional, tag = "5")]
+    pub leader_epoch: ::core::option::Option<u32>,
     #[prost(oneof = "start_at::At", tags = "1, 2, 3, 4")]
     pub at: ::core::option::Option<start_at::At>,
 }
@@ -430,6 +436,8 @@ pub struct CaughtUp {
     pub offset: u64,
     #[prost(bool, tag = "3")]
     pub ended: bool,
+    #[prost(uint32, optional, tag = "4")]
+    pub leader_epoch: ::core::option::Option<u32>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct PartitionError {
@@ -451,6 +459,8 @@ pub struct CommitOffset {
     pub offset: u64,
     #[prost(string, tag = "3")]
     pub metadata: ::prost::alloc::string::String,
+    #[prost(uint32, optional, tag = "4")]
+    pub leader_epoch: ::core::option::Option<u32>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Commit {

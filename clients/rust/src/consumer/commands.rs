@@ -85,6 +85,7 @@ impl Driver {
                     handle,
                     offset,
                     metadata,
+                    leader_epoch: assignment.epoch_before(offset),
                 });
                 sent.push((assignment, offset));
             } else {

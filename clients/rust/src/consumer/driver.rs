@@ -303,7 +303,7 @@ impl Driver {
             };
             (
                 whole,
-                open.map(|held| fixed(&held.assignment.name, StartAt::Offset(held.position)))
+                open.map(|held| fixed(&held.assignment.name, held.here()))
                     .collect(),
             )
         };

@@ -28,6 +28,9 @@ pub struct FetchedBatch {
     pub sequence: u64,
     /// End of the partition when the batch was read.
     pub end_offset: u64,
+    /// The leader epoch that it was stored under: with the offset behind it, a position that can be
+    /// checked (`StartAt::After`). It rises when the end of the log may have been lost.
+    pub leader_epoch: u32,
     /// A filter may have dropped records between the first and the last offset.
     pub filtered: bool,
 }

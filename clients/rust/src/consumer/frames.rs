@@ -11,7 +11,7 @@ use super::CommitFailure;
 use super::assignment::{Assignment, TopicPartition};
 use super::driver::{Arrival, Arrived, Change, Committing, Driver, End, Held};
 use super::fetched::FetchedBatch;
-use super::plan::StartAt;
+use super::plan::{OnTruncation, StartAt};
 use super::verify::{Continuity, Place};
 use crate::connection::{Incoming, refusal};
 use crate::error::{Error, Result};
@@ -41,7 +41,12 @@ impl Driver {
                     .held_of(caught_up.handle)
                     .filter(|held| held.seeking.is_none())
                 {
-                    held.position = held.position.max(caught_up.offset);
+                    if caught_up.offset > held.position {
+                        // Past records that were filtered away, which may be of a later epoch.
+                        held.assignment
+                            .begin_epochs(caught_up.offset, caught_up.leader_epoch);
+                        held.position = caught_up.offset;
+                    }
                     let ended = caught_up.ended || ends_here;
                     held.ended |= ended;
                     let arrival = held.arrival(Arrived::CaughtUp {
@@ -88,6 +93,9 @@ impl Driver {
                 let held = &mut self.held[at];
                 if held.seeking == Some(sought.generation) {
                     held.seeking = None;
+                    if held.position != sought.offset {
+                        held.assignment.begin_epochs(sought.offset, None);
+                    }
                     held.position = sought.offset;
                     if let Some((_, reply)) = self.seeks.remove(&at) {
                         // A seek of ours after a reconnect has nobody waiting, and nothing to move.
@@ -100,6 +108,13 @@ impl Driver {
                 let failed: wire::PartitionError = frame.message()?;
                 if let Some(&at) = self.by_handle.get(&failed.handle) {
                     let error = Error::refused(failed.error.unwrap_or_default());
+                    if let Some(safe) = error.safe_offset()
+                        && self.plan.on_truncation == OnTruncation::Resume
+                        && !self.seeks.contains_key(&at)
+                    {
+                        self.resume(at, safe, &error);
+                        return Ok(());
+                    }
                     if let Some((_, reply)) = self.seeks.remove(&at) {
                         let _ = reply.send(Err(error.clone()));
                     }
@@ -132,6 +147,26 @@ impl Driver {
         Ok(())
     }
 
+    /// Records that were read are lost: on from where nothing is. What of them waits is dropped.
+    fn resume(&mut self, at: usize, safe: u64, error: &Error) {
+        let held = &mut self.held[at];
+        let Some(handle) = held.handle else { return };
+        tracing::warn!(partition = %held.assignment.name, %error, "going on from the safe offset");
+        let generation = held.assignment.next_generation();
+        held.assignment.truncate(safe);
+        held.continuity.forget();
+        (held.position, held.seeking) = (safe, Some(generation));
+        let to = Some(StartAt::Offset(safe).to_wire());
+        self.say(
+            Kind::Seek,
+            &wire::Seek {
+                handle,
+                to,
+                generation,
+            },
+        );
+    }
+
     fn batch(&mut self, frame: Frame) -> Result<()> {
         let head: wire::Batch = frame.message()?;
         let bytes = frame.payload.len();
@@ -152,7 +187,7 @@ impl Driver {
             Error::protocol(format!("{name} at offset {}: {error}", head.base_offset))
         })?;
         let (first, last) = (head.base_offset, head.last_offset);
-        let numbers = batch.header();
+        let numbers = *batch.header();
         let spans = numbers.base_offset as u64 == first
             && first + u64::from(numbers.last_offset_delta) == last;
         if !spans && !head.filtered {
@@ -183,8 +218,10 @@ impl Driver {
             epoch: head.epoch,
             sequence: head.sequence,
             end_offset: head.end_offset,
+            leader_epoch: numbers.leader_epoch.try_into().unwrap_or_default(),
             filtered: head.filtered,
         };
+        held.assignment.note_epoch(first, batch.leader_epoch);
         held.position = last + 1;
         let fault =
             fault.map(|what| held.arrival(Arrived::Fault(Error::gap(format!("{name}: {what}")))));
@@ -218,7 +255,7 @@ impl Driver {
                 if position != partition.offset {
                     let generation = held.assignment.generation();
                     held.seeking = Some(generation);
-                    let to = Some(StartAt::Offset(position).to_wire());
+                    let to = Some(held.here().to_wire());
                     self.say(
                         Kind::Seek,
                         &wire::Seek {
@@ -317,6 +354,18 @@ impl Driver {
 }
 
 impl Held {
+    /// Its position, with the leader epoch of the record before it if that was read.
+    pub(super) fn here(&self) -> StartAt {
+        let offset = self.position;
+        match self.assignment.epoch_before(offset) {
+            Some(leader_epoch) => StartAt::After {
+                offset,
+                leader_epoch,
+            },
+            None => StartAt::Offset(offset),
+        }
+    }
+
     pub(super) fn arrival(&self, what: Arrived) -> Arrival {
         Arrival {
             assignment: Arc::clone(&self.assignment),

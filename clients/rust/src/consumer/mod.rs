@@ -32,7 +32,7 @@ use tokio::sync::{mpsc, oneshot};
 
 pub use assignment::TopicPartition;
 pub use fetched::{FetchedBatch, OpenedBatch};
-pub use plan::{ConsumerBuilder, StartAt};
+pub use plan::{ConsumerBuilder, OnTruncation, StartAt};
 
 use crate::error::{Error, Result};
 use crate::record::ConsumedRecord;
@@ -83,7 +83,7 @@ pub struct Consumer {
     last_words: Option<Error>,
     auto_commit: bool,
     /// What the application is working on: processed when it comes back.
-    given: Option<(Arc<Assignment>, u64)>,
+    given: Option<(Arc<Assignment>, u32, u64)>,
     /// Told to the application; let go when it comes back.
     releasing: Vec<Arc<Assignment>>,
     /// Arrivals of paused partitions.
@@ -164,7 +164,7 @@ impl Consumer {
     pub fn position(&self, partition: &TopicPartition) -> Option<u64> {
         let assignment = self.find(partition)?;
         match &self.given {
-            Some((given, next)) if Arc::ptr_eq(given, assignment) => Some(*next),
+            Some((given, _, next)) if Arc::ptr_eq(given, assignment) => Some(*next),
             _ => Some(assignment.processed()),
         }
     }
@@ -228,7 +228,11 @@ impl Consumer {
         let assignment = Arc::clone(self.ours(partition)?);
         let generation = assignment.next_generation();
         let is_of = |other: &Arc<Assignment>| Arc::ptr_eq(other, &assignment);
-        if self.given.as_ref().is_some_and(|(given, _)| is_of(given)) {
+        if self
+            .given
+            .as_ref()
+            .is_some_and(|(given, _, _)| is_of(given))
+        {
             self.given = None;
         }
         if self
@@ -290,7 +294,7 @@ impl Consumer {
                         } else {
                             record.offset + 1
                         };
-                        self.given = Some((Arc::clone(assignment), next));
+                        self.given = Some((Arc::clone(assignment), *generation, next));
                         return Poll::Ready(Some(Ok(record)));
                     }
                     // Without records of its own (all filtered away) a batch still moves on.
@@ -354,10 +358,12 @@ impl Consumer {
             Some(Err(error)) => Some(Err(error)),
             Some(Ok(Next::Event(event))) => Some(Ok(event)),
             Some(Ok(Next::Arrival(Arrival {
-                assignment, what, ..
+                assignment,
+                generation,
+                what,
             }))) => match what {
                 Arrived::Batch(batch) => {
-                    self.given = Some((assignment, batch.last_offset + 1));
+                    self.given = Some((assignment, generation, batch.last_offset + 1));
                     Some(Ok(ConsumerEvent::Batch(*batch)))
                 }
                 Arrived::CaughtUp { offset, ended } => Some(Ok(ConsumerEvent::CaughtUp {
@@ -487,7 +493,10 @@ impl Consumer {
 
     /// The application is back: what it was given is processed, and what it was told is let go.
     fn come_back(&mut self) {
-        if let Some((assignment, next)) = self.given.take() {
+        // Of before a cut or a seek, it says nothing of where we are.
+        if let Some((assignment, generation, next)) = self.given.take()
+            && assignment.generation() == generation
+        {
             assignment.set_processed(next);
         }
         if !self.releasing.is_empty() {
@@ -504,7 +513,7 @@ impl Consumer {
         if self
             .given
             .as_ref()
-            .is_some_and(|(assignment, _)| is_gone(assignment))
+            .is_some_and(|(assignment, _, _)| is_gone(assignment))
         {
             self.given = None;
         }

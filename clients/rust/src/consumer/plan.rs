@@ -22,6 +22,13 @@ pub enum StartAt {
     /// Only what comes from now on.
     End,
     Offset(u64),
+    /// This offset, having read the record before it under this leader epoch
+    /// ([`FetchedBatch::leader_epoch`](super::FetchedBatch::leader_epoch)): should that record have been
+    /// lost since, the error is `OFFSET_TRUNCATED` with [`safe_offset`](crate::Error::safe_offset).
+    After {
+        offset: u64,
+        leader_epoch: u32,
+    },
     /// The first record at or after this time, in milliseconds since the Unix epoch.
     Timestamp(i64),
 }
@@ -29,14 +36,33 @@ pub enum StartAt {
 impl StartAt {
     pub(crate) fn to_wire(self) -> wire::StartAt {
         use wire::start_at::At;
-        let at = match self {
-            Self::Start => At::Start(true),
-            Self::End => At::End(true),
-            Self::Offset(offset) => At::Offset(offset),
-            Self::Timestamp(ms) => At::TimestampMs(ms),
+        let (at, leader_epoch) = match self {
+            Self::Start => (At::Start(true), None),
+            Self::End => (At::End(true), None),
+            Self::Offset(offset) => (At::Offset(offset), None),
+            Self::After {
+                offset,
+                leader_epoch,
+            } => (At::Offset(offset), Some(leader_epoch)),
+            Self::Timestamp(ms) => (At::TimestampMs(ms), None),
         };
-        wire::StartAt { at: Some(at) }
+        wire::StartAt {
+            at: Some(at),
+            leader_epoch,
+        }
     }
+}
+
+/// What to do when records that were read are lost: an unclean stop of a broker that runs with
+/// `flush = interval` may take them, and gives their offsets to others.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnTruncation {
+    /// Tell, as [`ConsumerEvent::Failed`](super::ConsumerEvent::Failed) or an error of code
+    /// `OFFSET_TRUNCATED`; go on with a seek to its [`safe_offset`](crate::Error::safe_offset).
+    #[default]
+    Fail,
+    /// Go on from the safe offset, with a warning in the log alone.
+    Resume,
 }
 
 /// What the application asked for.
@@ -53,6 +79,7 @@ pub(super) struct Plan {
     pub(super) stop_at_end: bool,
     pub(super) auto_commit: Option<Duration>,
     pub(super) verify: bool,
+    pub(super) on_truncation: OnTruncation,
     pub(super) reconnect_timeout: Duration,
 }
 
@@ -77,6 +104,7 @@ impl ConsumerBuilder {
             stop_at_end: false,
             auto_commit: Some(Duration::from_secs(5)),
             verify: false,
+            on_truncation: OnTruncation::Fail,
             reconnect_timeout: Duration::from_secs(300),
         };
         Self { link, plan }
@@ -177,6 +205,13 @@ impl ConsumerBuilder {
     #[must_use]
     pub fn verify(mut self, verify: bool) -> Self {
         self.plan.verify = verify;
+        self
+    }
+
+    /// What to do when records that were read are lost. Default: fail, so that nobody goes on unaware.
+    #[must_use]
+    pub fn on_truncation(mut self, then: OnTruncation) -> Self {
+        self.plan.on_truncation = then;
         self
     }
 

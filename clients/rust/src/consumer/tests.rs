@@ -57,6 +57,7 @@ fn batch(assignment: &Arc<Assignment>, offsets: std::ops::Range<u64>) -> Arrival
         epoch: 0,
         sequence: 0,
         end_offset: offsets.end,
+        leader_epoch: 0,
         filtered: false,
     };
     Arrival {

@@ -47,7 +47,7 @@ pub(super) async fn handle(
         let shard = session.shared.shards.of(partition);
         let (start, end) = bounds(session, partition).await?;
         let offset = match at {
-            At::Offset(offset) => Offset(offset.0.clamp(start.0, end.0)),
+            At::Offset(offset, _) => Offset(offset.0.clamp(start.0, end.0)),
             At::Position(at) => match shard.call(Call::OffsetAt { partition, at }).await {
                 Answer::Offset { offset, .. } => offset,
                 other => return Err(refusals::unexpected(&other)),

@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use millstream_batch::ids::{GroupEpoch, MemberId, Offset};
+use millstream_batch::ids::{GroupEpoch, MemberId, Offset, Term};
 use millstream_batch::limits::COMMIT_METADATA_BYTES_MAX;
 use millstream_machine::request;
 use millstream_protocol::kinds::name_of;
@@ -90,7 +90,7 @@ impl Subscription {
                 member,
                 epoch,
                 offset: Offset(offset.offset),
-                leader_epoch: None,
+                leader_epoch: offset.leader_epoch.map(Term),
                 metadata: offset.metadata,
             };
             commits.push((offset.handle, shard, commit));
@@ -114,13 +114,14 @@ impl Subscription {
         if !matches!(feed.state, State::Open | State::Failed | State::Ended) {
             return;
         }
-        let partition = feed.partition;
+        let (partition, from) = (feed.partition, position_of(seek.to.as_ref()));
+        feed.named = from.named();
         let opening = Opening {
             shard: self.session.shared.shards.of(partition).clone(),
             partition,
             group: None::<Rc<str>>,
             claim: None,
-            from: position_of(seek.to.as_ref()),
+            from,
             stop_at_end: false,
         };
         self.seek_later(seek.handle, seek.generation, opening);

@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use bytes::Bytes;
 use millstream_batch::HEAD_BYTES;
-use millstream_batch::ids::{GroupEpoch, Offset, Partition};
+use millstream_batch::ids::{GroupEpoch, Offset, Partition, Term};
 use millstream_machine::topic::TopicMeta;
 use millstream_protocol::messages;
 use tokio::time::Instant;
@@ -42,6 +42,10 @@ pub(super) struct Feed {
     pub(super) paused: bool,
     /// The next offset to fetch.
     pub(super) next: Offset,
+    /// Of the record before `next`, if it was read.
+    pub(super) leader_epoch: Option<Term>,
+    /// The position that the client named with its epoch: it counts once the feed stands there.
+    pub(super) named: Option<(Offset, Term)>,
     /// With `stop_at_end`: where this partition is over.
     pub(super) stop_at: Option<Offset>,
     pub(super) ready: VecDeque<Ready>,
@@ -90,6 +94,8 @@ impl Feed {
             release_by: None,
             paused: false,
             next: Offset(0),
+            leader_epoch: None,
+            named: None,
             stop_at: None,
             ready: VecDeque::new(),
             ready_bytes: 0,
@@ -100,6 +106,13 @@ impl Feed {
             trace: None,
             queued: false,
         }
+    }
+
+    /// Stand at this offset.
+    pub(super) fn stand_at(&mut self, offset: Offset) {
+        self.next = offset;
+        let named = self.named.take().filter(|(named, _)| *named == offset);
+        self.leader_epoch = named.map(|(_, epoch)| epoch);
     }
 
     /// Whether it wants to fetch.
@@ -125,6 +138,7 @@ impl Feed {
     pub(super) fn rewind(&mut self) -> usize {
         if let Some(first) = self.ready.front() {
             self.next = Offset(first.header.base_offset);
+            self.leader_epoch = None;
         }
         self.clear()
     }

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::rc::Rc;
 
-use millstream_batch::ids::{GroupEpoch, Offset, Partition};
+use millstream_batch::ids::{GroupEpoch, Offset, Partition, Term};
 use millstream_batch::{Batch, served_head};
 use millstream_machine::topic::TopicMeta;
 use millstream_protocol::messages::{self, CaughtUp, PartitionError};
@@ -136,7 +136,7 @@ impl Feeds {
     pub(super) fn start(&mut self, handle: u32, at: Offset, stop_at: Option<Offset>) {
         if let Some(feed) = self.feeds.get_mut(&handle) {
             feed.state = State::Open;
-            feed.next = at;
+            feed.stand_at(at);
             feed.stop_at = stop_at;
             if stop_at.is_some_and(|stop| at >= stop) {
                 feed.tell_caught_up = Some(at);
@@ -155,7 +155,7 @@ impl Feeds {
         if matches!(feed.state, State::Failed | State::Ended) {
             feed.state = State::Open;
         }
-        feed.next = to;
+        feed.stand_at(to);
         if feed.stop_at.is_some_and(|stop| to >= stop) {
             feed.tell_caught_up = Some(to);
             self.turns.push_back(handle);
@@ -280,6 +280,10 @@ impl Subscription {
                     handle,
                     offset: offset.0,
                     ended,
+                    leader_epoch: (feed.next == offset)
+                        .then_some(feed.leader_epoch)
+                        .flatten()
+                        .map(|epoch| epoch.0),
                 },
             );
             return true;
@@ -322,7 +326,7 @@ impl Subscription {
             let fetch = Fetch {
                 partition: feed.partition,
                 offset: feed.next,
-                leader_epoch: None,
+                leader_epoch: feed.leader_epoch,
                 bytes_max: FETCH_BYTES,
                 wait_ms: if feed.caught_up { WAIT_MS } else { 0 },
             };
@@ -453,6 +457,7 @@ impl Subscription {
                         return;
                     };
                     feed.next = next;
+                    feed.leader_epoch = Some(Term(served.leader_epoch));
                     feed.topic = Rc::clone(topic);
                     if let Some(ready) = ready {
                         feed.ready_bytes += ready.bytes();

@@ -116,7 +116,7 @@ impl Opening {
         let start = match (committed, self.from) {
             // What retention took away since the commit cannot be served: on from what is there.
             (Some(committed), _) => committed.max(self.at(Position::Start).await?),
-            (None, At::Offset(offset)) => offset,
+            (None, At::Offset(offset, _)) => offset,
             (None, At::Position(position)) => self.at(position).await?,
         };
         let stop = if self.stop_at_end {

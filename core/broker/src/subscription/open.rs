@@ -116,6 +116,9 @@ impl Subscription {
 
     fn open_fixed(&mut self, topic: Rc<TopicMeta>, partition: Partition, from: At) {
         let handle = self.feeds.insert(topic, partition, GroupEpoch(0));
+        if let Some(feed) = self.feeds.feed(handle) {
+            feed.named = from.named();
+        }
         let opening = Opening {
             shard: self.session.shared.shards.of(partition).clone(),
             partition,

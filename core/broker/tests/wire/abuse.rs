@@ -164,6 +164,7 @@ fn a_client_that_never_reads_holds_back_only_itself() {
             topics: vec!["t".to_owned()],
             from: Some(StartAt {
                 at: Some(start_at::At::Start(true)),
+                leader_epoch: None,
             }),
             credit_bytes: 1 << 40,
             ..Subscribe::default()

@@ -94,6 +94,7 @@ fn whole_topic() -> Subscribe {
         topics: vec!["t".to_owned()],
         from: Some(StartAt {
             at: Some(start_at::At::Start(true)),
+            leader_epoch: None,
         }),
         credit_bytes: 1 << 20,
         stop_at_end: true,

@@ -16,6 +16,7 @@ fn member(topic: &str) -> Subscribe {
         topics: vec![topic.to_owned()],
         from: Some(StartAt {
             at: Some(start_at::At::Start(true)),
+            leader_epoch: None,
         }),
         credit_bytes: 1 << 20,
         ..Subscribe::default()
@@ -83,6 +84,7 @@ fn a_second_member_takes_over_half_and_goes_on_at_the_commits() {
                 handle: *handle,
                 offset: 2,
                 metadata: "m".to_owned(),
+                leader_epoch: None,
             })
             .collect();
         first.frame(Kind::Commit, &Commit { tag: 1, offsets }).await;
@@ -131,6 +133,7 @@ fn a_second_member_takes_over_half_and_goes_on_at_the_commits() {
             handle: revoked[0],
             offset: 3,
             metadata: String::new(),
+            leader_epoch: None,
         }];
         first.frame(Kind::Commit, &Commit { tag: 2, offsets }).await;
         loop {
@@ -197,6 +200,7 @@ fn a_commit_is_bounded() {
                 handle: owned[0].1,
                 offset: 1,
                 metadata: String::new(),
+                leader_epoch: None,
             };
             vec![offset; count]
         };

@@ -218,6 +218,7 @@ fn spans_of_a_batch_its_delivery_and_requests_are_exported() {
             topics: vec!["t".to_owned()],
             from: Some(StartAt {
                 at: Some(start_at::At::Start(true)),
+                leader_epoch: None,
             }),
             credit_bytes: 1 << 20,
             ..Subscribe::default()

@@ -12,6 +12,7 @@ use crate::client::{World, batch, values};
 fn from_start() -> Option<StartAt> {
     Some(StartAt {
         at: Some(start_at::At::Start(true)),
+        leader_epoch: None,
     })
 }
 
@@ -207,6 +208,7 @@ fn a_consumer_at_the_tail_gets_what_comes_within_its_credit() {
         // Nothing more without credit: the answer to a seek is the next frame.
         let to = Some(StartAt {
             at: Some(start_at::At::Offset(2)),
+            leader_epoch: None,
         });
         stream
             .frame(
@@ -254,6 +256,7 @@ fn pause_and_seek_hold_for_their_partition() {
         // A seek's answer proves that the pause before it was taken.
         let to = Some(StartAt {
             at: Some(start_at::At::Start(true)),
+            leader_epoch: None,
         });
         stream
             .frame(

@@ -81,6 +81,7 @@ fn error() -> Error {
         unknown_outcome: true,
         retry_after_ms: 20,
         tag: 3,
+        safe_offset: Some(41),
     }
 }
 
@@ -120,7 +121,10 @@ fn topic() -> TopicInfo {
 }
 
 fn start(at: start_at::At) -> StartAt {
-    StartAt { at: Some(at) }
+    StartAt {
+        at: Some(at),
+        leader_epoch: None,
+    }
 }
 
 fn connection() -> Vec<Sample> {
@@ -388,7 +392,10 @@ fn consuming() -> Vec<Sample> {
         partitions: vec![FixedPartition {
             topic: text("logs"),
             partition: 3,
-            from: Some(start(start_at::At::Offset(41))),
+            from: Some(StartAt {
+                leader_epoch: Some(2),
+                ..start(start_at::At::Offset(41))
+            }),
         }],
         from: Some(start(start_at::At::TimestampMs(1_700_000_000_000))),
         member: 5,
@@ -400,7 +407,7 @@ fn consuming() -> Vec<Sample> {
             parameters: vec![setting()],
         }],
         stop_at_end: true,
-        open_ms: 0,
+        open_ms: 60_000,
     };
     let assigned = AssignedPartition {
         handle: 6,
@@ -425,6 +432,7 @@ fn consuming() -> Vec<Sample> {
         handle: 6,
         offset: 44,
         metadata: text("m"),
+        leader_epoch: Some(2),
     };
     let failed = PartitionError {
         handle: 6,
@@ -475,6 +483,7 @@ fn consuming() -> Vec<Sample> {
                 handle: 6,
                 offset: 50,
                 ended: true,
+                leader_epoch: Some(2),
             },
         ),
         sample("", Kind::PartitionError, "PartitionError", &failed),

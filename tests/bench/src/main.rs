@@ -83,9 +83,19 @@ struct Cli {
     fail_on_regression: Option<f64>,
 }
 
-/// The processes of the ceilings that stand for the broker; started by the rows.
+/// A ceiling alone, and the processes of the ceilings that stand for the broker, which rows start.
 #[derive(Debug, Subcommand)]
 enum ChildProcess {
+    /// A ceiling program and its client alone, for a profiler: prints its figures as JSON.
+    Ceiling {
+        #[arg(value_enum)]
+        which: ceiling::Which,
+        #[command(flatten)]
+        load: Load,
+        /// Where it writes (default: the temporary directory).
+        #[arg(long, value_name = "DIR")]
+        data: Option<PathBuf>,
+    },
     #[command(hide = true, name = ceiling::RECEIVER)]
     Receiver {
         #[arg(long)]
@@ -109,6 +119,12 @@ impl ChildProcess {
     /// Do the work, then stay until whoever started this is done looking at it.
     fn run(&self) -> Result<()> {
         match self {
+            Self::Ceiling { which, load, data } => {
+                cleanup::install()?;
+                let run = ceiling::alone(*which, load, data.as_deref())?;
+                println!("{}", serde_json::to_string(&run)?);
+                return Ok(());
+            }
             Self::Receiver { data, load } => ceiling::serve_receiver(data, load)?,
             Self::Echo { load } => ceiling::serve_echo(load)?,
             Self::Sender { load } => ceiling::serve_sender(load)?,

@@ -1,4 +1,4 @@
-//! The program says which rows there are, and names what it needs.
+//! The program says which rows there are, names what it needs, and its ceilings run.
 
 use std::process::{Command, Output};
 
@@ -27,7 +27,14 @@ fn every_row_of_the_design_is_listed() {
         "produce-2-shards",
         "consume-tail",
         "consume-cold",
+        "partitions-10000",
+        "restart-10gb",
+        "filter",
         "process",
+        "memory",
+        "connections-5000",
+        "subscriptions-1000",
+        "idle-cpu",
     ] {
         assert!(listed.contains(&row), "{row} is not in:\n{text}");
     }
@@ -39,4 +46,31 @@ fn an_unknown_row_is_named() {
     assert!(!output.status.success());
     let words = String::from_utf8_lossy(&output.stderr);
     assert!(words.contains("no row `produse`"), "{words}");
+}
+
+#[test]
+fn the_ceilings_measure() {
+    for which in ["produce", "ping", "consume"] {
+        let output = bench(&["ceiling", which, "--records", "6400", "--in-flight", "4"]);
+        assert!(output.status.success(), "{which}: {output:?}");
+        let run: serde_json::Value = serde_json::from_slice(&output.stdout).expect("it is JSON");
+        let number = |name: &str| {
+            let value = run[name].as_f64();
+            value.unwrap_or_else(|| panic!("{which}: no {name} in {run}"))
+        };
+        let ratio = number("mb_per_s") / number("records_per_s");
+        assert!(
+            (ratio - 1024.0 / 1e6).abs() < 1e-9,
+            "records are 1 KiB: {run}"
+        );
+        let batches = number("records_per_s") / number("batches_per_s");
+        assert!((batches - 64.0).abs() < 1e-6, "64 records a batch: {run}");
+        if which != "consume" {
+            assert!(
+                number("p50_ms") > 0.0 && number("p50_ms") <= number("p99_ms"),
+                "{run}"
+            );
+        }
+        assert!(number("cpu_s_per_gb") >= 0.0, "{run}");
+    }
 }

@@ -21,6 +21,7 @@ mod quic;
 mod receiver;
 mod sender;
 
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Barrier};
 
@@ -40,6 +41,27 @@ pub(crate) use receiver::{echo as serve_echo, serve as serve_receiver};
 pub(crate) const RECEIVER: &str = "ceiling-receiver";
 pub(crate) const ECHO: &str = "ceiling-echo";
 pub(crate) const SENDER: &str = "ceiling-sender";
+
+/// A ceiling that runs over the network.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+pub(crate) enum Which {
+    Produce,
+    Ping,
+    Consume,
+}
+
+/// One run of one of them, system calls counted.
+pub(crate) fn alone(which: Which, load: &Load, data: Option<&Path>) -> Result<Run> {
+    let pass = Pass {
+        share: 1.0,
+        counts_syscalls: true,
+    };
+    match which {
+        Which::Produce => produce(load, &[DataDir::new(data)?], &pass),
+        Which::Ping => ping(load, &pass),
+        Which::Consume => consume(load, &pass),
+    }
+}
 
 /// Durable produce into so many receivers at once, each with its part of the load. Each directory is
 /// one receiver's; used again, it is not allocated again.

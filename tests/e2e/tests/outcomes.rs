@@ -22,7 +22,7 @@ fn a_filtered_batch_tells_each_record_where_it_is() -> Result<()> {
         .enable_all()
         .build()?;
     let stored = runtime.block_on(async {
-        let client = Client::connect(Context::load(&broker.context())?).await?;
+        let client = Client::connect(Context::load(broker.context())?).await?;
         let producer = client.producer().build().await?;
         let topic = producer.topic("logs").await?;
         // Nothing yields here, so that these are one batch; then one of which nothing is kept.

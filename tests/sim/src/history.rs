@@ -359,6 +359,9 @@ impl History {
         else {
             return;
         };
+        if self.read_only {
+            return; // a commit is refused either way
+        }
         let cut = self.cut_below(*partition, offset.0, Some(*leader_epoch));
         let known = self.partitions.entry(*partition).or_default();
         let fits =

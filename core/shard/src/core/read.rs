@@ -27,7 +27,9 @@ impl ShardCore {
         let Some((slot, shown, end)) = self.readable(fetch.partition) else {
             return self.unknown_partition(token, fetch.partition);
         };
+        // What a read-only shard could not replay is damaged, not cut away.
         if let Some(leader_epoch) = fetch.leader_epoch
+            && !matches!(self.writes, Writes::ReadOnly(_))
             && let Some(safe) = self
                 .state
                 .truncated(fetch.partition, fetch.offset, leader_epoch)

@@ -252,7 +252,12 @@ impl ShardCore {
             self.gate.hold(self.gate.durable(), held);
             return self.release();
         }
-        if !self.config.log.sync_each_group && matches!(held, Held::Answer { .. }) {
+        // A start that readers were told of, and bytes that were let go, do not come back either.
+        let is_told = matches!(
+            held,
+            Held::Answer { .. } | Held::Start { .. } | Held::Gone { .. }
+        );
+        if !self.config.log.sync_each_group && is_told {
             self.gate
                 .hold_synced(self.installed, self.installed_other, held);
             self.sync_due |= self.installed_other > self.synced();

@@ -134,16 +134,22 @@ impl ChildProcess {
     }
 }
 
-fn main() -> Result<ExitCode> {
+fn main() -> ExitCode {
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
         .with_max_level(tracing_subscriber::filter::LevelFilter::WARN)
         .init();
-    let cli = Cli::parse();
+    dispatch(&Cli::parse()).unwrap_or_else(|error| {
+        eprintln!("millstream-bench: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+fn dispatch(cli: &Cli) -> Result<ExitCode> {
     match &cli.child {
         Some(child) => child.run()?,
         None if cli.list => list(),
-        None => return run(&cli),
+        None => return run(cli),
     }
     Ok(ExitCode::SUCCESS)
 }

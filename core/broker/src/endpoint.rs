@@ -14,6 +14,7 @@ use rustls::crypto::ring;
 use crate::Error;
 use crate::broker::Shared;
 use crate::config::Config;
+use crate::session::STREAMS_FIRST;
 use crate::steering::SteeredIds;
 
 /// Handshakes that wait for the accept loop; more are dropped and come again.
@@ -125,7 +126,9 @@ fn transport(config: &Config) -> Result<TransportConfig, Error> {
         .mtu_discovery_config(Some(discovery))
         .max_idle_timeout(Some(idle))
         .keep_alive_interval(Some(Duration::from_millis(quic.keep_alive_ms)))
-        .max_concurrent_bidi_streams(VarInt::from_u32(config.limits.streams_max))
+        .max_concurrent_bidi_streams(VarInt::from_u32(
+            STREAMS_FIRST.min(config.limits.streams_max),
+        ))
         .max_concurrent_uni_streams(VarInt::from_u32(0))
         .stream_receive_window(VarInt::from_u32(quic.stream_window_bytes))
         .receive_window(VarInt::from_u32(quic.connection_window_bytes))

@@ -4,7 +4,8 @@
 //! known until a batch among them is answered; who waits for it holds nothing that another could wait
 //! for, and a connection may take a quarter. *Send*: records on their way out, counted until QUIC
 //! itself lets go of the bytes, and shared so that slow clients leave room for others: a connection may
-//! hold an eighth of what is still free, so that each slow one leaves eight ninths of that.
+//! hold an eighth of what is still free, so that each slow one leaves eight ninths of that, and one batch
+//! in any case: the bound may be passed by a batch a connection, and nobody is starved by others.
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -135,10 +136,18 @@ impl SendShare {
         }
     }
 
-    /// Whether this connection may take more: while it holds less than its part of what is free.
+    /// Whether this connection may take more.
     pub(crate) fn has_room(&self) -> bool {
+        self.room() > 0
+    }
+
+    /// How much more this connection may take: what it lacks of its part of what is free. Who holds
+    /// nothing may always take something, at least one batch, however much others hold.
+    pub(crate) fn room(&self) -> usize {
         let free = self.total.bytes_max.saturating_sub(self.total.bytes());
-        self.own.load(Ordering::Relaxed) < free / SHARE_OF_FREE
+        let own = self.own.load(Ordering::Relaxed);
+        let room = (free / SHARE_OF_FREE).saturating_sub(own);
+        room.max(usize::from(own == 0))
     }
 
     /// Count `bytes` until the last clone of the result is dropped.
@@ -218,6 +227,19 @@ mod tests {
         let other = SendShare::new(&bounds.send);
         assert!(other.has_room(), "{} of 1000 held", bounds.send.bytes());
         assert!(bounds.send.bytes() <= 1_000);
+    }
+
+    #[test]
+    fn who_holds_nothing_may_take_something_whatever_others_hold() {
+        let bounds = bounds();
+        let rest = SendShare::new(&bounds.send).hold(Bytes::from_static(&[0; 1_200]));
+        let other = SendShare::new(&bounds.send);
+        assert_eq!(other.room(), 1, "with {} of 1000 held", bounds.send.bytes());
+        let one = other.hold(Bytes::from_static(&[0; 10]));
+        assert!(!other.has_room(), "one batch at a time");
+        drop(rest);
+        assert_eq!(other.room(), 990 / SHARE_OF_FREE - 10);
+        drop(one);
     }
 
     #[tokio::test]

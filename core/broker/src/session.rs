@@ -2,7 +2,7 @@
 //!
 //! Absent: what requests, producers and subscriptions do.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,6 +22,10 @@ use crate::metrics::Alive;
 use crate::stream::{FrameReader, ReadEnd, Received, refuse, write_frame};
 use crate::thread::Thread;
 use crate::{producer, refusals, requests, subscription};
+
+/// Streams that a connection may have open at first; twice as many whenever half of them are, up to
+/// `limits.streams_max`. QUIC keeps 70 bytes for every stream that could be opened.
+pub(crate) const STREAMS_FIRST: u32 = 64;
 
 /// What the streams of one connection share.
 #[derive(Debug)]
@@ -76,9 +80,22 @@ pub(crate) async fn serve(
         thread,
     });
     tokio::task::spawn_local(expect_hello(Rc::clone(&session), hello));
+    let open = Rc::new(Cell::new(0));
     // Until the peer or the stop of the broker closes the connection.
+    let streams_max = shared.config.limits.streams_max;
+    let mut allowed = STREAMS_FIRST.min(streams_max);
     while let Ok((send, recv)) = connection.accept_bi().await {
-        tokio::task::spawn_local(stream(Rc::clone(&session), send, recv));
+        let open = Rc::clone(&open);
+        open.set(open.get() + 1);
+        if open.get() > allowed / 2 && allowed < streams_max {
+            allowed = allowed.saturating_mul(2).min(streams_max);
+            connection.set_max_concurrent_bi_streams(VarInt::from_u32(allowed));
+        }
+        let session = Rc::clone(&session);
+        tokio::task::spawn_local(async move {
+            stream(session, send, recv).await;
+            open.set(open.get() - 1);
+        });
     }
     tracing::debug!(client = %session.client.borrow(), reason = ?connection.close_reason(), "a connection ended");
 }

@@ -313,7 +313,8 @@ impl Subscription {
             if !feed.caught_up && feeds.catching_up >= CATCHING_UP_MAX {
                 return;
             }
-            if !self.session.send.has_room() {
+            let room = self.session.send.room();
+            if room == 0 {
                 feeds.starved = true;
                 return;
             }
@@ -327,7 +328,7 @@ impl Subscription {
                 partition: feed.partition,
                 offset: feed.next,
                 leader_epoch: feed.leader_epoch,
-                bytes_max: FETCH_BYTES,
+                bytes_max: room.min(FETCH_BYTES),
                 wait_ms: if feed.caught_up { WAIT_MS } else { 0 },
             };
             let tag = u64::from(handle) << 32 | u64::from(feed.fetches);
@@ -440,6 +441,9 @@ impl Subscription {
             if feed.stop_at.is_some_and(|stop| served.base_offset >= stop) {
                 feed.next = served.base_offset;
                 break;
+            }
+            if !self.session.send.has_room() {
+                break; // many fetches came at once: the rest is fetched again when there is room
             }
             let next = Offset(served.last_offset.0 + 1);
             let partition = feed.partition.index;

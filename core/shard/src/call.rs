@@ -221,7 +221,7 @@ pub struct FilterStatus {
     pub errors: u64,
     /// Instances killed, of those that ran as well as of those that did not start.
     pub kills: u64,
-    pub micros: u64,
+    pub nanos: u64,
     /// Slow or killed once: it runs on worker threads.
     pub worker: bool,
     /// Killed too often: it does not run until it is deployed again.

@@ -369,7 +369,7 @@ fn produce_filters(shards: &[Status]) -> impl Iterator<Item = Family> + '_ {
         (
             "millstream_filter_seconds_total",
             "Time spent in filters at produce",
-            |f| f.micros as f64 / 1e6,
+            |f| f.nanos as f64 / 1e9,
         ),
     ];
     columns.into_iter().map(move |(name, help, value)| {
@@ -423,7 +423,7 @@ fn subscribe_filters(rows: &[FilterStatus]) -> impl Iterator<Item = Family> + '_
         (
             "millstream_subscribe_filter_seconds_total",
             "Time spent in filters for subscriptions",
-            |f| f.micros as f64 / 1e6,
+            |f| f.nanos as f64 / 1e9,
         ),
     ];
     columns.into_iter().map(move |(name, help, value)| Family {

@@ -299,7 +299,7 @@ impl FilterHost {
                 count.calls += 1;
                 count.records += u64::from(batch.header().records);
                 count.kept += kept;
-                count.micros += started.elapsed().as_micros() as u64;
+                count.nanos += started.elapsed().as_nanos() as u64;
             });
         }
         self.index = Some(open.into_index());

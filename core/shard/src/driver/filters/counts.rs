@@ -39,7 +39,7 @@ impl FilterCounts {
                 count.kept += row.kept;
                 count.errors += row.errors;
                 count.kills += row.kills;
-                count.micros += row.micros;
+                count.nanos += row.nanos;
             });
         }
     }

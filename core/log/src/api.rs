@@ -85,6 +85,14 @@ pub struct Entry {
     pub raw_len: usize,
 }
 
+impl Entry {
+    /// Copy what is held, so that the memory it was read into can go.
+    pub(crate) fn let_go(&mut self) {
+        self.fact = Bytes::copy_from_slice(&self.fact);
+        self.raw = Bytes::copy_from_slice(&self.raw);
+    }
+}
+
 /// What to fetch. `token` comes back with the answer.
 #[derive(Clone, Copy, Debug)]
 pub struct Fetch {

@@ -249,7 +249,8 @@ impl Log {
         }
     }
 
-    /// From the run at `i` on, as far as groups are hot.
+    /// From the run at `i` on, as far as groups are hot. Once readers hold half of the hot tail's memory,
+    /// they get copies: those who do not read must not leave the others to the disk.
     fn hot_entries(&self, fetch: &Fetch, i: usize) -> Vec<Entry> {
         let mut entries = Vec::new();
         let mut taken = 0;
@@ -266,6 +267,11 @@ impl Log {
             {
                 break;
             }
+        }
+        if self.write.buffers.used_bytes()
+            > self.index.hot_bytes() + self.config.hot_tail_bytes_max / 2
+        {
+            entries.iter_mut().for_each(Entry::let_go);
         }
         entries
     }
@@ -430,6 +436,10 @@ impl Log {
                             break;
                         }
                     }
+                }
+                // A batch may be held for long: by who does not read it. It must not hold its neighbours.
+                if taken < bytes.len() / 2 {
+                    entries.iter_mut().for_each(Entry::let_go);
                 }
                 // What precedes the damage is served first; the next fetch begins at it.
                 let result = match error {

@@ -105,6 +105,8 @@ pub(crate) struct Index {
     groups: VecDeque<RecentGroup>,
     /// So many of them, the oldest, are not hot; all after them are.
     cold: usize,
+    /// Bytes of hot groups.
+    hot_bytes: usize,
 }
 
 impl Index {
@@ -114,6 +116,7 @@ impl Index {
             place, buf, runs, ..
         } = group;
         let hot = Bytes::from_owner(Shared(buf));
+        self.hot_bytes += hot.len();
         self.add(place.number, place.file, place.at, &runs, Some(hot));
     }
 
@@ -186,13 +189,24 @@ impl Index {
         self.sealed.insert(number, file);
     }
 
+    pub(crate) fn hot_bytes(&self) -> usize {
+        self.hot_bytes
+    }
+
     /// Drop what the bound or a seal no longer lets stay in memory. `unsealed` is the oldest file
     /// without a footer.
     pub(crate) fn trim(&mut self, hot_bytes_max: usize, unsealed: u64, pool: &mut BufferPool) {
-        while pool.used_bytes() > hot_bytes_max
-            && let Some(group) = self.groups.get_mut(self.cold)
-        {
-            group.hot = None;
+        // A quarter of the bound stays for the newest groups when readers hold on to older ones.
+        let (target, least) = (hot_bytes_max / 4 * 3, hot_bytes_max / 4);
+        loop {
+            let used = pool.used_bytes();
+            if used <= target || (used <= hot_bytes_max && self.hot_bytes <= least) {
+                break;
+            }
+            let Some(group) = self.groups.get_mut(self.cold) else {
+                break;
+            };
+            self.hot_bytes -= group.hot.take().map_or(0, |bytes| bytes.len());
             self.cold += 1;
         }
         pool.trim(hot_bytes_max);

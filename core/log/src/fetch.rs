@@ -89,6 +89,8 @@ impl Log {
                     }
                     if self.reader.is_ahead(&stretch) {
                         self.reader.waiting.push(goal);
+                    } else if !self.reader.has_room(stretch.len) {
+                        self.reader.queued.push_back(goal);
                     } else {
                         self.read_stretch(Reading::Stretch { goal, stretch });
                     }
@@ -326,6 +328,7 @@ impl Log {
             unreachable!("sections are read by read_section")
         };
         self.reader.began(stretch.file);
+        self.reader.reading_bytes += stretch.len;
         let op = IoOp::Read {
             file: FileId::Wal(stretch.file),
             at: stretch.at,
@@ -347,6 +350,7 @@ impl Log {
             }
             Reading::Stretch { goal, stretch } => {
                 self.reader.ended(stretch.file);
+                self.reader.reading_bytes -= stretch.len;
                 match result {
                     Ok(bytes) => {
                         if bytes.len() == stretch.len {
@@ -366,6 +370,7 @@ impl Log {
                     .ahead
                     .retain(|a| *a != (stretch.file, stretch.at, stretch.len));
                 self.reader.ended(stretch.file);
+                self.reader.reading_bytes -= stretch.len;
                 if let Ok(bytes) = result
                     && bytes.len() == stretch.len
                     && !self.space.is_freeing(stretch.file)
@@ -375,6 +380,15 @@ impl Log {
                 for goal in std::mem::take(&mut self.reader.waiting) {
                     self.pursue(goal, true);
                 }
+            }
+        }
+        // They look again from the start: what they want may have been read for another by now.
+        for _ in 0..self.reader.queued.len() {
+            if !self.reader.has_room(READ_BYTES_MAX as usize) {
+                break;
+            }
+            if let Some(goal) = self.reader.queued.pop_front() {
+                self.pursue(goal, true);
             }
         }
         self.let_files_go();
@@ -507,6 +521,7 @@ impl Log {
         if let Next::Stretch(mut stretch) = self.step_fetch(ahead)
             && self.reader.stretch(&mut stretch).is_none()
             && !self.reader.is_ahead(&stretch)
+            && self.reader.has_room(stretch.len)
         {
             self.reader
                 .ahead

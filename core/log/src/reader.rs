@@ -16,6 +16,8 @@ use crate::rescan::Rescan;
 
 /// Cold reads kept.
 const STRETCH_CACHE_BYTES: usize = 16 << 20;
+/// Cold reads in flight.
+const READING_BYTES_MAX: usize = 16 << 20;
 /// Footer sections kept.
 const SECTION_CACHE_BYTES: usize = 4 << 20;
 
@@ -79,6 +81,10 @@ pub(crate) struct Reader {
     pub(crate) cold_ends: FxHashMap<PartitionSlot, Offset>,
     /// `(file, at, length)` of reads ahead in flight.
     pub(crate) ahead: SmallVec<[(u64, u64, usize); 8]>,
+    /// Bytes of stretches being read.
+    pub(crate) reading_bytes: usize,
+    /// Wait until fewer are.
+    pub(crate) queued: VecDeque<Goal>,
     /// Wait for a read ahead; all are looked at again when one is done.
     pub(crate) waiting: Vec<Goal>,
     /// Entries were lost to damage: a gap between batches may be one of them.
@@ -88,6 +94,11 @@ pub(crate) struct Reader {
 impl Reader {
     pub(crate) fn is_reading(&self, file: u64) -> bool {
         self.in_flight.contains_key(&file)
+    }
+
+    /// Whether a read of so many bytes may begin. One may in any case.
+    pub(crate) fn has_room(&self, len: usize) -> bool {
+        self.reading_bytes == 0 || self.reading_bytes + len <= READING_BYTES_MAX
     }
 
     pub(crate) fn cache_bytes(&self) -> usize {

@@ -1,7 +1,9 @@
 //! Append, flush, fetch hot and cold, reopen.
 
 use millstream_batch::ids::{Lsn, Offset, PartitionSlot};
-use millstream_log::{Append, Event, FetchError, Refused};
+use millstream_batch::limits::BLOCK_BYTES;
+use millstream_log::io::IoOp;
+use millstream_log::{Append, Event, Fetch, FetchError, Refused};
 
 use crate::disk::{Disk, SEGMENT, Shard, batch, config, payload};
 
@@ -353,6 +355,45 @@ fn who_holds_one_batch_holds_not_what_was_read_or_written_with_it() {
         cold,
         "the tail is still hot"
     );
+}
+
+#[test]
+fn many_cold_readers_wait_for_each_other() {
+    let mut config = config();
+    config.hot_tail_bytes_max = 0;
+    let mut shard = Shard::open(Disk::default(), config);
+    for offset in 0..30 {
+        shard.put(1, offset, &payload(1, offset, 20_000));
+    }
+    for token in 0..1_000 {
+        shard.log.fetch(Fetch {
+            token: 1 << 32 | token,
+            slot: PartitionSlot(1),
+            offset: Offset(token % 20),
+            end: Offset(30),
+            bytes_max: 100_000,
+        });
+    }
+    let mut most = 0;
+    loop {
+        shard.drain();
+        let reads = shard.waiting.iter().map(|io| match io.op {
+            IoOp::Read { len, .. } => len,
+            _ => 0,
+        });
+        most = most.max(reads.sum());
+        if !shard.step() {
+            break;
+        }
+    }
+    // Sections of footers, a block each, are not bounded; what they lead to is.
+    let sections = 1_000 * BLOCK_BYTES;
+    assert!(
+        ((8 << 20)..=(16 << 20) + sections).contains(&most),
+        "{most} bytes are read at once"
+    );
+    let served = |event: &&Event| matches!(event, Event::Fetched { result: Ok(entries), .. } if !entries.is_empty());
+    assert_eq!(shard.events.iter().filter(served).count(), 1_000);
 }
 
 #[test]

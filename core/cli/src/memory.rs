@@ -9,6 +9,8 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 /// thread then stands still for milliseconds while the kernel zeroes 2 MiB of them.
 pub(crate) fn before_serving() {
     if let Err(error) = rustix::thread::disable_transparent_huge_pages(true) {
-        tracing::debug!("huge pages stay on: {error}; the first batches after a start may be slower");
+        tracing::debug!(
+            "huge pages stay on: {error}; the first batches after a start may be slower"
+        );
     }
 }

@@ -266,11 +266,11 @@ impl History {
                 self.counts.truncated += 1;
                 self.truncated(asked, refusal);
             }
-            (_, Answer::Reply(Reply::Producer { pid, epoch })) => {
-                if !self.identities.insert((*pid, *epoch)) {
-                    let what = format!("producer {pid} epoch {epoch} was given to two");
-                    self.violation("told_is_kept", what);
-                }
+            (_, Answer::Reply(Reply::Producer { pid, epoch }))
+                if !self.identities.insert((*pid, *epoch)) =>
+            {
+                let what = format!("producer {pid} epoch {epoch} was given to two");
+                self.violation("told_is_kept", what);
             }
             (Asked::Fetch(fetch), Answer::Error(Error::Damaged { from, to })) => {
                 self.counts.damaged += 1;

@@ -324,12 +324,11 @@ fn who_never_says_hello_leaves_nothing_behind() {
             world.connect_silently().await,
             world.connect_silently().await,
         );
-        let mut put_out = silent.open().await;
-        drop(put_out.send.write_all(&large).await); // fails when the connection is closed first
-        silent.connection.closed().await;
-        let mut left = leaving.open().await;
-        drop(left.send.write_all(&large[..1 << 20]).await); // as above
+        let (mut left, mut put_out) = (leaving.open().await, silent.open().await);
+        drop(left.send.write_all(&large[..1 << 20]).await); // fails when the connection is closed first
         leaving.connection.close(0u32.into(), b"");
+        drop(put_out.send.write_all(&large).await); // as above
+        silent.connection.closed().await;
         let other = world.connect().await;
         loop {
             alive(&other).await;

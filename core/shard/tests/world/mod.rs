@@ -118,7 +118,7 @@ pub(crate) fn produce(sequence: u64, keys: &[&str]) -> Call {
 
 pub(crate) fn produced(answer: &Answer) -> Produced {
     match answer {
-        Answer::Reply(Reply::Produced(produced)) => *produced,
+        Answer::Reply(Reply::Produced(produced)) | Answer::Filtered { produced, .. } => *produced,
         other => panic!("{other:?}"),
     }
 }

@@ -1,13 +1,16 @@
 //! Running other programs, and installing what they need.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
 
-/// The workspace's root.
+/// The workspace's root: of the checkout that `cargo xtask` was called in, which need not be the one this
+/// program was built in when two share a target directory.
 pub(crate) fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
+    let manifest = std::env::var_os("CARGO_MANIFEST_DIR");
+    manifest
+        .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from)
         .ancestors()
         .nth(2)
         .expect("core/xtask is two below the root")

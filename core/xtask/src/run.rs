@@ -1,6 +1,6 @@
 //! Running other programs, and installing what they need.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};

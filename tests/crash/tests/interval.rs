@@ -32,7 +32,7 @@ fn a_reader_past_a_cut_is_told_and_goes_on_from_the_safe_offset() -> Result<()> 
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    let client = runtime.block_on(Client::connect(Context::load(&broker.context())?))?;
+    let client = runtime.block_on(Client::connect(Context::load(broker.context())?))?;
     let (mut told, mut resuming) = runtime.block_on(async {
         send(&client, "old", 10).await?;
         let mut told = client.consumer().topic("t").build().await?;
@@ -57,7 +57,7 @@ fn a_reader_past_a_cut_is_told_and_goes_on_from_the_safe_offset() -> Result<()> 
     let broker = start(data, Some(port))?;
 
     runtime.block_on(async {
-        let client = Client::connect(Context::load(&broker.context())?).await?;
+        let client = Client::connect(Context::load(broker.context())?).await?;
         send(&client, "new", 5).await?;
         let refusal = tokio::time::timeout(PATIENCE, told.next()).await?;
         let error = refusal

@@ -266,12 +266,7 @@ impl History {
                 self.counts.truncated += 1;
                 self.truncated(asked, refusal);
             }
-            (_, Answer::Reply(Reply::Producer { pid, epoch }))
-                if !self.identities.insert((*pid, *epoch)) =>
-            {
-                let what = format!("producer {pid} epoch {epoch} was given to two");
-                self.violation("told_is_kept", what);
-            }
+            (_, Answer::Reply(Reply::Producer { pid, epoch })) => self.identified(*pid, *epoch),
             (Asked::Fetch(fetch), Answer::Error(Error::Damaged { from, to })) => {
                 self.counts.damaged += 1;
                 self.partitions
@@ -343,6 +338,14 @@ impl History {
                 "{partition}: went on at {offset} after epoch {epoch:?}, of which {lost:?} was lost, and was not told"
             );
             self.violation("truncation_told", what);
+        }
+    }
+
+    /// An identity was given out.
+    fn identified(&mut self, pid: ProducerId, epoch: ProducerEpoch) {
+        if !self.identities.insert((pid, epoch)) {
+            let what = format!("producer {pid} epoch {epoch} was given to two");
+            self.violation("told_is_kept", what);
         }
     }
 

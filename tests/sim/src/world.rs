@@ -732,7 +732,8 @@ impl World {
     // --- mishaps -----------------------------------------------------------------------------------
 
     fn mishap(&mut self, mishap: Mishap) {
-        if self.closing && !(mishap == Mishap::Crash && self.failed) {
+        // An audit opens and crashes the shard itself: nobody would open it again after a mishap.
+        if self.auditing || (self.closing && !(mishap == Mishap::Crash && self.failed)) {
             return;
         }
         self.say(|_| format!("mishap: {mishap:?}"));

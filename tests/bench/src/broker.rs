@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
 use crate::process::{Child, Finished, finish};
@@ -19,8 +19,8 @@ const START_MAX: Duration = Duration::from_secs(60);
 const STOP_MAX: Duration = Duration::from_secs(30);
 /// No client takes so long, whatever its load.
 pub(crate) const CLIENT_MAX: Duration = Duration::from_secs(900);
-/// How often it is asked whether it is ready: this bounds the error of the time that is reported.
-const READY_EVERY: Duration = Duration::from_millis(1);
+/// How often it is asked for a figure that somebody waits for: it tells figures only when asked.
+const ASK_EVERY: Duration = Duration::from_millis(10);
 const ANSWER_MAX: u64 = 64 << 20;
 
 /// How a broker is set up.
@@ -74,10 +74,12 @@ impl Broker {
         command.arg("--config").arg(&config);
         command.args(["--listen", &listen.to_string(), "--http", &http.to_string()]);
         command.args(["--shards", &setup.shards.to_string()]);
+        // With this it says, in one line on its standard output, that it serves.
+        command.args(["--output", "json"]);
         let words = directory.join("broker.log");
         command
             .stdin(Stdio::null())
-            .stdout(Stdio::null())
+            .stdout(Stdio::piped())
             .stderr(std::fs::File::create(&words)?);
         let began = Instant::now();
         let child = Child::spawn(&mut command)?;
@@ -88,7 +90,7 @@ impl Broker {
             http,
             ready_after: Duration::ZERO,
         };
-        broker.wait_until_ready(began).with_context(|| {
+        broker.wait_until_ready().with_context(|| {
             let said = std::fs::read_to_string(&words).unwrap_or_default();
             format!("the broker did not start; it said:\n{said}")
         })?;
@@ -98,6 +100,10 @@ impl Broker {
 
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    pub(crate) fn process(&self) -> &Child {
+        &self.child
     }
 
     /// Where clients find out how to reach it.
@@ -165,6 +171,30 @@ impl Broker {
         sum_of(&text, name)
     }
 
+    /// Ask for such a figure until it is as wanted, at most so long, and give it. An error as soon as
+    /// `needed` ends: the process without which it would never be so.
+    pub(crate) fn wait_for(
+        &self,
+        name: &str,
+        longest: Duration,
+        needed: &Child,
+        is_wanted: impl Fn(f64) -> bool,
+    ) -> Result<f64> {
+        let began = Instant::now();
+        loop {
+            let now = self.metric(name)?;
+            if is_wanted(now) {
+                return Ok(now);
+            }
+            ensure!(
+                began.elapsed() < longest,
+                "{name} is {now}, after {} s",
+                longest.as_secs()
+            );
+            needed.outlives(ASK_EVERY)?;
+        }
+    }
+
     fn get(&self, path: &str) -> Result<(u16, String)> {
         let mut stream = TcpStream::connect(self.http)?;
         stream.set_read_timeout(Some(Duration::from_secs(10)))?;
@@ -180,19 +210,19 @@ impl Broker {
         Ok((status.context("not an answer of HTTP")?, answer))
     }
 
-    fn wait_until_ready(&self, began: Instant) -> Result<()> {
-        while began.elapsed() < START_MAX {
-            self.child.check_alive()?;
-            if self.get("/readyz").is_ok_and(|(status, _)| status == 200) {
-                return Ok(());
-            }
-            std::thread::sleep(READY_EVERY);
-        }
-        bail!(
-            "http://{}/readyz did not answer 200 within {} s",
-            self.http,
-            START_MAX.as_secs()
-        )
+    fn wait_until_ready(&self) -> Result<()> {
+        let serving: Value = serde_json::from_str(&self.child.first_line(START_MAX)?)?;
+        ensure!(
+            serving["http"] == self.http.to_string(),
+            "it serves elsewhere: {serving}"
+        );
+        let (status, answer) = self.get("/readyz")?;
+        ensure!(
+            status == 200,
+            "it says that it serves, but http://{}/readyz answers {answer}",
+            self.http
+        );
+        Ok(())
     }
 }
 

@@ -89,9 +89,9 @@ impl Tracked {
         lock(&self.child)
     }
 
-    /// How it ended, once it has.
-    pub(crate) fn ended(&self) -> Result<Option<ExitStatus>> {
-        Ok(self.child().try_wait()?)
+    /// How it ended. Ask only when it has: this waits, and the child is locked meanwhile.
+    pub(crate) fn status(&self) -> Result<ExitStatus> {
+        Ok(self.child().wait()?)
     }
 }
 

@@ -3,19 +3,19 @@
 //! System calls are counted in a short run of their own, because counting slows what is counted: with
 //! `perf` where the kernel lets it see the tracepoint, else with `strace`, else not at all.
 
+use std::io::{PipeReader, Write as _};
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 
 use crate::cleanup::DataDir;
 use crate::figures::Run;
-use crate::process::{Child, Memory, context_switches, cpu_seconds};
+use crate::process::{Child, Memory, context_switches, cpu_seconds, first_line};
 use crate::sys;
 
 /// `perf` and `strace` attach and end within this.
 const COUNTER_MAX: Duration = Duration::from_secs(10);
-const LOOK: Duration = Duration::from_millis(5);
 
 /// One measurement of a row: the whole load, or a part of it to count system calls by.
 #[derive(Clone, Copy, Debug)]
@@ -114,6 +114,8 @@ pub(crate) fn clients(run: &mut Run, cpu_seconds: f64, work: &Work) {
 #[derive(Debug)]
 struct Counter {
     child: Child,
+    /// Where it said that it counts, and says more that nobody reads: without a reader it would end.
+    _words: PipeReader,
     directory: DataDir,
     parse: fn(&str) -> Option<u64>,
 }
@@ -121,44 +123,67 @@ struct Counter {
 impl Counter {
     /// Nothing where neither program can count.
     fn start(pid: u32) -> Result<Option<Self>> {
-        let pid = pid.to_string();
-        let mut perf = Command::new("perf");
-        perf.args(["stat", "-x,", "-e", "raw_syscalls:sys_enter", "-p", &pid]);
-        let mut strace = Command::new("strace");
-        strace.args(["-f", "-c", "-U", "calls,name", "-p", &pid]);
-        let attached = format!("/proc/{pid}/task");
-        if let Some(counter) = Self::attach(perf, perf_total, has_perf_event)? {
-            return Ok(Some(counter));
+        match Self::perf(pid)? {
+            Some(counter) => Ok(Some(counter)),
+            None => Self::strace(pid),
         }
-        Self::attach(strace, strace_total, |_| is_traced(&attached))
     }
 
-    fn attach(
-        mut command: Command,
-        parse: fn(&str) -> Option<u64>,
-        is_attached: impl Fn(u32) -> bool,
-    ) -> Result<Option<Self>> {
+    /// `perf` begins when it is told to on its standard input, and acknowledges that on the other.
+    fn perf(pid: u32) -> Result<Option<Self>> {
         let directory = DataDir::new(None)?;
-        command.arg("-o").arg(directory.path().join("count"));
-        command
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null());
-        let Ok(child) = Child::spawn(&mut command) else {
+        let (mut words, theirs) = std::io::pipe()?;
+        let (control, mut tell) = std::io::pipe()?;
+        tell.write_all(b"enable\n")?;
+        let spawned = Child::spawn(
+            Command::new("perf")
+                .args(["stat", "-x,", "-e", "raw_syscalls:sys_enter"])
+                .args(["--delay", "-1", "--control", "fd:0,1"])
+                .args(["-p", &pid.to_string(), "-o"])
+                .arg(directory.path().join("count"))
+                .stdin(control)
+                .stdout(theirs)
+                .stderr(Stdio::null()),
+        );
+        let Ok(child) = spawned else {
             return Ok(None); // it is not installed
         };
-        let began = Instant::now();
-        while began.elapsed() < COUNTER_MAX && child.check_alive().is_ok() {
-            if is_attached(child.id()) {
-                return Ok(Some(Self {
-                    child,
-                    directory,
-                    parse,
-                }));
-            }
-            std::thread::sleep(LOOK);
-        }
-        Ok(None)
+        let said = first_line(&mut words, COUNTER_MAX);
+        // Where it sees no tracepoint it ends, or counts nothing.
+        let counts = matches!(said, Ok(Some(word)) if word == "ack") && has_perf_event(child.id());
+        Ok(counts.then_some(Self {
+            child,
+            _words: words,
+            directory,
+            parse: perf_total,
+        }))
+    }
+
+    /// `strace` says when it has attached itself to all threads.
+    fn strace(pid: u32) -> Result<Option<Self>> {
+        let directory = DataDir::new(None)?;
+        let (mut words, theirs) = std::io::pipe()?;
+        let spawned = Child::spawn(
+            Command::new("strace")
+                .args(["-f", "-c", "-U", "calls,name"])
+                .args(["-p", &pid.to_string(), "-o"])
+                .arg(directory.path().join("count"))
+                .stdin(Stdio::null())
+                .stdout(Stdio::null())
+                .stderr(theirs),
+        );
+        let Ok(child) = spawned else {
+            return Ok(None); // it is not installed
+        };
+        let said = first_line(&mut words, COUNTER_MAX);
+        let counts = matches!(said, Ok(Some(word)) if word.contains(" attached"))
+            && is_traced(&format!("/proc/{pid}/task"));
+        Ok(counts.then_some(Self {
+            child,
+            _words: words,
+            directory,
+            parse: strace_total,
+        }))
     }
 
     fn stop(self) -> Result<u64> {

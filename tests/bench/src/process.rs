@@ -4,61 +4,118 @@
 //! figures ([`crate::meter`]).
 
 use std::collections::BTreeMap;
-use std::io::{BufRead as _, BufReader, Read as _};
-use std::process::{Command, Stdio};
+use std::io::Read;
+use std::os::fd::{AsFd, OwnedFd};
+use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use crate::cleanup::Tracked;
+use crate::sys;
 
-/// How often a process is looked at that is about to end.
-const LOOK: Duration = Duration::from_millis(2);
+/// A line that a process says is shorter.
+const LINE_BYTES_MAX: usize = 1 << 20;
 
 /// A child that is killed when dropped.
 #[derive(Debug)]
-pub(crate) struct Child(Tracked);
+pub(crate) struct Child {
+    tracked: Tracked,
+    /// A pidfd: readable once the process has ended (pidfd_open(2)).
+    end: OwnedFd,
+}
 
 impl Child {
     pub(crate) fn spawn(command: &mut Command) -> Result<Self> {
-        Tracked::spawn(command).map(Self)
+        let tracked = Tracked::spawn(command)?;
+        // Nobody waits for it before we do, so its id cannot have been given to another.
+        let pid = Pid::from_child(&tracked.child());
+        let end = pidfd_open(pid, PidfdFlags::empty()).context("no pidfd")?;
+        Ok(Self { tracked, end })
     }
 
     pub(crate) fn id(&self) -> u32 {
-        self.0.id()
+        self.tracked.id()
     }
 
-    /// The first line of its (piped) standard output. Nothing after it can be read any more.
-    pub(crate) fn first_line(&self) -> Result<String> {
-        let out = self.0.child().stdout.take();
-        let mut line = String::new();
-        if BufReader::new(out.context("its output is not piped")?).read_line(&mut line)? == 0 {
-            bail!("it ended without a word");
+    /// The first line of its (piped) standard output, which must come by then. Nothing after it can be
+    /// read any more.
+    pub(crate) fn first_line(&self, longest: Duration) -> Result<String> {
+        let out = self.tracked.child().stdout.take();
+        let mut out = out.context("its output is not piped")?;
+        match first_line(&mut out, longest)? {
+            Some(line) => Ok(line),
+            None => bail!("it ended without a word: {}", self.wait(longest)?),
         }
-        Ok(line)
     }
 
-    /// An error if it has ended.
-    pub(crate) fn check_alive(&self) -> Result<()> {
-        match self.0.ended()? {
-            None => Ok(()),
-            Some(status) => bail!("it ended: {status}"),
+    /// Let so much time pass. An error as soon as it ends.
+    pub(crate) fn outlives(&self, time: Duration) -> Result<()> {
+        match self.ends_within(time)? {
+            false => Ok(()),
+            true => Err(self.has_ended()),
+        }
+    }
+
+    /// The same, beside other tasks.
+    pub(crate) async fn outlives_beside_tasks(&self, time: Duration) -> Result<()> {
+        let end = self.end.try_clone()?;
+        match tokio::task::spawn_blocking(move || sys::readable(&end, time)).await?? {
+            false => Ok(()),
+            true => Err(self.has_ended()),
         }
     }
 
     /// Wait until it has ended by itself, at most so long.
-    pub(crate) fn wait(&self, longest: Duration) -> Result<std::process::ExitStatus> {
-        let began = Instant::now();
-        loop {
-            if let Some(status) = self.0.ended()? {
-                return Ok(status);
-            }
-            ensure!(
-                began.elapsed() < longest,
-                "it did not end within {} s",
-                longest.as_secs()
-            );
-            std::thread::sleep(LOOK);
+    pub(crate) fn wait(&self, longest: Duration) -> Result<ExitStatus> {
+        ensure!(
+            self.ends_within(longest)?,
+            "it did not end within {} s",
+            longest.as_secs()
+        );
+        self.tracked.status()
+    }
+
+    /// Wait for its end, at most so long. Says whether it came; the process is still there to be asked
+    /// what it used.
+    fn ends_within(&self, longest: Duration) -> Result<bool> {
+        Ok(sys::readable(&self.end, longest)?)
+    }
+
+    fn has_ended(&self) -> anyhow::Error {
+        match self.tracked.status() {
+            Ok(status) => anyhow!("it ended: {status}"),
+            Err(error) => error,
+        }
+    }
+}
+
+/// The first line that comes from a pipe by then, without its end; nothing when the other side has gone
+/// without one. What came together with it is lost.
+pub(crate) fn first_line(
+    pipe: &mut (impl Read + AsFd),
+    longest: Duration,
+) -> Result<Option<String>> {
+    let began = Instant::now();
+    let (mut line, mut some) = (Vec::new(), [0; 4096]);
+    loop {
+        let left = longest.saturating_sub(began.elapsed());
+        ensure!(
+            sys::readable(pipe, left)?,
+            "it said nothing within {} s",
+            longest.as_secs()
+        );
+        let length = pipe.read(&mut some)?;
+        let came = &some[..length];
+        if came.is_empty() {
+            return Ok(None);
+        }
+        let until = came.iter().position(|byte| *byte == b'\n');
+        line.extend_from_slice(&came[..until.unwrap_or(came.len())]);
+        ensure!(line.len() <= LINE_BYTES_MAX, "it says a line without end");
+        if until.is_some() {
+            return Ok(Some(String::from_utf8(line)?));
         }
     }
 }
@@ -75,7 +132,7 @@ pub(crate) struct Finished {
 pub(crate) fn finish(command: &mut Command, longest: Duration) -> Result<Finished> {
     let name = command.get_program().display().to_string();
     let child = Child::spawn(command.stdin(Stdio::null()).stdout(Stdio::piped()))?;
-    let out = child.0.child().stdout.take();
+    let out = child.tracked.child().stdout.take();
     let mut out = out.context("its output is piped")?;
     // On a thread of its own: reading has no time limit.
     let reading = std::thread::spawn(move || {
@@ -83,21 +140,15 @@ pub(crate) fn finish(command: &mut Command, longest: Duration) -> Result<Finishe
         out.read_to_end(&mut bytes).map(|_| bytes)
     });
     // As long as nobody waits for a process that has ended, what it used can be read.
-    let stat = format!("/proc/{}/stat", child.id());
-    let began = Instant::now();
-    let cpu_seconds = loop {
-        let stat = std::fs::read_to_string(&stat)?;
-        if state(&stat) == Some('Z') {
-            break ticks(&stat).context("an unreadable /proc/<pid>/stat")? / TICKS_PER_S;
+    if !child.ends_within(longest)? {
+        return Err(Overdue {
+            seconds: longest.as_secs(),
         }
-        if began.elapsed() > longest {
-            return Err(Overdue {
-                seconds: longest.as_secs(),
-            }
-            .into());
-        }
-        std::thread::sleep(LOOK);
-    };
+        .into());
+    }
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", child.id()))?;
+    ensure!(state(&stat) == Some('Z'), "it ended, and still runs");
+    let cpu_seconds = ticks(&stat).context("an unreadable /proc/<pid>/stat")? / TICKS_PER_S;
     let status = child.wait(longest)?;
     let stdout = reading
         .join()
@@ -279,6 +330,56 @@ mod tests {
     fn a_program_that_does_not_end_is_overdue() {
         let error = finish(Command::new("sleep").arg("1000"), Duration::ZERO);
         assert!(error.expect_err("it sleeps").is::<Overdue>());
+    }
+
+    #[test]
+    fn a_child_that_ends_is_noticed_at_once() {
+        let hour = Duration::from_secs(3600);
+        let child = Child::spawn(&mut Command::new("false")).expect("it starts");
+        let error = child.outlives(hour).expect_err("it ends");
+        assert!(error.to_string().contains("exit status: 1"), "{error}");
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .expect("a runtime");
+        let error = runtime.block_on(child.outlives_beside_tasks(hour));
+        let error = error.expect_err("it has ended");
+        assert!(error.to_string().contains("exit status: 1"), "{error}");
+        let status = child.wait(hour).expect("it has ended");
+        assert_eq!(status.code(), Some(1), "asked again");
+    }
+
+    #[test]
+    fn a_child_that_stays_outlives_the_time() {
+        let child = Child::spawn(Command::new("sleep").arg("1000")).expect("it starts");
+        child.outlives(Duration::ZERO).expect("it sleeps");
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .expect("a runtime");
+        let stays = runtime.block_on(child.outlives_beside_tasks(Duration::ZERO));
+        stays.expect("it sleeps");
+        assert!(child.wait(Duration::ZERO).is_err());
+    }
+
+    #[test]
+    fn a_first_line_comes_whole_or_by_the_deadline_not_at_all() {
+        let hour = Duration::from_secs(3600);
+        let said = |script: &str, longest| {
+            let mut command = Command::new("sh");
+            command.args(["-c", script]).stdout(Stdio::piped());
+            let child = Child::spawn(&mut command).expect("it starts");
+            child.first_line(longest).map_err(|e| e.to_string())
+        };
+        let two = said("printf on; printf 'e\\ntwo\\n'; exec sleep 1000", hour);
+        assert_eq!(two, Ok("one".to_owned()));
+        let none = said("printf half; exit 3", hour);
+        assert_eq!(
+            none,
+            Err("it ended without a word: exit status: 3".to_owned())
+        );
+        let late = said("exec sleep 1000", Duration::ZERO);
+        assert_eq!(late, Err("it said nothing within 0 s".to_owned()));
     }
 
     #[test]

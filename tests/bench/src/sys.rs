@@ -1,11 +1,31 @@
-//! The system calls that the standard library has no name for: signals to other processes and the
-//! limit of open files. Deliberately absent: everything that `/proc` tells as text.
+//! The system calls that the standard library has no name for: waiting for a file with a deadline,
+//! signals to other processes and the limit of open files. Deliberately absent: everything that `/proc`
+//! tells as text.
 #![allow(
     unsafe_code,
     reason = "kill(2) and setrlimit(2) have no safe wrapper in the standard library"
 )]
 
 use std::io;
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+
+/// Wait until something can be read from `file`, its end included, at most so long. Says whether it can.
+pub(crate) fn readable(file: &impl AsFd, longest: Duration) -> io::Result<bool> {
+    let began = Instant::now();
+    loop {
+        let left = longest.saturating_sub(began.elapsed());
+        let left = Timespec::try_from(left).map_err(io::Error::other)?;
+        match poll(&mut [PollFd::new(file, PollFlags::IN)], Some(&left)) {
+            Ok(ready) => return Ok(ready > 0),
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
 
 /// SIGINT: `perf` and `strace` then write down what they counted.
 pub(crate) fn interrupt(pid: u32) -> io::Result<()> {

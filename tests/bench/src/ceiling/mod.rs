@@ -24,6 +24,7 @@ mod sender;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Barrier};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow};
 
@@ -36,6 +37,9 @@ use crate::process::Child;
 pub(crate) use append::append;
 pub(crate) use bare_sender::serve as serve_sender;
 pub(crate) use receiver::{echo as serve_echo, serve as serve_receiver};
+
+/// A receiver has allocated its files by then, a sender made its batches.
+const START_MAX: Duration = Duration::from_secs(300);
 
 /// Hidden subcommands of this program: the processes that stand for the broker.
 pub(crate) const RECEIVER: &str = "ceiling-receiver";
@@ -151,7 +155,7 @@ fn child(subcommand: &str, load: &Load) -> Result<Command> {
 fn start(command: &mut Command) -> Result<(Child, quic::Hello)> {
     let process = Child::spawn(command.stdin(Stdio::piped()).stdout(Stdio::piped()))?;
     let hello = process
-        .first_line()
+        .first_line(START_MAX)
         .context("the ceiling's process did not start")?;
     Ok((process, serde_json::from_str(&hello)?))
 }

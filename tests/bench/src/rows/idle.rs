@@ -12,8 +12,12 @@ use crate::load::Load;
 use crate::process::{Activity, Memory};
 use crate::session::{Measured, Session};
 
-/// After its last client has gone, a broker seals its log and lets the connection time out.
-const SETTLE: Duration = Duration::from_secs(5);
+/// The load's client says goodbye; without that its connection has timed out by then.
+const GONE_MAX: Duration = Duration::from_secs(60);
+/// "Idle" is said of a broker whose last client has been gone so long: what it does in this time (seal
+/// its log, forget the connection) belongs to the load.
+const UNUSED: Duration = Duration::from_secs(5);
+/// The measured window.
 const WATCHED: Duration = Duration::from_secs(10);
 
 pub(super) fn cpu(session: &Session<'_>) -> Result<Measured> {
@@ -35,10 +39,12 @@ pub(super) fn cpu(session: &Session<'_>) -> Result<Measured> {
             let broker = Broker::start(session.program, directory.path(), &plan.setup)?;
             broker.make_topic("bench", plan.partitions)?;
             send(&broker, &plan, &Load { ..plan.load })?;
-            std::thread::sleep(SETTLE);
+            let process = broker.process();
+            broker.wait_for("millstream_connections", GONE_MAX, process, |n| n == 0.0)?;
+            process.outlives(UNUSED)?;
             let pid = broker.pid();
             let before = Activity::of(pid)?;
-            std::thread::sleep(watched);
+            process.outlives(watched)?;
             let (cpu, switches) = Activity::of(pid)?.since(&before);
             let seconds = watched.as_secs_f64();
             let mut run = Run::default();

@@ -89,28 +89,21 @@ fn kill_while_writing(plan: &Plan, broker: Broker, scale: f64) -> Result<f64> {
         "--partitions",
         &partitions,
     ]);
-    let received = || broker.metric("millstream_shard_bytes_total");
-    let before = received()?;
+    const RECEIVED: &str = "millstream_shard_bytes_total";
+    let before = broker.metric(RECEIVED)?;
     let client = Child::spawn(
         command
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null()),
     )?;
-    let began = Instant::now();
-    let mut written = 0.0;
-    while written < BETWEEN_BYTES * scale.min(1.0) {
-        ensure!(
-            began.elapsed() < BETWEEN_MAX,
-            "the producer wrote too little"
-        );
-        client.check_alive().context("the producer")?;
-        std::thread::sleep(Duration::from_millis(10));
-        written = received()? - before;
-    }
+    let wanted = before + BETWEEN_BYTES * scale.min(1.0);
+    let received = broker
+        .wait_for(RECEIVED, BETWEEN_MAX, &client, |bytes| bytes >= wanted)
+        .context("the producer that is to write until the broker is killed")?;
     broker.kill();
     drop(client);
-    Ok(written)
+    Ok(received - before)
 }
 
 /// The first record of the first partition, by a client that connects now.

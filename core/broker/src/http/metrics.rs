@@ -335,105 +335,114 @@ fn histograms(shards: &[Status]) -> impl Iterator<Item = Family> + '_ {
     })
 }
 
-/// One counter of filters.
-type Column = (&'static str, &'static str, fn(&FilterStatus) -> f64);
+/// A counter that filters have at both stages.
+struct FilterCounter {
+    /// Name and help of the filters at produce.
+    produce: (&'static str, &'static str),
+    /// Of those on the way to subscriptions.
+    subscribe: (&'static str, &'static str),
+    value: fn(&FilterStatus) -> f64,
+}
 
-/// At produce: by shard and deployment.
-fn produce_filters(shards: &[Status]) -> impl Iterator<Item = Family> + '_ {
-    let columns: [Column; 6] = [
-        (
+const FILTER_COUNTERS: [FilterCounter; 6] = [
+    FilterCounter {
+        produce: (
             "millstream_filter_batches_total",
             "Batches filtered at produce",
-            |f| f.calls as f64,
         ),
-        (
+        subscribe: (
+            "millstream_subscribe_filter_batches_total",
+            "Batches filtered for subscriptions",
+        ),
+        value: |f| f.calls as f64,
+    },
+    FilterCounter {
+        produce: (
             "millstream_filter_records_total",
             "Records filtered at produce",
-            |f| f.records as f64,
         ),
-        (
-            "millstream_filter_kept_total",
-            "Records kept at produce",
-            |f| f.kept as f64,
+        subscribe: (
+            "millstream_subscribe_filter_records_total",
+            "Records filtered for subscriptions",
         ),
-        (
+        value: |f| f.records as f64,
+    },
+    FilterCounter {
+        produce: ("millstream_filter_kept_total", "Records kept at produce"),
+        subscribe: (
+            "millstream_subscribe_filter_kept_total",
+            "Records kept for subscriptions",
+        ),
+        value: |f| f.kept as f64,
+    },
+    FilterCounter {
+        produce: (
             "millstream_filter_errors_total",
             "Batches without a verdict at produce",
-            |f| f.errors as f64,
         ),
-        (
+        subscribe: (
+            "millstream_subscribe_filter_errors_total",
+            "Batches without a verdict for subscriptions",
+        ),
+        value: |f| f.errors as f64,
+    },
+    FilterCounter {
+        produce: (
             "millstream_filter_kills_total",
             "Instances killed at produce",
-            |f| f.kills as f64,
         ),
-        (
+        subscribe: (
+            "millstream_subscribe_filter_kills_total",
+            "Instances killed for subscriptions",
+        ),
+        value: |f| f.kills as f64,
+    },
+    FilterCounter {
+        produce: (
             "millstream_filter_seconds_total",
             "Time spent in filters at produce",
-            |f| f.nanos as f64 / 1e9,
         ),
-    ];
-    columns.into_iter().map(move |(name, help, value)| {
-        let rows = shards
-            .iter()
-            .flat_map(|status| status.filters.iter().map(move |filter| (status, filter)));
-        let samples = rows
-            .map(|(status, filter)| {
-                (
-                    vec![shard_label(status), filter_label(filter)],
-                    value(filter),
-                )
-            })
-            .collect();
+        subscribe: (
+            "millstream_subscribe_filter_seconds_total",
+            "Time spent in filters for subscriptions",
+        ),
+        value: |f| f.nanos as f64 / 1e9,
+    },
+];
+
+impl FilterCounter {
+    fn family<'a>(
+        &self,
+        (name, help): (&'static str, &'static str),
+        rows: impl Iterator<Item = (Labels, &'a FilterStatus)>,
+    ) -> Family {
+        let samples = rows.map(|(labels, filter)| (labels, (self.value)(filter)));
         Family {
             name,
             help,
-            samples: Samples::Counter(samples),
+            samples: Samples::Counter(samples.collect()),
         }
+    }
+}
+
+/// At produce: by shard and deployment.
+fn produce_filters(shards: &[Status]) -> impl Iterator<Item = Family> + '_ {
+    FILTER_COUNTERS.iter().map(move |counter| {
+        let rows = shards.iter().flat_map(|status| {
+            let of = move |filter| (vec![shard_label(status), filter_label(filter)], filter);
+            status.filters.iter().map(of)
+        });
+        counter.family(counter.produce, rows)
     })
 }
 
 /// On the way to subscriptions, those that they brought included: by deployment.
 fn subscribe_filters(rows: &[FilterStatus]) -> impl Iterator<Item = Family> + '_ {
-    let columns: [Column; 6] = [
-        (
-            "millstream_subscribe_filter_batches_total",
-            "Batches filtered for subscriptions",
-            |f| f.calls as f64,
-        ),
-        (
-            "millstream_subscribe_filter_records_total",
-            "Records filtered for subscriptions",
-            |f| f.records as f64,
-        ),
-        (
-            "millstream_subscribe_filter_kept_total",
-            "Records kept for subscriptions",
-            |f| f.kept as f64,
-        ),
-        (
-            "millstream_subscribe_filter_errors_total",
-            "Batches without a verdict for subscriptions",
-            |f| f.errors as f64,
-        ),
-        (
-            "millstream_subscribe_filter_kills_total",
-            "Instances killed for subscriptions",
-            |f| f.kills as f64,
-        ),
-        (
-            "millstream_subscribe_filter_seconds_total",
-            "Time spent in filters for subscriptions",
-            |f| f.nanos as f64 / 1e9,
-        ),
-    ];
-    columns.into_iter().map(move |(name, help, value)| Family {
-        name,
-        help,
-        samples: Samples::Counter(
-            rows.iter()
-                .map(|filter| (vec![filter_label(filter)], value(filter)))
-                .collect(),
-        ),
+    FILTER_COUNTERS.iter().map(move |counter| {
+        let rows = rows
+            .iter()
+            .map(|filter| (vec![filter_label(filter)], filter));
+        counter.family(counter.subscribe, rows)
     })
 }
 

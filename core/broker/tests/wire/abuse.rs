@@ -4,12 +4,11 @@ use bytes::Bytes;
 use millstream_broker::PrincipalSettings;
 use millstream_protocol::messages::{
     CreateTopicRequest, CreateTopicResponse, HelloRequest, HelloResponse, ListTopicsRequest,
-    ListTopicsResponse, PingRequest, PingResponse, Produce, ProducerOpen, StartAt, Subscribe,
-    start_at,
+    ListTopicsResponse, PingRequest, PingResponse, Produce, ProducerOpen, Subscribe,
 };
 use millstream_protocol::{Code, Kind};
 
-use crate::client::{Client, World, batch};
+use crate::client::{Client, World, batch, whole};
 
 async fn alive(client: &Client) {
     let _: PingResponse = client
@@ -161,13 +160,8 @@ fn a_client_that_never_reads_holds_back_only_itself() {
             producer.expect(Kind::Produced).await;
         }
         let wish = Subscribe {
-            topics: vec!["t".to_owned()],
-            from: Some(StartAt {
-                at: Some(start_at::At::Start(true)),
-                leader_epoch: None,
-            }),
             credit_bytes: 1 << 40,
-            ..Subscribe::default()
+            ..whole("t")
         };
         let mut deaf = Vec::new();
         for _ in 0..8 {

@@ -3,26 +3,10 @@
 use millstream_protocol::Kind;
 use millstream_protocol::messages::{
     AddPartitionsRequest, AddPartitionsResponse, Assigned, FixedPartition, Produce, ProducerOpen,
-    StartAt, Subscribe, start_at,
+    Subscribe,
 };
 
-use crate::client::{World, batch};
-
-fn from_start() -> Option<StartAt> {
-    Some(StartAt {
-        at: Some(start_at::At::Start(true)),
-        ..StartAt::default()
-    })
-}
-
-fn subscribe(topic: &str) -> Subscribe {
-    Subscribe {
-        topics: vec![topic.to_owned()],
-        from: from_start(),
-        credit_bytes: 1 << 20,
-        ..Subscribe::default()
-    }
-}
+use crate::client::{World, batch, from_start, whole};
 
 #[test]
 fn who_reads_a_topic_whole_reads_partitions_that_are_added() {
@@ -30,27 +14,24 @@ fn who_reads_a_topic_whole_reads_partitions_that_are_added() {
     world.run(async {
         let client = world.connect().await;
         let topic_id = client.create_topic("t", 1).await;
-        let mut all = client.subscribe(&subscribe("t")).await;
+        let first = FixedPartition {
+            topic: "t".to_owned(),
+            partition: 0,
+            from: from_start(),
+        };
+        let mut all = client.subscribe(&whole("t")).await;
         let mut fixed = client
             .subscribe(&Subscribe {
                 topics: Vec::new(),
-                partitions: vec![FixedPartition {
-                    topic: "t".to_owned(),
-                    partition: 0,
-                    from: from_start(),
-                }],
-                ..subscribe("t")
+                partitions: vec![first.clone()],
+                ..whole("t")
             })
             .await;
         // A partition that is also named itself begins where it is said there.
         let mut both = client
             .subscribe(&Subscribe {
-                partitions: vec![FixedPartition {
-                    topic: "t".to_owned(),
-                    partition: 0,
-                    from: from_start(),
-                }],
-                ..subscribe("t")
+                partitions: vec![first],
+                ..whole("t")
             })
             .await;
         for stream in [&mut all, &mut fixed, &mut both] {

@@ -11,7 +11,7 @@ use millstream_broker::{Broker, Config};
 use millstream_protocol::frame::{any_payload, encode, encode_head};
 use millstream_protocol::messages::{
     self, CreateTopicRequest, CreateTopicResponse, HelloRequest, HelloResponse, Produce,
-    ProducerOpen, Subscribe,
+    ProducerOpen, StartAt, Subscribe, start_at,
 };
 use millstream_protocol::{ALPN, Decoder, Frame, Kind, Message};
 use quinn::crypto::rustls::QuicClientConfig;
@@ -278,6 +278,24 @@ impl Stream {
         encode_head(&mut out, Kind::Produce, &header, batch.len());
         out.extend_from_slice(batch);
         self.write(&out).await;
+    }
+}
+
+/// To begin with the oldest record that is there.
+pub(crate) fn from_start() -> Option<StartAt> {
+    Some(StartAt {
+        at: Some(start_at::At::Start(true)),
+        leader_epoch: None,
+    })
+}
+
+/// To read a topic whole, with credit for a MiB.
+pub(crate) fn whole(topic: &str) -> Subscribe {
+    Subscribe {
+        topics: vec![topic.to_owned()],
+        from: from_start(),
+        credit_bytes: 1 << 20,
+        ..Subscribe::default()
     }
 }
 

@@ -5,11 +5,11 @@ use millstream_protocol::frame::encode_head;
 use millstream_protocol::messages::{
     Batch, CaughtUp, DeployFilterRequest, DeployFilterResponse, FilterInfo, ListFiltersRequest,
     ListFiltersResponse, Produce, Produced, ProducerOpen, RemoveFilterRequest,
-    RemoveFilterResponse, Setting, StartAt, Subscribe, SubscriptionFilter, start_at,
+    RemoveFilterResponse, Setting, Subscribe, SubscriptionFilter,
 };
 use millstream_protocol::{Code, Kind};
 
-use crate::client::{Client, Stream, World, batch, values};
+use crate::client::{Client, Stream, World, batch, values, whole};
 use crate::common;
 
 const JSON_FILTER: &[u8] = include_bytes!("../../../../plugins/dist/json-filter.wasm");
@@ -91,14 +91,8 @@ async fn produce(client: &Client, topic_id: &Bytes) -> Produced {
 
 fn whole_topic() -> Subscribe {
     Subscribe {
-        topics: vec!["t".to_owned()],
-        from: Some(StartAt {
-            at: Some(start_at::At::Start(true)),
-            leader_epoch: None,
-        }),
-        credit_bytes: 1 << 20,
         stop_at_end: true,
-        ..Subscribe::default()
+        ..whole("t")
     }
 }
 

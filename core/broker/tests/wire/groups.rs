@@ -4,22 +4,16 @@ use std::collections::BTreeSet;
 
 use millstream_protocol::messages::{
     Assigned, Commit, CommitOffset, Committed, DescribeGroupRequest, DescribeGroupResponse,
-    Produce, ProducerOpen, Released, Revoke, StartAt, Subscribe, Subscribed, start_at,
+    Produce, ProducerOpen, Released, Revoke, Subscribe, Subscribed,
 };
 use millstream_protocol::{Code, Kind};
 
-use crate::client::{Client, Stream, World, batch};
+use crate::client::{Client, Stream, World, batch, whole};
 
 fn member(topic: &str) -> Subscribe {
     Subscribe {
         group: "g".to_owned(),
-        topics: vec![topic.to_owned()],
-        from: Some(StartAt {
-            at: Some(start_at::At::Start(true)),
-            leader_epoch: None,
-        }),
-        credit_bytes: 1 << 20,
-        ..Subscribe::default()
+        ..whole(topic)
     }
 }
 

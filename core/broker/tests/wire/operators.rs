@@ -5,12 +5,12 @@ use std::net::{TcpListener, TcpStream};
 use std::sync::mpsc::{Receiver, channel};
 
 use millstream_protocol::messages::{
-    Produce, ProducerOpen, StartAt, StatusRequest, StatusResponse, Subscribe, start_at,
+    Produce, ProducerOpen, StatusRequest, StatusResponse, Subscribe,
 };
 use millstream_protocol::{Code, Kind};
 use serde_json::{Value as Json, json};
 
-use crate::client::{PATIENCE, World, batch};
+use crate::client::{PATIENCE, World, batch, whole};
 
 fn get(world: &World, path: &str) -> (u16, String) {
     let mut stream =
@@ -214,16 +214,7 @@ fn spans_of_a_batch_its_delivery_and_requests_are_exported() {
         };
         producer.produce(nowhere, &batch(&[b"x"])).await;
         producer.expect(Kind::Error).await;
-        let wish = Subscribe {
-            topics: vec!["t".to_owned()],
-            from: Some(StartAt {
-                at: Some(start_at::At::Start(true)),
-                leader_epoch: None,
-            }),
-            credit_bytes: 1 << 20,
-            ..Subscribe::default()
-        };
-        let mut subscription = client.subscribe(&wish).await;
+        let mut subscription = client.subscribe(&whole("t")).await;
         while subscription.next().await.expect("a frame").known() != Some(Kind::CaughtUp) {}
     });
     let mut spans: Vec<Json> = Vec::new();

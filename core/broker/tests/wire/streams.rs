@@ -7,23 +7,7 @@ use millstream_protocol::messages::{
 };
 use millstream_protocol::{Code, Kind};
 
-use crate::client::{World, batch, values};
-
-fn from_start() -> Option<StartAt> {
-    Some(StartAt {
-        at: Some(start_at::At::Start(true)),
-        leader_epoch: None,
-    })
-}
-
-fn subscribe(topic: &str) -> Subscribe {
-    Subscribe {
-        topics: vec![topic.to_owned()],
-        from: from_start(),
-        credit_bytes: 1 << 20,
-        ..Subscribe::default()
-    }
-}
+use crate::client::{World, batch, from_start, values, whole};
 
 #[test]
 fn what_is_produced_is_consumed_in_order_and_after_a_restart() {
@@ -66,7 +50,7 @@ fn what_is_produced_is_consumed_in_order_and_after_a_restart() {
             let mut stream = client
                 .subscribe(&Subscribe {
                     stop_at_end: true,
-                    ..subscribe("t")
+                    ..whole("t")
                 })
                 .await;
             stream.expect(Kind::Subscribed).await;
@@ -176,7 +160,7 @@ fn a_consumer_at_the_tail_gets_what_comes_within_its_credit() {
         let mut stream = client
             .subscribe(&Subscribe {
                 credit_bytes: credit,
-                ..subscribe("t")
+                ..whole("t")
             })
             .await;
         stream.expect(Kind::Subscribed).await;
@@ -234,7 +218,7 @@ fn pause_and_seek_hold_for_their_partition() {
     world.run(async {
         let client = world.connect().await;
         let topic_id = client.create_topic("t", 2).await;
-        let mut stream = client.subscribe(&subscribe("t")).await;
+        let mut stream = client.subscribe(&whole("t")).await;
         stream.expect(Kind::Subscribed).await;
         let mut handles = std::collections::BTreeMap::new();
         while handles.len() < 2 {
@@ -254,16 +238,12 @@ fn pause_and_seek_hold_for_their_partition() {
             )
             .await;
         // A seek's answer proves that the pause before it was taken.
-        let to = Some(StartAt {
-            at: Some(start_at::At::Start(true)),
-            leader_epoch: None,
-        });
         stream
             .frame(
                 Kind::Seek,
                 &Seek {
                     handle: handles[&1],
-                    to,
+                    to: from_start(),
                     generation: 1,
                 },
             )
@@ -354,7 +334,7 @@ fn thousands_of_partitions_and_ten_thousand_batches_come_whole() {
         let wish = Subscribe {
             stop_at_end: true,
             credit_bytes: 1 << 30,
-            ..subscribe("t")
+            ..whole("t")
         };
         let mut stream = client.subscribe(&wish).await;
         let (mut seen, mut next) = (0, std::collections::BTreeMap::new());

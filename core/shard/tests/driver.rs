@@ -1,44 +1,23 @@
 //! The driver on a real directory: what is acknowledged is there after a restart, readers wait for
 //! what is released, a stop ends in good order.
 
+mod world;
+
 use std::path::Path;
 use std::sync::Arc;
 
-use millstream_batch::ids::{
-    Offset, Partition, ProducerEpoch, ProducerId, Sequence, ShardId, TimestampMs, TopicId,
-};
+use millstream_batch::ids::{Offset, ProducerEpoch, ProducerId, Sequence, TimestampMs};
 use millstream_batch::{Batch, BatchBuilder, Codec, Encoding, Records};
 use millstream_log::Recovery;
-use millstream_machine::request::{Produce, Produced, Refusal, Reply, Request};
-use millstream_machine::topic::TopicConfig;
+use millstream_machine::request::{Produce, Produced, Refusal, Reply};
 use millstream_shard::call::{Answer, Call, Error, Fetch, Position};
-use millstream_shard::core::CoreConfig;
-use millstream_shard::driver::{
-    Deployments, NoComponents, Plugins, ShardConfig, Workers, run, system_clock,
-};
+use millstream_shard::driver::{Deployments, NoComponents, Plugins, Workers};
 use millstream_shard::handle::{ReplyTo, ShardHandle};
 use millstream_uring::Preference;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, LocalSet};
 
-const TOPIC: TopicId = TopicId([7; 16]);
-const PARTITION: Partition = Partition {
-    topic: TOPIC,
-    index: 0,
-};
-
-fn config() -> ShardConfig {
-    let log = millstream_log::Config {
-        segment_bytes: 4 << 20,
-        group_bytes_max: 1 << 20,
-        hot_tail_bytes_max: 8 << 20,
-        spares_ready: 1,
-        recycle_max: 1,
-        sync_each_group: true,
-        incarnation: 42,
-    };
-    ShardConfig::new(CoreConfig::new(ShardId(0), 1, log))
-}
+use crate::world::{PARTITION, TOPIC, create, recover};
 
 fn plugins() -> Plugins {
     let deployments = Deployments::new(Arc::new(NoComponents));
@@ -50,18 +29,7 @@ fn plugins() -> Plugins {
 }
 
 async fn open(dir: &Path, preference: Preference) -> (ShardHandle, JoinHandle<()>, Recovery) {
-    let storage = millstream_uring::open(dir, preference).expect("the directory opens");
-    let (handle, inbox) = ShardHandle::new(ShardId(0), 1_000);
-    let (ready, recovery) = oneshot::channel();
-    let task = tokio::task::spawn_local(run(
-        config(),
-        storage,
-        inbox,
-        system_clock(),
-        plugins(),
-        ready,
-    ));
-    (handle, task, recovery.await.expect("recovery ends"))
+    recover(dir, preference, plugins()).await
 }
 
 fn batch(values: &[&str]) -> Batch {
@@ -104,17 +72,7 @@ fn fetch(offset: u64, wait_ms: u32) -> Call {
 }
 
 async fn create_topic(shard: &ShardHandle) {
-    let request = Request::CreateTopic {
-        id: TOPIC,
-        name: "orders".to_owned(),
-        partitions: 1,
-        config: TopicConfig::default(),
-    };
-    let answer = shard.call(Call::Machine(request)).await;
-    assert!(
-        matches!(answer, Answer::Reply(Reply::Topic(_))),
-        "{answer:?}"
-    );
+    create(shard, TOPIC, "orders", 1).await;
 }
 
 fn produced(answer: &Answer) -> Produced {

@@ -21,6 +21,27 @@ fn host(source: &Arc<world::Source>) -> (Arc<Deployments>, FilterHost) {
     (deployments, host)
 }
 
+/// A filter of the topic's subscriptions.
+fn of_subscriptions(source: &world::Source) -> FilterBinding {
+    FilterBinding {
+        stage: Stage::Subscribe,
+        ..binding(source, OnError::Reject, Some("eu-"))
+    }
+}
+
+/// A batch on its way to a subscription with parameters of its own, or to any.
+fn to_subscription(base_offset: u64, own: Option<Own<'_>>) -> Site<'_> {
+    Site {
+        topic: TOPIC,
+        topic_name: "orders",
+        partition: 0,
+        stage: Stage::Subscribe,
+        time: TimestampMs(5),
+        base_offset: Some(Offset(base_offset)),
+        own,
+    }
+}
+
 #[tokio::test(flavor = "current_thread")]
 async fn a_produce_filter_decides_what_is_stored() {
     LocalSet::new()
@@ -147,25 +168,15 @@ async fn a_filter_that_cannot_start_does_what_its_policy_says() {
 fn a_subscription_keeps_offsets_and_its_own_parameters_win() {
     let source = source();
     let (deployments, mut host) = host(&source);
-    let binding = FilterBinding {
-        stage: Stage::Subscribe,
-        ..binding(&source, OnError::Reject, Some("eu-"))
-    };
+    let binding = of_subscriptions(&source);
     let owner = deployments.owner(1);
     for (prefix, expected) in [("eu-", vec![0, 2]), ("us-", vec![1])] {
         let parameters = Parameters::from([("prefix".to_owned(), prefix.to_owned())]);
-        let site = Site {
-            topic: TOPIC,
-            topic_name: "orders",
-            partition: 0,
-            stage: Stage::Subscribe,
-            time: TimestampMs(5),
-            base_offset: Some(Offset(100)),
-            own: Some(Own {
-                owner,
-                parameters: &parameters,
-            }),
+        let own = Own {
+            owner,
+            parameters: &parameters,
         };
+        let site = to_subscription(100, Some(own));
         let rest = host.run(
             std::slice::from_ref(&binding),
             &site,
@@ -191,19 +202,7 @@ fn a_subscription_keeps_offsets_and_its_own_parameters_win() {
 fn distinct_parameters_never_use_up_the_room() {
     let source = source();
     let (deployments, mut host) = host(&source);
-    let binding = FilterBinding {
-        stage: Stage::Subscribe,
-        ..binding(&source, OnError::Reject, Some("eu-"))
-    };
-    let site = Site {
-        topic: TOPIC,
-        topic_name: "orders",
-        partition: 0,
-        stage: Stage::Subscribe,
-        time: TimestampMs(5),
-        base_offset: Some(Offset(0)),
-        own: None,
-    };
+    let binding = of_subscriptions(&source);
     for connection in 0..300 {
         let prefix = format!("{connection}-");
         let parameters = Parameters::from([("prefix".to_owned(), prefix.clone())]);
@@ -211,16 +210,14 @@ fn distinct_parameters_never_use_up_the_room() {
             owner: deployments.owner(connection),
             parameters: &parameters,
         };
-        let site = Site {
-            own: Some(own),
-            ..site
-        };
+        let site = to_subscription(0, Some(own));
         let key = format!("{prefix}1");
         let rest = host.run(std::slice::from_ref(&binding), &site, batch(&["x", &key]));
         let rest = rest.expect("filtered").expect("something is kept");
         assert_eq!(rest.header().records, 1, "of {connection}");
     }
     // What is shared still finds room.
+    let site = to_subscription(0, None);
     let rest = host.run(std::slice::from_ref(&binding), &site, batch(&["eu-1", "x"]));
     assert!(rest.expect("filtered").is_some());
 }

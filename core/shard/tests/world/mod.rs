@@ -1,4 +1,4 @@
-//! A shard on a real directory with filters, for the tests of both.
+//! A shard on a real directory, with filters and without, for the tests of both.
 
 #![allow(dead_code, reason = "each test crate uses a part of it")]
 
@@ -10,6 +10,7 @@ use millstream_batch::ids::{
     Offset, Partition, ProducerEpoch, ProducerId, Sequence, ShardId, TimestampMs, TopicId,
 };
 use millstream_batch::{Batch, BatchBuilder, Codec, Encoding, Records};
+use millstream_log::Recovery;
 use millstream_machine::request::{Produce, Produced, Reply, Request};
 use millstream_machine::topic::{Budget, FilterBinding, OnError, Stage, TopicConfig};
 use millstream_sandbox::{Component, Engine, EngineConfig};
@@ -138,6 +139,16 @@ pub(crate) async fn open(dir: &Path, source: &Arc<Source>) -> (ShardHandle, Join
 
 /// A shard without topics.
 pub(crate) async fn open_with(dir: &Path, plugins: Plugins) -> (ShardHandle, JoinHandle<()>) {
+    let (handle, task, _) = recover(dir, Preference::Auto, plugins).await;
+    (handle, task)
+}
+
+/// A shard with what is in its directory, and how it was found.
+pub(crate) async fn recover(
+    dir: &Path,
+    preference: Preference,
+    plugins: Plugins,
+) -> (ShardHandle, JoinHandle<()>, Recovery) {
     let log = millstream_log::Config {
         segment_bytes: 4 << 20,
         group_bytes_max: 1 << 20,
@@ -145,16 +156,15 @@ pub(crate) async fn open_with(dir: &Path, plugins: Plugins) -> (ShardHandle, Joi
         spares_ready: 1,
         recycle_max: 1,
         sync_each_group: true,
-        incarnation: 1,
+        incarnation: 42,
     };
     let config = ShardConfig::new(CoreConfig::new(ShardId(0), 1, log));
-    let storage = millstream_uring::open(dir, Preference::Auto).expect("the directory opens");
+    let storage = millstream_uring::open(dir, preference).expect("the directory opens");
     let (handle, inbox) = ShardHandle::new(ShardId(0), 1_000);
-    let (ready, recovered) = oneshot::channel();
+    let (ready, recovery) = oneshot::channel();
     let run = run(config, storage, inbox, system_clock(), plugins, ready);
     let task = tokio::task::spawn_local(run);
-    recovered.await.expect("recovery ends");
-    (handle, task)
+    (handle, task, recovery.await.expect("recovery ends"))
 }
 
 pub(crate) async fn create(handle: &ShardHandle, id: TopicId, name: &str, partitions: u32) {
@@ -165,7 +175,10 @@ pub(crate) async fn create(handle: &ShardHandle, id: TopicId, name: &str, partit
         config: TopicConfig::default(),
     };
     let answer = handle.call(Call::Machine(request)).await;
-    assert!(matches!(answer, Answer::Reply(_)), "{answer:?}");
+    assert!(
+        matches!(answer, Answer::Reply(Reply::Topic(_))),
+        "{answer:?}"
+    );
 }
 
 pub(crate) async fn deploy(shard: &ShardHandle, binding: FilterBinding) {

@@ -183,6 +183,10 @@ pub struct Recovery {
     pub bytes_read: u64,
     /// Bytes of a torn last group that were cut (never acknowledged), 0 for a clean end.
     pub cut_bytes: u64,
+    /// Bytes at the end of the log that were read back and written anew, because nothing proved that
+    /// they are on the disk: the last group, under `flush = interval` all since the last sync, and the
+    /// newest footer.
+    pub rewritten_bytes: u64,
     /// Damage found below the durable point: served around, never skipped silently.
     pub damage: Vec<Damage>,
     /// Set when a damaged *fact* after the last snapshot makes the shard read-only, with why.

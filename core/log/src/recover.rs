@@ -1,7 +1,7 @@
 //! Opening: the newest snapshot, then the tail, then the end of the log made safe.
 //!
 //! ```text
-//!  List ─▶ Manifest ─▶ Parts ─▶ Trailers ─▶ Scan (▸ Peek) ─▶ Mend ─▶ mark, synced ─▶ Recovered
+//!  List ─▶ Manifest ─▶ Parts ─▶ Trailers ─▶ Scan (▸ Peek) ─▶ Mend (▸ Reread) ─▶ mark, synced ─▶ Recovered
 //! ```
 //!
 //! **Torn or damaged.** A group says up to which group everything was synced when it was written. A
@@ -23,7 +23,7 @@ use millstream_batch::limits::BLOCK_BYTES;
 
 use crate::api::{Damage, Recovery};
 use crate::footer::Trailer;
-use crate::io::{FileId, IoError, IoOp, IoOutput};
+use crate::io::{FileId, IoError, IoErrorKind, IoOp, IoOutput};
 use crate::log::{Log, Purpose, read_output};
 use crate::manifest::Manifest;
 use crate::scan::{ScannedGroup, Scanner};
@@ -31,8 +31,9 @@ use crate::scan::{ScannedGroup, Scanner};
 const BLOCK: u64 = BLOCK_BYTES as u64;
 /// Read from the end of a file for its trailer: most directories come with it.
 const TRAILER_READ_BYTES: u64 = 64 << 10;
-/// Zeros are written in pieces of this.
-const CUT_CHUNK_BYTES: u64 = 1 << 20;
+/// The end of the log is mended in pieces of this.
+const MEND_CHUNK_BYTES: u64 = 1 << 20;
+const WRITE_ANEW: &str = "the end of the log could not be written anew";
 
 #[derive(Debug, Default)]
 enum Stage {
@@ -52,8 +53,33 @@ enum Stage {
     Scan,
     /// The first block of the file after the one being scanned.
     Peek,
+    /// What is to be written anew from this position of a file is being read.
+    Reread {
+        file: u64,
+        at: u64,
+        len: usize,
+        /// It is the last piece.
+        last: bool,
+    },
     /// One of the mending operations is in flight.
-    Mend,
+    Mend {
+        /// For whom it fails: what could not be done.
+        what: &'static str,
+    },
+}
+
+/// What makes the end of the log safe, in this order.
+#[derive(Debug)]
+enum Mend {
+    /// These bytes were read back, and nothing proves that they are on the disk. A sync alone would not
+    /// bring them there: after one that failed, the kernel and the drive may have dropped what it was to
+    /// cover while it can still be read ("fsyncgate"; Rebello et al., "Can Applications Recover from fsync
+    /// Failures?", USENIX ATC 2020). They are written again as they are, then synced.
+    Anew { file: u64, at: u64, end: u64 },
+    /// Blocks past the end are made zeros.
+    Cut { file: u64, at: u64, end: u64 },
+    /// A file is surplus.
+    Remove(FileId),
 }
 
 /// Groups not yet proved, in log order.
@@ -108,6 +134,7 @@ pub(crate) struct Recover {
     /// Last group and entry seen in order.
     last_group: u64,
     seen_group: u64,
+    seen_term: Term,
     last_lsn: Lsn,
     last_flags: u16,
     term: Term,
@@ -117,7 +144,7 @@ pub(crate) struct Recover {
     /// Facts are not replayed from here on, and why.
     stop: Option<String>,
     report: Recovery,
-    mends: VecDeque<IoOp>,
+    mends: VecDeque<Mend>,
 }
 
 impl Recover {
@@ -164,13 +191,29 @@ impl Log {
             }
             Stage::Scan => self.scan_read(recover, read_output(result)),
             Stage::Peek => self.peeked(recover, read_output(result)),
-            Stage::Mend => match result {
-                Ok(_) => self.mend(recover),
-                Err(e) => {
-                    recover.stop(format!("the torn end of the log could not be cut: {e}"));
-                    self.fail(e);
-                    self.give_up(recover);
+            Stage::Reread {
+                file,
+                at,
+                len,
+                last,
+            } => match result {
+                Ok(IoOutput::Read(bytes)) if bytes.len() == len => {
+                    recover.report.rewritten_bytes += len as u64;
+                    self.write_piece(recover, WRITE_ANEW, (file, at), bytes, last);
                 }
+                Ok(_) => {
+                    let message = format!(
+                        "{}: fewer than {len} bytes at {at}, where a group was read before",
+                        FileId::Wal(file).file_name()
+                    );
+                    let kind = IoErrorKind::Failed;
+                    self.not_mended(recover, WRITE_ANEW, IoError { kind, message });
+                }
+                Err(e) => self.not_mended(recover, WRITE_ANEW, e),
+            },
+            Stage::Mend { what } => match result {
+                Ok(_) => self.mend(recover),
+                Err(e) => self.not_mended(recover, what, e),
             },
         }
     }

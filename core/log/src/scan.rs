@@ -7,7 +7,7 @@
 //! decided in [`crate::recover`].
 
 use bytes::Bytes;
-use millstream_batch::ids::PartitionSlot;
+use millstream_batch::ids::{PartitionSlot, Term};
 use millstream_batch::limits::BLOCK_BYTES;
 use rustc_hash::FxHashMap;
 
@@ -140,6 +140,8 @@ pub struct Scanner {
     incarnation: Option<u64>,
     /// Groups below this number are not of this walk.
     number_min: u64,
+    /// Nor are groups of a lower term: see [`Scanner::from_term`].
+    term_min: Term,
     chunk: Bytes,
     chunk_at: u64,
     asked: usize,
@@ -157,11 +159,19 @@ impl Scanner {
             searching: false,
             incarnation,
             number_min,
+            term_min: Term(0),
             chunk: Bytes::new(),
             chunk_at: 0,
             asked: 0,
             bytes_read: 0,
         }
+    }
+
+    /// Terms rise along a log. A group whose term is lower than that of one before it was cut, and its
+    /// cut did not reach the disk: the start that made it failed.
+    #[must_use]
+    pub fn from_term(self, term_min: Term) -> Self {
+        Self { term_min, ..self }
     }
 
     #[must_use]
@@ -235,6 +245,7 @@ impl Scanner {
             let group = parse(header, here, &held);
             self.incarnation = Some(header.incarnation);
             self.number_min = header.number + 1;
+            self.term_min = header.term;
             self.at += header.span();
             self.searching = false;
             return Step::Group(group);
@@ -261,6 +272,7 @@ impl Scanner {
         let ours = header.file == self.file
             && header.at == self.at
             && header.number >= self.number_min
+            && header.term >= self.term_min
             && self.incarnation.is_none_or(|i| i == header.incarnation);
         ours.then_some(header)
     }

@@ -60,6 +60,7 @@ pub struct SimDisk {
     fail_next_write: bool,
     fail_next_sync: bool,
     completed: u64,
+    failures: u64,
     waker: Option<Waker>,
 }
 
@@ -90,6 +91,7 @@ impl SimDisk {
             fail_next_write: false,
             fail_next_sync: false,
             completed: 0,
+            failures: 0,
             waker: None,
         }
     }
@@ -131,6 +133,12 @@ impl SimDisk {
     #[must_use]
     pub fn completed(&self) -> u64 {
         self.completed
+    }
+
+    /// Requests that failed by a fault, in the life of the disk. A full disk is none.
+    #[must_use]
+    pub fn failures(&self) -> u64 {
+        self.failures
     }
 
     /// The files that a power cut now would leave for certain, with their lengths in bytes.
@@ -285,6 +293,8 @@ impl SimDisk {
         let Io { id, op } = self.pending.remove(at).io;
         self.completed += 1;
         let result = self.perform(op);
+        let failed = |e: &IoError| e.kind == IoErrorKind::Failed;
+        self.failures += u64::from(result.as_ref().is_err_and(failed));
         Some(IoDone { id, result })
     }
 

@@ -56,8 +56,6 @@ pub struct History {
     pub violations: Vec<Violation>,
     /// Bits flipped at rest.
     pub flips: u64,
-    /// Writes and syncs that were made to fail: what they left half written may show as damage.
-    pub io_faults: u64,
     /// The shard said that it is read-only because of damage.
     pub read_only: bool,
     /// Producer ids and epochs that were told.

@@ -35,6 +35,8 @@ pub struct Plan {
     pub config: CoreConfig,
     /// At one start in so many the operator changes from one way to flush to the other. 0: never.
     pub flush_changes: u64,
+    /// At one start in so many the first sync fails. 0: never.
+    pub failing_starts: u64,
     /// How long clients go on, in simulated microseconds.
     pub length_us: u64,
     pub mishaps: Vec<(u64, Mishap)>,
@@ -93,6 +95,7 @@ impl Plan {
         Self {
             config,
             flush_changes: if dice.one_in(6) { 2 } else { 0 },
+            failing_starts: if dice.one_in(4) { 4 } else { 0 },
             length_us,
             mishaps,
             crash_after_io,

@@ -3,22 +3,22 @@
 //! Everything is an event with a moment; the earliest is next. The same seed gives the same run, bit
 //! for bit. Absent on purpose: what is right (the checkers), what goes wrong when (the plan).
 
+mod answers;
+mod mishaps;
+
 use std::collections::BTreeMap;
 
 use millstream_batch::ids::{Lsn, PartitionSlot, Term, TimestampMs};
-use millstream_batch::limits::BLOCK_BYTES;
 use millstream_log::Recovery;
 use millstream_log::io::{FileId, Io, IoOp, Storage};
-use millstream_machine::request::Reply;
-use millstream_shard::call::{Answer, Call, Error, Fetch, Fetched};
+use millstream_shard::call::{Answer, Call};
 use millstream_shard::core::{Effect, Now, ShardCore};
 
 use crate::clients::{Client, Scene};
 use crate::dice::Dice;
-use crate::disk::{Faults, SimDisk};
-use crate::history::{Asked, History, Lost, Seen};
+use crate::disk::SimDisk;
+use crate::history::{Asked, History, Lost};
 use crate::layer::{Layer, Passed};
-use crate::payload::Payload;
 use crate::plan::{Mishap, Plan};
 use crate::shadow::{Place, Shadow};
 
@@ -75,6 +75,8 @@ pub struct World {
     pub(crate) stopped: bool,
     /// The core wrote that it failed: it is to be restarted.
     failed: bool,
+    /// Requests that the disk had failed when the core was opened.
+    failures_before: u64,
     incarnation: u64,
     clients: Vec<Box<dyn Client>>,
     network: Dice,
@@ -106,7 +108,7 @@ impl World {
         let plan = Plan::of(&mut dice);
         let clients = plan.clients(&mut dice);
         let mut disk = SimDisk::new(dice.number());
-        disk.set_faults(faults(&plan));
+        disk.set_faults(mishaps::faults(&plan));
         let client_dice = clients.iter().map(|_| dice.fork()).collect();
         let mut world = Self {
             now_us: 1,
@@ -117,6 +119,7 @@ impl World {
             ready: false,
             stopped: false,
             failed: false,
+            failures_before: 0,
             incarnation: dice.number(),
             network: dice.fork(),
             chance: dice.fork(),
@@ -125,10 +128,7 @@ impl World {
             number: 0,
             open: BTreeMap::new(),
             token: 0,
-            history: History {
-                io_faults: u64::from(plan.read_fails > 0),
-                ..History::default()
-            },
+            history: History::default(),
             shadow: Shadow::new(),
             crashes: plan.crash_after_io.clone(),
             crash_at_io: None,
@@ -238,52 +238,14 @@ impl World {
         let mut config = self.plan.config.clone();
         config.log.incarnation = self.incarnation;
         (self.ready, self.stopped, self.failed) = (false, false, false);
+        self.failures_before = self.disk.failures();
+        if self.chance.one_in(self.plan.failing_starts) && !self.closing {
+            // What makes the end of the log safe fails.
+            self.disk.fail_next_sync();
+        }
         self.say(|_| "--- open".to_owned());
         self.core = Some(ShardCore::open(config, self.now()));
         self.with_core(|_, _| ());
-    }
-
-    /// Power is cut.
-    pub(crate) fn crash(&mut self) {
-        if self.core.is_none() {
-            return;
-        }
-        self.say(|_| "--- crash".to_owned());
-        self.history.counts.crashes += 1;
-        self.core_gone();
-        self.disk.crash();
-        self.disk.set_faults(faults(&self.plan));
-        if !self.auditing {
-            let pause = self.chance.skewed(10, 50_000);
-            self.after(pause, Event::Restart);
-        }
-    }
-
-    /// The process is killed.
-    fn kill(&mut self) {
-        if self.core.is_none() {
-            return;
-        }
-        self.say(|_| "--- kill".to_owned());
-        self.history.counts.kills += 1;
-        self.core_gone();
-        self.disk.kill();
-        let pause = self.chance.skewed(10, 50_000);
-        self.after(pause, Event::Restart);
-    }
-
-    fn core_gone(&mut self) {
-        self.core = None;
-        self.shadow.gone();
-        self.ready = false;
-        self.tick_at = None;
-        for (_, open) in std::mem::take(&mut self.open) {
-            self.history.unanswered(&open.asked);
-            if let Some((client, tag)) = open.to {
-                let late = self.network.skewed(10, 20_000);
-                self.after(late, Event::Lost { client, tag });
-            }
-        }
     }
 
     /// Give the core an input, then carry out what it wants.
@@ -298,10 +260,8 @@ impl World {
             // What is still under way at the end of a process comes to its end without it.
             while self.disk.complete_one().is_some() {}
             self.core_gone();
-            if !self.auditing {
-                let pause = self.chance.skewed(10, 50_000);
-                self.after(pause, Event::Restart);
-            }
+            let pause = self.chance.skewed(10, 50_000);
+            self.after(pause, Event::Restart);
             return;
         }
         if let Some(at) = self.core.as_ref().and_then(ShardCore::next_wakeup) {
@@ -348,9 +308,8 @@ impl World {
             Effect::Failed(why) => {
                 self.say(|_| format!("failed: {why}"));
                 self.history.counts.failures += 1;
-                self.failed = true;
                 let while_us = self.chance.skewed(1_000, 200_000);
-                self.after(while_us, Event::Mishap(Mishap::Crash));
+                self.start_again(while_us);
             }
             Effect::SpaceGone(why) => {
                 self.say(|_| format!("space gone: {why}"));
@@ -371,10 +330,10 @@ impl World {
         self.say(|_| format!("ready: {recovery:?}"));
         self.ready = true;
         if let Some(why) = &recovery.read_only {
-            if self.history.io_faults > 0 && self.history.flips == 0 {
-                // A write failed while recovery made the end safe: the next start will do.
-                (self.failed, self.ready) = (true, false);
-                return self.after(10_000, Event::Mishap(Mishap::Crash));
+            if self.disk.failures() > self.failures_before {
+                // The disk failed while the shard opened: the next start will do.
+                self.ready = false;
+                return self.start_again(10_000);
             }
             self.history.read_only = true;
             self.shadow.started(recovery.last);
@@ -394,7 +353,8 @@ impl World {
             .iter()
             .find(|damage| !harmless(&damage.what));
         if let Some(damage) = damage
-            && self.history.flips + self.history.io_faults == 0
+            && self.history.flips == 0
+            && self.disk.failures() == self.failures_before
         {
             let what = format!("damage is reported, and no bit was flipped: {damage:?}");
             self.history.violation("damage_reported", what);
@@ -534,108 +494,6 @@ impl World {
         }
     }
 
-    /// What must hold at the very moment of an answer.
-    fn check_promise(&mut self, asked: &Asked, answer: &Answer) {
-        match (asked, answer) {
-            (Asked::Produce { partition, payload }, Answer::Reply(Reply::Produced(produced))) => {
-                let Some(base) = produced.base_offset else {
-                    return;
-                };
-                let Some(slot) = self
-                    .core
-                    .as_ref()
-                    .and_then(|core| core.state().slot(*partition))
-                else {
-                    return;
-                };
-                let lsn = self.shadow.batch(slot, base.0).map(|place| place.lsn);
-                let safe = self.shown_up_to();
-                if lsn.is_none_or(|lsn| lsn > safe) {
-                    let what = format!(
-                        "{partition} offset {base} ({payload:?}, lsn {lsn:?}) acknowledged, only {safe} is on disk"
-                    );
-                    self.history.violation("no_acked_loss", what);
-                }
-            }
-            (Asked::Fetch(fetch), Answer::Fetched(fetched)) => {
-                let slot = self
-                    .core
-                    .as_ref()
-                    .and_then(|core| core.state().slot(fetch.partition));
-                self.check_fetched(fetch, slot, fetched);
-            }
-            _ => {}
-        }
-    }
-
-    /// What may be acknowledged and shown: what is synced or, under `flush = interval`, written.
-    fn shown_up_to(&self) -> Lsn {
-        if self.plan.config.log.sync_each_group {
-            self.shadow.synced()
-        } else {
-            self.shadow.written()
-        }
-    }
-
-    /// What is told of anything but records rests on nothing that a power cut could take, however the
-    /// log is flushed.
-    fn check_told(&mut self, asked: &Asked, answer: &Answer, installed: Option<Lsn>) {
-        let told = match answer {
-            Answer::Reply(Reply::Produced(_)) => false,
-            Answer::Reply(_) | Answer::Assignment(_) | Answer::Catalog { .. } => true,
-            Answer::Error(Error::Refused(_)) => !matches!(asked, Asked::Fetch(_)),
-            _ => false,
-        };
-        let Some(core) = self.core.as_ref().filter(|_| told) else {
-            return;
-        };
-        let installed = installed.unwrap_or(core.lsns().0);
-        let other = self.shadow.other_up_to(installed);
-        let synced = self.shadow.synced();
-        // After a failed write, what is installed and was never written is not what answers rest on.
-        let written = installed <= self.shown_up_to() || self.failed;
-        if other > synced || !written {
-            let what = format!(
-                "{asked:?} was answered {answer:?}, which rests on lsn {other} and {installed}; {synced} is synced"
-            );
-            self.history.violation("told_is_kept", what);
-        }
-    }
-
-    fn check_fetched(&mut self, fetch: &Fetch, slot: Option<PartitionSlot>, fetched: &Fetched) {
-        let safe = self.shown_up_to();
-        let partition = fetch.partition;
-        for batch in &fetched.batches {
-            let base = batch.base_offset.0;
-            let Some(payload) = Payload::decode(&batch.batch) else {
-                let what =
-                    format!("{partition} offset {base}: other bytes are served than were sent");
-                self.history.violation("damage_reported", what);
-                continue;
-            };
-            if (payload.kept, payload.pid, payload.epoch) != (batch.records, batch.pid, batch.epoch)
-                || payload.pid != 0 && payload.sequence != batch.sequence
-            {
-                let what = format!("{partition} offset {base}: {payload:?} is served as {batch:?}");
-                self.history.violation("damage_reported", what);
-            }
-            let place = slot.and_then(|slot| self.shadow.batch(slot, base));
-            if slot.is_some() && place.is_none_or(|place| place.lsn > safe) {
-                let what =
-                    format!("{partition} offset {base} was readable, and only {safe} is on disk");
-                self.history.violation("released_only", what);
-            }
-            let seen = Seen {
-                last: batch.last_offset.0,
-                payload,
-                epoch: Term(batch.leader_epoch),
-            };
-            if let Some(what) = self.history.saw(partition, base, seen) {
-                self.history.violation("released_only", what);
-            }
-        }
-    }
-
     /// Ask the core and wait for the answer, while nothing else happens but disk and time.
     pub(crate) fn ask(&mut self, call: Call) -> Option<Answer> {
         let token = self.call(None, call);
@@ -729,70 +587,6 @@ impl World {
         }
     }
 
-    // --- mishaps -----------------------------------------------------------------------------------
-
-    fn mishap(&mut self, mishap: Mishap) {
-        // An audit opens and crashes the shard itself: nobody would open it again after a mishap.
-        if self.auditing || (self.closing && !(mishap == Mishap::Crash && self.failed)) {
-            return;
-        }
-        self.say(|_| format!("mishap: {mishap:?}"));
-        match mishap {
-            Mishap::Crash => self.crash(),
-            Mishap::Kill => self.kill(),
-            Mishap::Stop => {
-                if self.ready && !self.failed {
-                    self.ready = false;
-                    self.token += 1;
-                    let token = self.token;
-                    self.with_core(|core, now| core.call(now, token, Call::Stop));
-                }
-            }
-            Mishap::FailWrite => {
-                self.history.io_faults += 1;
-                self.disk.fail_next_write();
-            }
-            Mishap::FailSync => {
-                self.history.io_faults += 1;
-                self.disk.fail_next_sync();
-            }
-            Mishap::Full { for_us } => {
-                self.disk.set_capacity(self.disk.used());
-                self.after(for_us, Event::SpaceBack);
-            }
-            Mishap::Flip => self.flip(),
-            Mishap::Clock { ms } => self.wall_shift_ms += ms,
-        }
-    }
-
-    /// In a group that is proved, or now and then in the footer of a file before the last two.
-    fn flip(&mut self) {
-        let files = self.disk.files();
-        let sealed: Vec<(u64, u64)> = files
-            .iter()
-            .filter_map(|(file, len)| match file {
-                FileId::Wal(n) => Some((*n, *len)),
-                _ => None,
-            })
-            .collect();
-        let sealed = &sealed[..sealed.len().saturating_sub(3)];
-        let (file, from, to) = match self.chance.pick(sealed).copied() {
-            Some((file, len)) if self.chance.one_in(4) => (file, len - 2 * BLOCK_BYTES as u64, len),
-            _ => {
-                let Some(group) = self.chance.pick(self.shadow.proved_groups()).copied() else {
-                    return;
-                };
-                (group.file, group.at, group.at + group.bytes)
-            }
-        };
-        let bit = self.chance.range(from * 8, to * 8);
-        if self.disk.flip_bit(FileId::Wal(file), bit) {
-            self.say(|_| format!("flipped bit {bit} of file {file}"));
-            self.history.flips += 1;
-            self.history.counts.flips += 1;
-        }
-    }
-
     // --- time and trace ------------------------------------------------------------------------------
 
     pub(crate) fn after(&mut self, us: u64, event: Event) {
@@ -820,14 +614,6 @@ impl World {
             use std::io::Write;
             let _closed = writeln!(std::io::stdout(), "{:>10} {}", self.now_us, words(self));
         }
-    }
-}
-
-fn faults(plan: &Plan) -> Faults {
-    Faults {
-        delayed: plan.disk_delays,
-        read_fails: plan.read_fails,
-        ..Faults::default()
     }
 }
 

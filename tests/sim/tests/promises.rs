@@ -41,12 +41,6 @@ fn outcomes() -> &'static [Outcome] {
     })
 }
 
-/// An open fault, found by these seeds: a sync fails, the process (not the machine) starts again and builds on
-/// what it reads back, then power is lost. What the failed sync had not brought to the disk is gone from the
-/// middle of the log, so the shard opens read-only. Start has to write the end of the log anew after a failed
-/// sync. Take these out with the fault.
-const OPEN_FAULT: [u64; 2] = [176, 1738];
-
 /// No run broke this promise, or any that is not named.
 fn kept(promise: &str) {
     let broken: Vec<(u64, &Violation)> = outcomes()
@@ -58,9 +52,6 @@ fn kept(promise: &str) {
                 .map(|violation| (outcome.seed, violation))
         })
         .filter(|(_, violation)| violation.promise == promise)
-        .filter(|(seed, violation)| {
-            !(OPEN_FAULT.contains(seed) && violation.what == "the shard does not open")
-        })
         .take(5)
         .collect();
     assert!(

@@ -5,7 +5,7 @@
 use bytes::Bytes;
 use millstream_batch::limits::BLOCK_BYTES;
 
-use super::{BLOCK, Found, Recover, Stage, TRAILER_READ_BYTES};
+use super::{BLOCK, Found, Mend, Recover, Stage, TRAILER_READ_BYTES};
 use crate::api::Event;
 use crate::footer::Trailer;
 use crate::index::SealedFile;
@@ -44,13 +44,13 @@ impl Log {
                     if bytes == self.config.segment_bytes {
                         recover.spares.insert(n);
                     } else {
-                        recover.mends.push_back(IoOp::Remove { file });
+                        recover.mends.push_back(Mend::Remove(file));
                     }
                 }
                 FileId::Snapshot { .. } => recover.snapshot_files.push((file, bytes)),
                 FileId::Manifest {
                     temporary: true, ..
-                } => recover.mends.push_back(IoOp::Remove { file }),
+                } => recover.mends.push_back(Mend::Remove(file)),
                 FileId::Manifest {
                     begin,
                     temporary: false,

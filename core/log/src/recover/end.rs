@@ -7,13 +7,13 @@ use std::sync::Arc;
 
 use millstream_batch::ids::Term;
 
-use super::{BLOCK, CUT_CHUNK_BYTES, Found, Recover, Stage, Unproved};
+use super::{BLOCK, Found, MEND_CHUNK_BYTES, Mend, Recover, Stage, Unproved};
 use crate::api::Event;
 use crate::buffer::AlignedBuf;
 use crate::census::{Census, Present};
 use crate::footer::footer_bytes;
 use crate::format::{GROUP_CLEAN, GROUP_UNSYNCED, file_incarnation};
-use crate::io::{FileId, IoOp};
+use crate::io::{FileId, IoError, IoOp};
 use crate::log::Log;
 use crate::write::OpenFile;
 
@@ -23,9 +23,13 @@ impl Log {
         self.release(&mut recover);
         let mut cut: Option<u64> = None;
         let mut cuts: BTreeMap<u64, (u64, u64)> = BTreeMap::new();
+        // Groups that nothing proves, by file: they follow each other there.
+        let mut anew: BTreeMap<u64, (u64, u64)> = BTreeMap::new();
         for item in std::mem::take(&mut recover.unproved) {
             match item {
                 Unproved::Group { file, group } if cut.is_none() && group.is_whole() => {
+                    let end = group.at + group.header.span();
+                    anew.entry(file).or_insert((group.at, end)).1 = end;
                     self.take_group(&mut recover, file, &group);
                 }
                 Unproved::Group { file, group } => {
@@ -71,38 +75,19 @@ impl Log {
             recover.term = Term(recover.term.0 + 1);
             recover.raised = true;
         }
-        for (file, (at, end)) in cuts {
-            let mut at = at;
-            while at < end {
-                let len = (end - at).min(CUT_CHUNK_BYTES);
-                let mut zeros = AlignedBuf::with_capacity(len as usize);
-                zeros.set_len(len as usize);
-                let op = IoOp::Write {
-                    file: FileId::Wal(file),
-                    at,
-                    buf: Arc::new(zeros),
-                    len: len as usize,
-                    sync: true,
-                };
-                recover.mends.push_back(op);
-                at += len;
-            }
+        // Nor does anything prove the newest footer.
+        let sealed = recover.files.iter().rev();
+        if let Some((file, footer)) = sealed.filter_map(|(n, f)| Some((*n, f.trailer?))).next() {
+            let at = footer.footer_at / BLOCK * BLOCK;
+            anew.insert(file, (at, footer.file_bytes));
         }
-        // A kill may have left the newest footer readable and not synced.
-        let sealed = recover
-            .files
-            .iter()
-            .rev()
-            .find(|(_, f)| f.trailer.is_some());
-        if let Some(file) = sealed.map(|(n, _)| FileId::Wal(*n)) {
-            recover.mends.push_back(IoOp::Write {
-                file,
-                at: 0,
-                buf: Arc::new(AlignedBuf::with_capacity(0)),
-                len: 0,
-                sync: true,
-            });
-        }
+        let anew = anew
+            .into_iter()
+            .map(|(file, (at, end))| Mend::Anew { file, at, end });
+        let cuts = cuts
+            .into_iter()
+            .map(|(file, (at, end))| Mend::Cut { file, at, end });
+        recover.mends.extend(anew.chain(cuts));
         self.plan_files(&mut recover);
         self.mend(recover);
     }
@@ -188,9 +173,7 @@ impl Log {
             } else if fits && *n == next_file && !ready {
                 ready = true;
             } else {
-                surplus.push(IoOp::Remove {
-                    file: FileId::Wal(*n),
-                });
+                surplus.push(Mend::Remove(FileId::Wal(*n)));
             }
         }
         // From the highest down: a crash on the way leaves no hole in the numbers.
@@ -213,16 +196,85 @@ impl Log {
                 FileId::Wal(_) | FileId::Spare(_) => continue,
             };
             if of != begin.0 && !recover.snapshot_lost {
-                recover.mends.push_back(IoOp::Remove { file: *file });
+                recover.mends.push_back(Mend::Remove(*file));
             }
         }
     }
 
     pub(super) fn mend(&mut self, mut recover: Box<Recover>) {
         match recover.mends.pop_front() {
-            Some(op) => self.ask(recover, Stage::Mend, op),
+            Some(Mend::Anew { file, at, end }) if at < end => {
+                let len = (end - at).min(MEND_CHUNK_BYTES);
+                let rest = at + len;
+                recover.mends.push_front(Mend::Anew {
+                    file,
+                    at: rest,
+                    end,
+                });
+                let (file_id, len) = (FileId::Wal(file), len as usize);
+                let read = IoOp::Read {
+                    file: file_id,
+                    at,
+                    len,
+                };
+                let stage = Stage::Reread {
+                    file,
+                    at,
+                    len,
+                    last: rest == end,
+                };
+                self.ask(recover, stage, read);
+            }
+            Some(Mend::Cut { file, at, end }) if at < end => {
+                let len = (end - at).min(MEND_CHUNK_BYTES);
+                let rest = at + len;
+                recover.mends.push_front(Mend::Cut {
+                    file,
+                    at: rest,
+                    end,
+                });
+                let mut zeros = AlignedBuf::with_capacity(len as usize);
+                zeros.set_len(len as usize);
+                let what = "the torn end of the log could not be cut";
+                self.write_piece(recover, what, (file, at), zeros, rest == end);
+            }
+            Some(Mend::Anew { .. } | Mend::Cut { .. }) => self.mend(recover),
+            Some(Mend::Remove(file)) => {
+                let what = "a file that is not needed could not be removed";
+                self.ask(recover, Stage::Mend { what }, IoOp::Remove { file });
+            }
             None => self.settle_in(*recover),
         }
+    }
+
+    /// One sync covers all pieces of a file.
+    pub(super) fn write_piece(
+        &mut self,
+        recover: Box<Recover>,
+        what: &'static str,
+        (file, at): (u64, u64),
+        bytes: AlignedBuf,
+        sync: bool,
+    ) {
+        let op = IoOp::Write {
+            file: FileId::Wal(file),
+            at,
+            len: bytes.len(),
+            buf: Arc::new(bytes),
+            sync,
+        };
+        self.ask(recover, Stage::Mend { what }, op);
+    }
+
+    pub(super) fn not_mended(
+        &mut self,
+        mut recover: Box<Recover>,
+        what: &'static str,
+        error: IoError,
+    ) {
+        recover.stop(format!("{what}: {error}"));
+        self.fail(error);
+        self.give_up(recover);
     }
 
     /// The log is whole: prove its end, then say so.

@@ -24,12 +24,13 @@ impl Log {
         recover.seen_group = recover.seen_group.max(recover.last_group_before(file));
         let found = &recover.files[&file];
         let incarnation = found.trailer.map(|t| t.incarnation);
-        recover.scanner = Some(Scanner::new(
+        let scanner = Scanner::new(
             file,
             found.bytes / BLOCK * BLOCK,
             incarnation,
             recover.seen_group + 1,
-        ));
+        );
+        recover.scanner = Some(scanner.from_term(recover.seen_term));
         self.scan(recover);
     }
 
@@ -111,8 +112,11 @@ impl Log {
         let header = result
             .ok()
             .and_then(|bytes| GroupHeader::decode(bytes.get(..GROUP_HEADER_BYTES)?));
-        if header.is_some_and(|h| h.file == next && h.at == 0 && h.number == recover.seen_group + 1)
-        {
+        let follows = |h: GroupHeader| {
+            (h.file, h.at, h.number) == (next, 0, recover.seen_group + 1)
+                && h.term >= recover.seen_term
+        };
+        if header.is_some_and(follows) {
             return self.file_scanned(recover);
         }
         recover.search();
@@ -142,6 +146,7 @@ impl Log {
         found.made_bytes = group.header.file_bytes;
         found.groups = Some((found.groups.map_or(number, |g| g.0), number));
         recover.seen_group = number;
+        recover.seen_term = group.header.term;
         recover.proved = recover.proved.max(group.header.proved);
         recover.unproved.push_back(Unproved::Group { file, group });
         self.release(recover);

@@ -26,6 +26,9 @@ pub(crate) struct Disk {
     pub(crate) capacity: Option<u64>,
     /// The next write with this property fails.
     pub(crate) fail_write: Option<fn(&IoOp) -> bool>,
+    /// The sync of the next write with this property fails: the write can be read back, and never gets
+    /// to the disk, as Linux does it.
+    pub(crate) fail_sync: Option<fn(&IoOp) -> bool>,
     /// Every operation done, in words.
     pub(crate) trace: Vec<String>,
 }
@@ -62,6 +65,10 @@ impl Disk {
             self.fail_write = None;
             return Err(Self::error(IoErrorKind::Failed, "input/output error"));
         }
+        let sync_fails = self.fail_sync.is_some_and(|fails| fails(&op));
+        if sync_fails {
+            self.fail_sync = None;
+        }
         match op {
             IoOp::List => Ok(IoOutput::Listed(
                 self.live
@@ -97,11 +104,20 @@ impl Disk {
                     "{file:?} {at}+{len}"
                 );
                 live[at..at + len].copy_from_slice(&buf[..len]);
+                self.unsynced.push((file, at, buf[..len].to_vec()));
                 if sync {
-                    self.durable.insert(file, live.clone());
-                    self.unsynced.retain(|(f, _, _)| *f != file);
-                } else {
-                    self.unsynced.push((file, at, buf[..len].to_vec()));
+                    let durable = self.durable.get_mut(&file).expect("it was made durably");
+                    for (_, at, bytes) in self.unsynced.extract_if(.., |(f, _, _)| *f == file) {
+                        if !sync_fails {
+                            durable[at..at + bytes.len()].copy_from_slice(&bytes);
+                        }
+                    }
+                }
+                if sync_fails {
+                    return Err(Self::error(
+                        IoErrorKind::Failed,
+                        "fdatasync: input/output error",
+                    ));
                 }
                 Ok(IoOutput::Done)
             }

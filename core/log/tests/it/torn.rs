@@ -1,8 +1,8 @@
 //! A torn end is cut, and only that.
 
 use millstream_batch::ids::{Lsn, Term};
-use millstream_log::Config;
-use millstream_log::io::IoOp;
+use millstream_log::io::{FileId, IoOp};
+use millstream_log::{Config, Event};
 
 use crate::disk::{BLOCK, Disk, Shard, config, payload};
 
@@ -127,6 +127,126 @@ fn the_end_found_at_start_is_synced_before_it_is_served() {
         Lsn(9),
         "what was served survives the next crash"
     );
+}
+
+/// The process starts again on what it can read back, which the failed sync did not bring to the disk.
+#[test]
+fn what_a_failed_sync_left_is_written_anew_at_the_next_start() {
+    for each in [true, false] {
+        let mut config = config();
+        config.sync_each_group = each;
+        config.segment_bytes = 64 * BLOCK as u64;
+        config.group_bytes_max = 8 * BLOCK;
+        let mut shard = Shard::open(Disk::default(), config.clone());
+        for offset in 0..40 {
+            shard.put(1, offset, &payload(1, offset, 5000));
+        }
+        shard.disk.fail_sync = Some(|op| matches!(op, IoOp::Write { sync: true, .. }));
+        shard
+            .append(1, 40, 1, &payload(1, 40, 5000))
+            .expect("appended");
+        shard.log.sync_now();
+        shard.run();
+        assert!(shard.has(|e| matches!(e, Event::Failed(_))));
+
+        let mut again = Shard::open(shard.disk, config.clone());
+        assert_eq!((again.found().last, again.found().cut_bytes), (Lsn(41), 0));
+        assert!(again.found().rewritten_bytes > 0);
+        assert!(
+            again.disk.live == again.disk.durable,
+            "nothing can be read that power could take"
+        );
+        again.put(1, 41, b"next");
+        again.log.sync_now();
+        again.run();
+        let mut disk = again.disk;
+        disk.crash();
+        let mut after = Shard::open(disk, config);
+        assert!(
+            after.found().damage.is_empty(),
+            "{:?}",
+            after.found().damage
+        );
+        assert_eq!(after.found().read_only, None);
+        assert_eq!(after.read_all(1, 0, 42, 1 << 20).len(), 42);
+    }
+}
+
+/// A footer that can be read and is not on the disk.
+#[test]
+fn the_newest_footer_is_written_anew() {
+    let mut config = config();
+    config.segment_bytes = 32 * BLOCK as u64;
+    let mut shard = Shard::open(Disk::default(), config.clone());
+    shard.disk.fail_sync = Some(|op| match op {
+        IoOp::Write { at, len, .. } => at + *len as u64 == 32 * BLOCK as u64,
+        _ => false,
+    });
+    for offset in 0..40 {
+        if shard
+            .append(1, offset, 1, &payload(1, offset, 5000))
+            .is_err()
+        {
+            break;
+        }
+        shard.log.flush();
+        shard.run();
+    }
+    assert!(shard.has(|e| matches!(e, Event::Failed(_))));
+    let footer = |disk: &Disk| {
+        let mut planes = [&disk.live, &disk.durable].into_iter();
+        planes.all(|plane| plane[&FileId::Wal(1)][31 * BLOCK..].starts_with(b"MSft"))
+    };
+    assert!(!footer(&shard.disk));
+    let again = Shard::open(shard.disk, config);
+    assert!(footer(&again.disk));
+    assert!(again.disk.live == again.disk.durable);
+}
+
+/// The cut of a torn end does not reach the disk, the log goes on before it, and power is lost.
+#[test]
+fn groups_that_a_failed_cut_left_never_look_alive() {
+    let mut config = config();
+    config.sync_each_group = false;
+    let mut shard = Shard::open(Disk::default(), config.clone());
+    for offset in 0..4 {
+        shard.put(1, offset, &payload(1, offset, 200));
+    }
+    shard.log.sync_now();
+    shard.run();
+    for offset in 4..10 {
+        shard.put(1, offset, &payload(1, offset, 200));
+    }
+    let mut disk = shard.disk;
+    let mut block = 0;
+    disk.crash_keeping(|| {
+        block += 1;
+        block != 2
+    });
+    // What stands at the end is written anew, then what is behind the gap is made zeros.
+    let zeros = |op: &IoOp| match op {
+        IoOp::Write { buf, len, .. } => *len > 0 && buf[..*len].iter().all(|b| *b == 0),
+        _ => false,
+    };
+    disk.fail_sync = Some(zeros);
+    let failed = Shard::open(disk, config.clone());
+    assert!(failed.found().read_only.is_some());
+    let mut shard = Shard::open(failed.disk, config.clone());
+    assert_eq!((shard.found().last, shard.found().term), (Lsn(5), Term(1)));
+    shard.put(1, 5, &payload(1, 5, 300));
+    shard.log.sync_now();
+    shard.run();
+    let mut disk = shard.disk;
+    disk.crash();
+    let mut shard = Shard::open(disk, config);
+    assert_eq!(shard.found().read_only, None);
+    assert!(
+        shard.found().damage.is_empty(),
+        "{:?}",
+        shard.found().damage
+    );
+    assert_eq!(shard.found().last, Lsn(6));
+    assert_eq!(shard.read_all(1, 0, 10, 1 << 20).len(), 6);
 }
 
 #[test]

@@ -435,6 +435,7 @@ fn report_recovery(shard: u16, recovery: &Recovery) {
         term = recovery.term.0,
         replayed = recovery.replayed,
         bytes_read = recovery.bytes_read,
+        rewritten_bytes = recovery.rewritten_bytes,
         "recovered"
     );
     if recovery.cut_bytes > 0 {

@@ -108,6 +108,12 @@ pub const BUGS: &[Bug] = &[
         plant: || Box::new(recovery::CutTooMuch),
     },
     Bug {
+        name: "found_end_is_only_synced",
+        stands_for: "recovery believes that a sync brings to the disk what a failed one did not",
+        caught_by: &["damage_reported", "no_acked_loss", "dense_offsets"],
+        plant: || Box::new(recovery::OnlySynced::default()),
+    },
+    Bug {
         name: "snapshot_before_durable",
         stands_for: "a snapshot is published whose log is not durable yet",
         caught_by: &[

@@ -1,10 +1,13 @@
 //! Faults around a restart: what is on disk is not what it should be.
 
+use std::collections::BTreeMap;
+
 use millstream_batch::ids::Lsn;
+use millstream_log::buffer::AlignedBuf;
 use millstream_log::format::{
     ENTRY_HEADER_BYTES, EntryHeader, GROUP_CLEAN, GROUP_HEADER_BYTES, GroupHeader, checksum,
 };
-use millstream_log::io::{FileId, Io, IoDone, IoOp, IoOutput};
+use millstream_log::io::{FileId, Io, IoDone, IoId, IoOp, IoOutput};
 use millstream_machine::fact::kind;
 
 use crate::disk::SimDisk;
@@ -39,6 +42,45 @@ impl Layer for CutTooMuch {
                 return;
             }
         }
+    }
+}
+
+/// What a start read and writes anew is only synced.
+#[derive(Debug, Default)]
+pub(super) struct OnlySynced {
+    asked: BTreeMap<IoId, (FileId, u64)>,
+    /// Last read, and from where.
+    read: Option<(FileId, u64, AlignedBuf)>,
+}
+
+impl Layer for OnlySynced {
+    fn submit(&mut self, mut io: Io, _disk: &mut SimDisk) -> Passed {
+        match &mut io.op {
+            IoOp::Read { file, at, .. } => {
+                self.asked.insert(io.id, (*file, *at));
+            }
+            IoOp::Write {
+                file, at, buf, len, ..
+            } => {
+                let was_read = |(f, a, bytes): &(FileId, u64, AlignedBuf)| {
+                    (f, a) == (file, at) && bytes[..] == buf[..*len]
+                };
+                if self.read.as_ref().is_some_and(was_read) {
+                    *len = 0;
+                }
+            }
+            _ => {}
+        }
+        Passed::On(io)
+    }
+
+    fn done(&mut self, done: IoDone, _disk: &mut SimDisk) -> IoDone {
+        if let (Some((file, at)), Ok(IoOutput::Read(bytes))) =
+            (self.asked.remove(&done.id), &done.result)
+        {
+            self.read = Some((file, at, AlignedBuf::copy_of(bytes)));
+        }
+        done
     }
 }
 

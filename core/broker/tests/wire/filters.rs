@@ -70,6 +70,17 @@ async fn deploy_as(
     Ok(answer.message().expect("DEPLOY_FILTER"))
 }
 
+async fn remove(client: &Client, name: &str) {
+    let request = RemoveFilterRequest {
+        topic: "t".to_owned(),
+        name: name.to_owned(),
+    };
+    let _: RemoveFilterResponse = client
+        .request(Kind::RemoveFilter, &request)
+        .await
+        .expect("removed");
+}
+
 async fn produce(client: &Client, topic_id: &Bytes) -> Produced {
     let mut producer = client.producer(&ProducerOpen::default()).await;
     producer
@@ -161,14 +172,7 @@ fn a_filter_at_produce_drops_for_good() {
             .expect("listed");
         let topic_id = topics.topics[0].id.clone();
         assert_eq!(produce(&client, &topic_id).await.base_offset, Some(2));
-        let remove = RemoveFilterRequest {
-            topic: "t".to_owned(),
-            name: "errors".to_owned(),
-        };
-        let _: RemoveFilterResponse = client
-            .request(Kind::RemoveFilter, &remove)
-            .await
-            .expect("removed");
+        remove(&client, "errors").await;
         assert_eq!(produce(&client, &topic_id).await.base_offset, Some(4));
         let (batches, end) = consume(client.subscribe(&whole_topic()).await).await;
         assert_eq!((end, batches.last().expect("a batch").1.len()), (8, 4));
@@ -437,14 +441,7 @@ fn compiled_code_goes_with_the_last_deployment_and_at_a_start() {
                 .expect("deployed");
         }
         assert_eq!(code(), 2);
-        let remove = RemoveFilterRequest {
-            topic: "t".to_owned(),
-            name: "one".to_owned(),
-        };
-        let _: RemoveFilterResponse = client
-            .request(Kind::RemoveFilter, &remove)
-            .await
-            .expect("removed");
+        remove(&client, "one").await;
         // It goes beside what is answered.
         while code() > 1 {
             let _: ListFiltersResponse = client

@@ -11,6 +11,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use anyhow::{Context as _, Result};
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::runtime;
+
 /// What the shell expects of a program that SIGINT ended.
 const INTERRUPTED: i32 = 130;
 
@@ -26,9 +28,7 @@ struct Live {
 
 /// From now on SIGINT and SIGTERM end the children, remove the directories and end this process.
 pub(crate) fn install() -> Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
+    let runtime = runtime::one_thread()?;
     let (mut interrupted, mut terminated) = {
         let _entered = runtime.enter();
         (

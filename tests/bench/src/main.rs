@@ -21,6 +21,7 @@ mod meter;
 mod process;
 mod report;
 mod rows;
+mod runtime;
 mod session;
 mod sys;
 

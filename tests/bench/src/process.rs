@@ -293,6 +293,7 @@ fn field(status: &str, name: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::runtime;
 
     #[test]
     fn cpu_time_is_read_behind_any_name() {
@@ -338,10 +339,7 @@ mod tests {
         let child = Child::spawn(&mut Command::new("false")).expect("it starts");
         let error = child.outlives(hour).expect_err("it ends");
         assert!(error.to_string().contains("exit status: 1"), "{error}");
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .expect("a runtime");
+        let runtime = runtime::one_thread().expect("a runtime");
         let error = runtime.block_on(child.outlives_beside_tasks(hour));
         let error = error.expect_err("it has ended");
         assert!(error.to_string().contains("exit status: 1"), "{error}");
@@ -353,10 +351,7 @@ mod tests {
     fn a_child_that_stays_outlives_the_time() {
         let child = Child::spawn(Command::new("sleep").arg("1000")).expect("it starts");
         child.outlives(Duration::ZERO).expect("it sleeps");
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .expect("a runtime");
+        let runtime = runtime::one_thread().expect("a runtime");
         let stays = runtime.block_on(child.outlives_beside_tasks(Duration::ZERO));
         stays.expect("it sleeps");
         assert!(child.wait(Duration::ZERO).is_err());

@@ -10,12 +10,11 @@ use hdrhistogram::Histogram;
 use super::frame;
 use super::groups::Groups;
 use crate::load::Load;
+use crate::runtime;
 
 /// Append the load's batches one after the other; latencies in microseconds.
 pub(crate) fn append(load: &Load, directory: &Path) -> Result<Histogram<u64>> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
+    let runtime = runtime::one_thread()?;
     let local = tokio::task::LocalSet::new();
     local.block_on(&runtime, async {
         let mut groups = Groups::open(directory, load.bytes()).await?;

@@ -1,16 +1,16 @@
 //! The ceiling of consuming: batches that lie in memory, sent on one stream as fast as the reader takes
 //! them. The reader counts bytes and throws them away.
 
-use std::io::Write as _;
 use std::time::Instant;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use bytes::Bytes;
 
 use super::frame;
 use super::quic::{self, Hello};
 use super::sender::noise;
 use crate::load::Load;
+use crate::runtime;
 
 /// Memory of the batches that are sent round and round.
 const MEMORY_BYTES_MAX: u64 = 1 << 30;
@@ -30,15 +30,9 @@ pub(crate) fn serve(load: &Load) -> Result<()> {
     let frames: Vec<Bytes> = (0..distinct)
         .map(|number| frame::encode(&noise(number, batch_bytes)))
         .collect();
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
+    let runtime = runtime::one_thread()?;
     runtime.block_on(async {
-        let (endpoint, hello) = quic::server(load.mtu)?;
-        println!("{}", serde_json::to_string(&hello)?);
-        std::io::stdout().flush()?;
-        let connection = endpoint.accept().await.context("no connection")?.await?;
-        let (mut send, mut recv) = connection.accept_bi().await?;
+        let (_endpoint, _connection, mut send, mut recv) = quic::accept(load.mtu).await?;
         recv.read_to_end(64).await?;
         for (_, frame) in (0..load.batches()).zip(frames.iter().cycle()) {
             send.write_chunk(frame.clone()).await?;
@@ -51,9 +45,7 @@ pub(crate) fn serve(load: &Load) -> Result<()> {
 
 /// Ask for all of it, and read it.
 pub(super) fn read(load: &Load, hello: &Hello) -> Result<Seen> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
+    let runtime = runtime::one_thread()?;
     runtime.block_on(async {
         let (endpoint, connection) = quic::connect(load.mtu, hello).await?;
         let began = Instant::now();

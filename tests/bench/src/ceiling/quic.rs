@@ -1,14 +1,15 @@
 //! The QUIC settings of both ends: those that measurement showed to matter, and the same as the
 //! product's. 4 MiB socket buffers, AES-128-GCM, windows above what is in flight, the row's MTU.
 
+use std::io::Write as _;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::{
-    ClientConfig, Endpoint, EndpointConfig, MtuDiscoveryConfig, ServerConfig, TokioRuntime,
-    TransportConfig,
+    ClientConfig, Connection, Endpoint, EndpointConfig, MtuDiscoveryConfig, RecvStream, SendStream,
+    ServerConfig, TokioRuntime, TransportConfig,
 };
 use rustls::crypto::{CryptoProvider, ring};
 use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer};
@@ -27,7 +28,7 @@ pub(super) struct Hello {
     certificate: Vec<u8>,
 }
 
-pub(super) fn server(mtu: u16) -> Result<(Endpoint, Hello)> {
+fn server(mtu: u16) -> Result<(Endpoint, Hello)> {
     let key = rcgen::generate_simple_self_signed(vec![NAME.to_owned()])?;
     let certificate = key.cert.der().clone();
     let secret = PrivatePkcs8KeyDer::from(key.signing_key.serialize_der());
@@ -46,8 +47,19 @@ pub(super) fn server(mtu: u16) -> Result<(Endpoint, Hello)> {
     Ok((endpoint, hello))
 }
 
+/// Listen, say where in one line on standard output, and take the first connection's first stream. The
+/// endpoint and the connection must outlive the stream.
+pub(super) async fn accept(mtu: u16) -> Result<(Endpoint, Connection, SendStream, RecvStream)> {
+    let (endpoint, hello) = server(mtu)?;
+    println!("{}", serde_json::to_string(&hello)?);
+    std::io::stdout().flush()?;
+    let connection = endpoint.accept().await.context("no connection")?.await?;
+    let (send, recv) = connection.accept_bi().await?;
+    Ok((endpoint, connection, send, recv))
+}
+
 /// Connect to the receiver. The endpoint must outlive the connection.
-pub(super) async fn connect(mtu: u16, hello: &Hello) -> Result<(Endpoint, quinn::Connection)> {
+pub(super) async fn connect(mtu: u16, hello: &Hello) -> Result<(Endpoint, Connection)> {
     let mut roots = rustls::RootCertStore::empty();
     roots.add(CertificateDer::from(hello.certificate.clone()))?;
     let mut tls = rustls::ClientConfig::builder_with_provider(provider())

@@ -3,12 +3,11 @@
 
 use std::cell::RefCell;
 use std::future::poll_fn;
-use std::io::Write as _;
 use std::path::Path;
 use std::rc::Rc;
 use std::task::{Poll, Waker};
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use bytes::Bytes;
 use millstream_log::buffer::AlignedBuf;
 
@@ -16,6 +15,7 @@ use super::frame::Frames;
 use super::groups::Groups;
 use super::quic;
 use crate::load::Load;
+use crate::runtime;
 
 /// More than one chunk of a stream.
 const SCRATCH_BYTES: usize = 1 << 20;
@@ -32,17 +32,11 @@ struct Shared {
 
 /// Receive on one connection until it closes.
 pub(crate) fn serve(data: &Path, load: &Load) -> Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
+    let runtime = runtime::one_thread()?;
     let local = tokio::task::LocalSet::new();
     local.block_on(&runtime, async {
         let groups = Groups::open(data, load.bytes()).await?;
-        let (endpoint, hello) = quic::server(load.mtu)?;
-        println!("{}", serde_json::to_string(&hello)?);
-        std::io::stdout().flush()?;
-        let connection = endpoint.accept().await.context("no connection")?.await?;
-        let (mut send, mut recv) = connection.accept_bi().await?;
+        let (_endpoint, _connection, mut send, mut recv) = quic::accept(load.mtu).await?;
         let shared = Shared {
             groups,
             driver: None,
@@ -70,15 +64,9 @@ pub(crate) fn serve(data: &Path, load: &Load) -> Result<()> {
 /// Receive on one connection until it closes, and acknowledge without writing: what is left of
 /// [`serve`] without its disk.
 pub(crate) fn echo(load: &Load) -> Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
+    let runtime = runtime::one_thread()?;
     runtime.block_on(async {
-        let (endpoint, hello) = quic::server(load.mtu)?;
-        println!("{}", serde_json::to_string(&hello)?);
-        std::io::stdout().flush()?;
-        let connection = endpoint.accept().await.context("no connection")?.await?;
-        let (mut send, mut recv) = connection.accept_bi().await?;
+        let (_endpoint, _connection, mut send, mut recv) = quic::accept(load.mtu).await?;
         let mut frames = Frames::new();
         let mut scratch = AlignedBuf::with_capacity(SCRATCH_BYTES);
         let mut chunks: [Bytes; 64] = std::array::from_fn(|_| Bytes::new());

@@ -13,6 +13,7 @@ use tokio::sync::Semaphore;
 use super::frame;
 use super::quic::{self, Hello};
 use crate::load::Load;
+use crate::runtime;
 
 /// What one sender, or all of them, measured.
 #[derive(Debug)]
@@ -41,9 +42,7 @@ impl Sent {
 
 /// Connect, wait for the other senders, send the load and wait for the last acknowledgement.
 pub(super) fn run(load: &Load, hello: &Hello, barrier: &Barrier) -> Result<Sent> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
+    let runtime = runtime::one_thread()?;
     runtime.block_on(send(load, hello, barrier))
 }
 

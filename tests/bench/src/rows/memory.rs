@@ -13,6 +13,7 @@ use crate::broker::{Broker, Setup};
 use crate::figures::Run;
 use crate::meter::Pass;
 use crate::process::{Memory, Overdue};
+use crate::runtime;
 use crate::session::{Measured, Session};
 
 /// Consumers that never take what they are sent.
@@ -115,9 +116,7 @@ impl Stalled {
         let (ready, is_ready) = std::sync::mpsc::channel();
         let (over, is_over) = tokio::sync::oneshot::channel();
         let thread = std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()?;
+            let runtime = runtime::one_thread()?;
             runtime.block_on(async {
                 let mut all: Vec<(Client, Consumer)> = Vec::new();
                 for _ in 0..STALLED {

@@ -12,6 +12,7 @@ use crate::broker::Broker;
 use crate::figures::Run;
 use crate::load::Load;
 use crate::process::Child;
+use crate::runtime;
 use crate::session::{Measured, Session};
 
 /// Partitions that the data lies in.
@@ -108,9 +109,7 @@ fn kill_while_writing(plan: &Plan, broker: Broker, scale: f64) -> Result<f64> {
 
 /// The first record of the first partition, by a client that connects now.
 fn read_one(broker: &Broker) -> Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
+    let runtime = runtime::one_thread()?;
     runtime.block_on(async {
         let client = Client::connect(Context::load(broker.context())?).await?;
         let mut consumer = client

@@ -6,10 +6,12 @@ use anyhow::{Result, ensure};
 use clap::Args;
 use serde_json::Value;
 
+use crate::broker::{Broker, Setup};
 use crate::cleanup::DataDir;
 use crate::figures::{self, Pair, Run};
 use crate::meter::Pass;
 use crate::rows::Row;
+use crate::runtime;
 
 /// The share of a row's load by which system calls are counted.
 const COUNTING_SHARE: f64 = 0.1;
@@ -96,6 +98,20 @@ impl Session<'_> {
     /// A new directory on the disk that is to be measured.
     pub(crate) fn directory(&self) -> Result<DataDir> {
         DataDir::new(self.settings.data.as_deref())
+    }
+
+    /// One run of clients inside this process, on one thread: at a new broker of one shard with a topic
+    /// `bench` of so many partitions.
+    pub(crate) fn inside(
+        &self,
+        partitions: u32,
+        measure: impl AsyncFnOnce(&Broker) -> Result<Run>,
+    ) -> Result<Run> {
+        let directory = self.directory()?;
+        let setup = Setup::default().shards(1);
+        let broker = Broker::start(self.program, directory.path(), &setup)?;
+        broker.make_topic("bench", partitions)?;
+        runtime::one_thread()?.block_on(measure(&broker))
     }
 
     /// Ceiling and product in turns; then, in a short pair, their system calls.

@@ -11,7 +11,7 @@ use serde_json::json;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-use crate::broker::{Broker, Setup};
+use crate::broker::Broker;
 use crate::figures::Run;
 use crate::meter::{Meter, Pass, Work, clients, own_cpu_seconds};
 use crate::process::{Activity, Memory};
@@ -42,17 +42,9 @@ pub(super) fn many(session: &Session<'_>) -> Result<Measured> {
             "shards": 1,
         }),
         |pass| {
-            let directory = session.directory()?;
-            let setup = Setup {
-                shards: 1,
-                ..Setup::default()
-            };
-            let broker = Broker::start(session.program, directory.path(), &setup)?;
-            broker.make_topic("bench", 16)?;
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()?;
-            runtime.block_on(measure(&broker, connections, seconds, pass))
+            session.inside(16, async |broker| {
+                measure(broker, connections, seconds, pass).await
+            })
         },
     )
 }

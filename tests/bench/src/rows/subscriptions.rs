@@ -12,7 +12,7 @@ use serde_json::json;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
-use crate::broker::{Broker, Setup};
+use crate::broker::Broker;
 use crate::figures::Run;
 use crate::meter::{Meter, Pass, Work, clients, own_cpu_seconds};
 use crate::process::{Memory, finish};
@@ -47,17 +47,9 @@ pub(super) fn many(session: &Session<'_>) -> Result<Measured> {
             "shards": 1,
         }),
         |pass| {
-            let directory = session.directory()?;
-            let setup = Setup {
-                shards: 1,
-                ..Setup::default()
-            };
-            let broker = Broker::start(session.program, directory.path(), &setup)?;
-            broker.make_topic("bench", 1)?;
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()?;
-            runtime.block_on(measure(&broker, subscriptions, records, pass))
+            session.inside(1, async |broker| {
+                measure(broker, subscriptions, records, pass).await
+            })
         },
     )
 }

@@ -57,11 +57,18 @@ async fn measure(broker: &Broker, connections: u64, seconds: u64, pass: &Pass) -
     let all = connect(&context, connections).await?;
     let connecting = began.elapsed().as_secs_f64();
     ensure_there(broker, connections)?;
-    broker.process().outlives_beside_tasks(UNUSED).await?;
+    let process = broker.process();
+    process
+        .outlives_beside_tasks(UNUSED)
+        .await
+        .context("the broker")?;
     let after = Memory::of(pid)?;
 
     let quiet = Activity::of(pid)?;
-    broker.process().outlives_beside_tasks(WATCHED).await?;
+    process
+        .outlives_beside_tasks(WATCHED)
+        .await
+        .context("the broker")?;
     let (cpu, switches) = Activity::of(pid)?.since(&quiet);
     ensure_there(broker, connections)?;
 

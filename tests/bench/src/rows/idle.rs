@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use serde_json::json;
 
 use super::produce::{Plan, load, send};
@@ -41,10 +41,10 @@ pub(super) fn cpu(session: &Session<'_>) -> Result<Measured> {
             send(&broker, &plan, &Load { ..plan.load })?;
             let process = broker.process();
             broker.wait_for("millstream_connections", GONE_MAX, process, |n| n == 0.0)?;
-            process.outlives(UNUSED)?;
+            process.outlives(UNUSED).context("the broker")?;
             let pid = broker.pid();
             let before = Activity::of(pid)?;
-            process.outlives(watched)?;
+            process.outlives(watched).context("the broker")?;
             let (cpu, switches) = Activity::of(pid)?.since(&before);
             let seconds = watched.as_secs_f64();
             let mut run = Run::default();

@@ -101,7 +101,7 @@ fn kill_while_writing(plan: &Plan, broker: Broker, scale: f64) -> Result<f64> {
     let wanted = before + BETWEEN_BYTES * scale.min(1.0);
     let received = broker
         .wait_for(RECEIVED, BETWEEN_MAX, &client, |bytes| bytes >= wanted)
-        .context("the producer that is to write until the broker is killed")?;
+        .context("waiting for what the producer writes")?;
     broker.kill();
     drop(client);
     Ok(received - before)

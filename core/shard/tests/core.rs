@@ -189,6 +189,10 @@ fn partition(topic: TopicId) -> Partition {
 }
 
 fn batch(now: Now) -> Call {
+    batch_of(now, &Bytes::from_static(&[1; 64]))
+}
+
+fn batch_of(now: Now, raw: &Bytes) -> Call {
     let request = Produce {
         partition: partition(TOPIC),
         pid: ProducerId(0),
@@ -196,13 +200,46 @@ fn batch(now: Now) -> Call {
         sequence: Sequence(0),
         sent: 1,
         kept: 1,
-        bytes: 64,
+        bytes: raw.len() as u32,
         max_timestamp: now.wall,
     };
     Call::Produce {
         request,
-        raw: vec![Bytes::from_static(&[1; 64])],
+        raw: vec![raw.clone()],
     }
+}
+
+/// Filling files with zeros costs as much of the disk as what is then written to them.
+#[test]
+fn what_retention_frees_is_written_again_and_no_new_file_is_filled() {
+    let mut config = config(true);
+    config.retention_bytes = 3 << 20;
+    config.log.recycle_max = 4;
+    let seconds_in_all = config.retention_check_ms / 1_000;
+    let mut world = World::open(config, BTreeMap::new(), start());
+    world.create_topic();
+    let raw = Bytes::from(vec![1; 60_000]);
+    let mut token = 1;
+    let mut write_mib = |world: &mut World, mib: u64| {
+        for _ in 0..mib * 16 {
+            token += 1;
+            world.ask(token, batch_of(world.now, &raw));
+            world.settle();
+            world.pass_ms(1);
+            world.settle();
+            let answer = world.answer(token);
+            assert!(
+                matches!(answer, Answer::Reply(Reply::Produced(_))),
+                "{answer:?}"
+            );
+        }
+        world.allocations
+    };
+    let before = write_mib(&mut world, 12);
+    assert_eq!(write_mib(&mut world, 60), before);
+    assert!(world.now.mono_us < seconds_in_all * 1_000_000);
+    let log_bytes: usize = world.files.values().map(Vec::len).sum();
+    assert!(log_bytes < 14 << 20, "{log_bytes}");
 }
 
 #[test]

@@ -145,7 +145,7 @@ pub struct LogSettings {
     pub group_bytes_max: Option<usize>,
     /// Zeroed files kept ready.
     pub spares_ready: usize,
-    /// Recycled files kept beyond that before they are removed.
+    /// Files that retention frees are kept beyond that, to be written again; more are removed.
     pub recycle_max: usize,
     pub flush: Flush,
     pub flush_interval_ms: u64,
@@ -160,7 +160,7 @@ impl Default for LogSettings {
             segment_bytes: 64 * MIB,
             group_bytes_max: None,
             spares_ready: 1,
-            recycle_max: 1,
+            recycle_max: 4,
             flush: Flush::Each,
             flush_interval_ms: 50,
             storage: Storage::Auto,

@@ -33,7 +33,7 @@ pub struct CoreConfig {
     pub retention_ms: i64,
     /// `retention.bytes` of each partition of topics that do not say. -1: unbounded.
     pub retention_bytes: i64,
-    /// How often retention looks at sealed files.
+    /// How often retention looks at sealed files, besides each time that one is sealed.
     pub retention_check_ms: u64,
     /// How often silent members are looked for.
     pub members_check_ms: u64,

@@ -36,6 +36,7 @@ impl ShardCore {
                 if let Writes::Full(_) = self.writes {
                     self.upkeep.retention_soon();
                 }
+                self.upkeep.sealed();
             }
             Event::SpaceGone(error) => {
                 if let Writes::Open | Writes::Full(_) = self.writes {

@@ -1,6 +1,7 @@
 //! What a shard does by itself: members that went silent, groups whose topics changed, retention,
 //! forgotten producers, the interval sync.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 
 use millstream_batch::ids::{MemberId, Partition, ProducerId, TimestampMs};
@@ -15,6 +16,9 @@ use super::{CoreConfig, Effect, Now, Phase, ShardCore, Writes};
 const IDLE_MS: u64 = 50;
 /// How often claims of unowned partitions are repeated: one told to another shard may have been lost.
 const CLAIMS_MS: u64 = 30_000;
+/// How long retention leaves a shard alone after it has looked at so many ranges of a partition in a
+/// file, for each of them: far more than the look takes.
+const RETENTION_PAUSE_US: u64 = 10;
 /// How often a full disk is asked again.
 const SPACE_RETRY_MS: u64 = 1_000;
 
@@ -29,6 +33,8 @@ pub(super) struct Upkeep {
     heard: FxHashMap<String, BTreeMap<MemberId, u64>>,
     members_us: Option<u64>,
     retention_us: Option<u64>,
+    /// A file that was sealed brings retention forward, but not before this.
+    retention_not_before_us: u64,
     producers_us: Option<u64>,
     sync_us: Option<u64>,
     claims_us: Option<u64>,
@@ -64,6 +70,14 @@ impl Upkeep {
     /// Space is wanted: look at once.
     pub(super) fn retention_soon(&mut self) {
         self.retention_us = Some(0);
+    }
+
+    /// A file was sealed: another may be let go for it, and be written again without being filled with
+    /// zeros before.
+    pub(super) fn sealed(&mut self) {
+        if let Some(at) = &mut self.retention_us {
+            *at = self.retention_not_before_us.min(*at);
+        }
     }
 
     /// The log has work: it is idle some time after this.
@@ -192,15 +206,20 @@ impl ShardCore {
             return;
         }
         let now = self.retention_now();
+        let looked_at = Cell::new(0_u64);
         let mut trims = Vec::new();
         for view in self.state.partitions() {
+            looked_at.update(|n| n + 1);
             let ranges = self.log.sealed_ranges_of(view.slot);
+            let ranges = ranges.inspect(|_| looked_at.update(|n| n + 1));
             let ranges = ranges.filter(|range| range.last_offset >= view.start);
             let keep = self.keep(view.partition);
             if let Some(start) = new_start(ranges, 0, keep, now) {
                 trims.push((view.partition, start));
             }
         }
+        self.upkeep.retention_not_before_us =
+            self.now.mono_us + looked_at.get() * RETENTION_PAUSE_US;
         for (partition, start) in trims {
             self.maintain(&Request::TrimPartition { partition, start });
         }

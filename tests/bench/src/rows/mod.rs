@@ -124,6 +124,27 @@ pub(crate) const ROWS: &[Row] = &[
         measure: Measure::By(produce::client_batching),
     },
     Row {
+        name: "produce-kept",
+        what: "as `produce`, on a topic that keeps 512 MB and has been filled: files are written again",
+        ceiling: RECEIVER,
+        targets: &[
+            target("mb_per_s", Bound::RatioAtLeast(0.8)),
+            target("cpu_s_per_gb", Bound::RatioAtMost(1.25)),
+        ],
+        shown: &["p50_ms"],
+        counts_syscalls: false,
+        measure: Measure::By(produce::kept),
+    },
+    Row {
+        name: "produce-6500-kept",
+        what: "the same at MTU 6500, 32 in flight",
+        ceiling: RECEIVER,
+        targets: &[target("mb_per_s", Bound::RatioAtLeast(0.8))],
+        shown: &["cpu_s_per_gb"],
+        counts_syscalls: false,
+        measure: Measure::By(produce::jumbo_kept),
+    },
+    Row {
         name: "produce-2-shards",
         what: "as `produce`, two shards, two partitions, two producers",
         ceiling: "two bare quinn receivers at once",

@@ -88,6 +88,41 @@ pub(super) fn jumbo(session: &Session<'_>) -> Result<Measured> {
     )
 }
 
+/// A topic that has been written for a while: what it keeps, and what is written to it before anything is
+/// measured, so that its files are written again and no new ones are filled with zeros.
+const KEPT_BYTES: u64 = 512_000_000;
+const WRITTEN_BEFORE_BYTES: u64 = 3 * KEPT_BYTES / 2;
+
+pub(super) fn kept(session: &Session<'_>) -> Result<Measured> {
+    on_a_kept_topic(session, load(session, 2_000_000, (64, 1024), 16, 1452))
+}
+
+pub(super) fn jumbo_kept(session: &Session<'_>) -> Result<Measured> {
+    on_a_kept_topic(session, load(session, 3_000_000, (64, 1024), 32, 6500))
+}
+
+fn on_a_kept_topic(session: &Session<'_>, load: Load) -> Result<Measured> {
+    let plan = Plan::new(load);
+    let keep = format!("[topics]\nretention_bytes = {KEPT_BYTES}\n");
+    let plan = Plan {
+        setup: plan.setup.clone().with(&keep),
+        ..plan
+    };
+    let before = load.with_records(WRITTEN_BEFORE_BYTES / load.size as u64);
+    let directories = [session.directory()?];
+    session.pairs(
+        plan.describe(),
+        |pass| ceiling::produce(&plan.load, &directories, pass),
+        |pass| {
+            let directory = session.directory()?;
+            let broker = Broker::start(session.program, directory.path(), &plan.setup)?;
+            broker.make_topic("bench", plan.partitions)?;
+            send(&broker, &plan, &before)?;
+            on(&broker, &plan, pass)
+        },
+    )
+}
+
 pub(super) fn depth_1(session: &Session<'_>) -> Result<Measured> {
     beside_receivers(
         session,

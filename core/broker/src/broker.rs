@@ -429,6 +429,7 @@ fn shard_config(shared: &Shared, shard: u16) -> ShardConfig {
         segment_bytes: config.log.segment_bytes,
         group_bytes_max: config.log.group_bytes(),
         hot_tail_bytes_max: config.memory.hot_tail_bytes / usize::from(shared.meta.shards),
+        read_bytes_max: config.memory.read_bytes / usize::from(shared.meta.shards),
         spares_ready: config.log.spares_ready,
         recycle_max: config.log.recycle_max,
         sync_each_group: config.log.flush == Flush::Each,

@@ -38,6 +38,9 @@ pub struct Config {
     /// Memory for recently written groups, so that consumers near the end never touch the disk.
     /// Charged by whole group buffers, those that an outside slice still pins included.
     pub hot_tail_bytes_max: usize,
+    /// Memory for reads from the disk: those in flight and those kept. A single read may be larger, and is
+    /// then the only one.
+    pub read_bytes_max: usize,
     /// Zeroed files kept ready (beside the one spare for deletes, retention and snapshots).
     pub spares_ready: usize,
     /// Recycled files kept beyond that before they are removed, so that space returns.

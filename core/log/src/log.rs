@@ -121,6 +121,7 @@ impl Log {
         );
         let mut log = Self {
             write: Writer::new(config.hot_tail_bytes_max),
+            reader: Reader::new(config.read_bytes_max),
             config,
             out: Out::default(),
             recover: Some(Box::default()),
@@ -130,7 +131,6 @@ impl Log {
             index: Index::default(),
             space: Space::default(),
             snapshots: Snapshots::default(),
-            reader: Reader::default(),
             stats: Stats::default(),
         };
         log.out.io(IoOp::List, Purpose::Recover);

@@ -14,12 +14,9 @@ use crate::fetch::Goal;
 use crate::footer::Run;
 use crate::rescan::Rescan;
 
-/// Cold reads kept.
-const STRETCH_CACHE_BYTES: usize = 16 << 20;
-/// Cold reads in flight.
-const READING_BYTES_MAX: usize = 16 << 20;
-/// Footer sections kept.
-const SECTION_CACHE_BYTES: usize = 4 << 20;
+/// What share of the memory for reading is for footer sections that are kept. Of the rest, reads in flight
+/// and cold reads that are kept have a half each.
+const SECTIONS_SHARE: usize = 8;
 
 /// A read in flight, and what it is for.
 #[derive(Debug)]
@@ -67,6 +64,9 @@ struct CachedSection {
 
 #[derive(Debug, Default)]
 pub(crate) struct Reader {
+    sections_max: usize,
+    /// Of stretches kept, and of those being read.
+    stretches_max: usize,
     /// Newest last.
     stretches: VecDeque<CachedStretch>,
     stretch_bytes: usize,
@@ -92,13 +92,22 @@ pub(crate) struct Reader {
 }
 
 impl Reader {
+    pub(crate) fn new(bytes_max: usize) -> Self {
+        let sections_max = bytes_max / SECTIONS_SHARE;
+        Self {
+            sections_max,
+            stretches_max: (bytes_max - sections_max) / 2,
+            ..Self::default()
+        }
+    }
+
     pub(crate) fn is_reading(&self, file: u64) -> bool {
         self.in_flight.contains_key(&file)
     }
 
     /// Whether a read of so many bytes may begin. One may in any case.
     pub(crate) fn has_room(&self, len: usize) -> bool {
-        self.reading_bytes == 0 || self.reading_bytes + len <= READING_BYTES_MAX
+        self.reading_bytes == 0 || self.reading_bytes + len <= self.stretches_max
     }
 
     pub(crate) fn cache_bytes(&self) -> usize {
@@ -139,7 +148,7 @@ impl Reader {
     pub(crate) fn keep_section(&mut self, file: u64, slot: PartitionSlot, runs: Arc<[Run]>) {
         self.section_bytes += runs.len() * size_of::<Run>();
         self.sections.push_back(CachedSection { file, slot, runs });
-        while self.section_bytes > SECTION_CACHE_BYTES && self.sections.len() > 1 {
+        while self.section_bytes > self.sections_max && self.sections.len() > 1 {
             let Some(old) = self.sections.pop_front() else {
                 break;
             };
@@ -164,7 +173,7 @@ impl Reader {
     pub(crate) fn keep_stretch(&mut self, file: u64, at: u64, bytes: Bytes) {
         self.stretch_bytes += bytes.len();
         self.stretches.push_back(CachedStretch { file, at, bytes });
-        while self.stretch_bytes > STRETCH_CACHE_BYTES && self.stretches.len() > 1 {
+        while self.stretch_bytes > self.stretches_max && self.stretches.len() > 1 {
             let Some(old) = self.stretches.pop_front() else {
                 break;
             };

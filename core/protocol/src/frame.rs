@@ -403,7 +403,14 @@ impl Decoder {
             "took {bytes} of {} buffered bytes",
             self.buffered
         );
-        let mut parts = Vec::new();
+        // All its room at once: one allocation a payload, however many datagrams it came in.
+        let mut room = 0;
+        let ends = |chunk: &Bytes| {
+            room += chunk.len();
+            room >= bytes
+        };
+        let last = self.chunks.iter().position(ends);
+        let mut parts = Vec::with_capacity(last.map_or(0, |last| last + 1));
         let mut missing = bytes;
         while missing > 0 {
             let Some(chunk) = self.chunks.front_mut() else {

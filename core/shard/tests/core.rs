@@ -39,6 +39,7 @@ fn config(sync_each_group: bool) -> CoreConfig {
         segment_bytes: 1 << 20,
         group_bytes_max: 1 << 16,
         hot_tail_bytes_max: 1 << 20,
+        read_bytes_max: 36 << 20,
         spares_ready: 1,
         recycle_max: 1,
         sync_each_group,

@@ -33,6 +33,7 @@ impl Life {
             segment_bytes: SEGMENT_BYTES,
             group_bytes_max: SEGMENT_BYTES as usize / 4,
             hot_tail_bytes_max: 16 << 10,
+            read_bytes_max: 36 << 20,
             spares_ready: 1,
             recycle_max: 1,
             sync_each_group: true,

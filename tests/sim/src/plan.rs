@@ -63,6 +63,7 @@ impl Plan {
             segment_bytes: group_bytes_max as u64 * dice.range(4, 9),
             group_bytes_max,
             hot_tail_bytes_max: dice.skewed(8 << 10, 256 << 10) as usize,
+            read_bytes_max: dice.skewed(16 << 10, 4 << 20) as usize,
             spares_ready: dice.range(1, 3) as usize,
             recycle_max: dice.range(0, 3) as usize,
             sync_each_group: !dice.one_in(3),

@@ -252,6 +252,8 @@ impl TopicDefaults {
 pub struct Memory {
     /// Newly written records kept for consumers near the end, all shards together.
     pub hot_tail_bytes: usize,
+    /// Records read back from the disk: reads under way, and what of them is kept for the next reader.
+    pub read_bytes: usize,
     /// Frames being received, and batches received and not yet answered.
     pub ingress_bytes: usize,
     /// Records on their way to consumers, QUIC's send queues included.
@@ -262,6 +264,7 @@ impl Default for Memory {
     fn default() -> Self {
         Self {
             hot_tail_bytes: 128 << 20,
+            read_bytes: 64 << 20,
             ingress_bytes: 96 << 20,
             send_bytes: 96 << 20,
         }

@@ -223,6 +223,7 @@ pub(crate) fn config() -> Config {
         segment_bytes: SEGMENT,
         group_bytes_max: 1 << 15,
         hot_tail_bytes_max: 1 << 20,
+        read_bytes_max: 36 << 20,
         spares_ready: 1,
         recycle_max: 2,
         sync_each_group: true,

@@ -47,6 +47,7 @@ fn settings(random: &mut Random) -> Config {
         segment_bytes: 64 << 10,
         group_bytes_max: 4096 << random.below(3),
         hot_tail_bytes_max: (random.below(5) << 14) as usize,
+        read_bytes_max: random.below(1 << 21) as usize,
         spares_ready: 1 + random.below(2) as usize,
         recycle_max: random.below(3) as usize,
         sync_each_group: random.below(3) > 0,

@@ -8,7 +8,7 @@ pub mod archive;
 mod batch;
 mod convert;
 
-use bytes::Bytes;
+use bytes::{BufMut, Bytes};
 use millstream_batch::ids::{Offset, PartitionSlot};
 use millstream_batch::limits::is_name;
 use rkyv::rancor;
@@ -103,10 +103,10 @@ impl Fact {
     }
 
     /// As [`Fact::encode`], at the end of `into`. A batch's fact is written without allocating.
-    pub fn encode_into(&self, into: &mut Vec<u8>) {
+    pub fn encode_into(&self, into: &mut impl BufMut) {
         match self {
-            Self::BatchAppended(fact) => into.extend_from_slice(&batch::archive(fact).0),
-            _ => into.extend_from_slice(&self.archive()),
+            Self::BatchAppended(fact) => into.put_slice(&batch::archive(fact).0),
+            _ => into.put_slice(&self.archive()),
         }
     }
 

@@ -34,14 +34,14 @@ mod waiting;
 mod watch;
 mod write;
 
-use std::collections::VecDeque;
-
+use bytes::BytesMut;
 use millstream_batch::ids::{Lsn, Offset, Partition, PartitionSlot, ProducerId, ShardId, Term};
 use millstream_log::io::{Io, IoDone};
 use millstream_log::{Log, Recovery};
 use millstream_machine::request::{Produce, Produced, Reply, Request};
 use millstream_machine::{State, decide};
 use rustc_hash::FxHashMap;
+use std::collections::VecDeque;
 
 pub use self::config::{CoreConfig, Now};
 use self::gate::Gate;
@@ -145,6 +145,8 @@ pub struct ShardCore {
     undurable_bytes: u64,
     /// With `flush = interval`: an answer waits for a sync.
     sync_due: bool,
+    /// Memory of the last batch's fact, used again for the next.
+    encoded: BytesMut,
     anchor: clock::Anchor,
     /// Lsn of the newest catalog change that is released.
     catalog_version: u64,
@@ -183,6 +185,7 @@ impl ShardCore {
             fresh: Vec::new(),
             undurable_bytes: 0,
             sync_due: false,
+            encoded: BytesMut::new(),
             anchor: clock::Anchor::default(),
             catalog_version: 0,
             snapshot: Snapshot::default(),

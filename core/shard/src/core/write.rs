@@ -164,7 +164,13 @@ impl ShardCore {
         {
             return Err(Error::DiskFull);
         }
-        let encoded = fact.encode();
+        let encoded = if let Fact::BatchAppended(_) = fact {
+            fact.encode_into(&mut self.encoded);
+            // The log copies it and lets go of it, so that its memory serves the next one.
+            self.encoded.split().freeze()
+        } else {
+            fact.encode()
+        };
         let bytes = encoded.len() + raw.iter().map(Bytes::len).sum::<usize>();
         let append = Append {
             kind: fact.kind(),

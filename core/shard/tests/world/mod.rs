@@ -153,6 +153,7 @@ pub(crate) async fn recover(
         segment_bytes: 4 << 20,
         group_bytes_max: 1 << 20,
         hot_tail_bytes_max: 8 << 20,
+        read_bytes_max: 36 << 20,
         spares_ready: 1,
         recycle_max: 1,
         sync_each_group: true,

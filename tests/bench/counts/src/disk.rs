@@ -23,6 +23,7 @@ impl Shard {
                 segment_bytes: 64 * MIB as u64,
                 group_bytes_max: 4 * MIB,
                 hot_tail_bytes_max,
+                read_bytes_max: 36 << 20,
                 spares_ready: 1,
                 recycle_max: 1,
                 sync_each_group: true,

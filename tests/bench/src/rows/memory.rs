@@ -21,8 +21,8 @@ const STALLED: u32 = 64;
 /// The reader of old data ends by then, unless the stalled ones keep it from reading.
 const READER_MAX: Duration = Duration::from_secs(60);
 /// The settings of `[memory]` that bound what grows with load: their defaults, and small ones, in bytes.
-const DEFAULTS: [u64; 3] = [128 << 20, 96 << 20, 96 << 20];
-const SMALL: [u64; 3] = [32 << 20, 32 << 20, 32 << 20];
+const DEFAULTS: [u64; 4] = [128 << 20, 64 << 20, 96 << 20, 96 << 20];
+const SMALL: [u64; 4] = [32 << 20, 16 << 20, 32 << 20, 32 << 20];
 
 pub(super) fn under_load(session: &Session<'_>) -> Result<Measured> {
     let plan = Plan {
@@ -37,10 +37,10 @@ pub(super) fn under_load(session: &Session<'_>) -> Result<Measured> {
         },
         ..plan.clone()
     };
-    let [hot_tail, ingress, send] = SMALL;
+    let [hot_tail, read, ingress, send] = SMALL;
     let small = Plan {
         setup: defaults.setup.clone().with(&format!(
-            "[memory]\nhot_tail_bytes = {hot_tail}\ningress_bytes = {ingress}\nsend_bytes = {send}\n"
+            "[memory]\nhot_tail_bytes = {hot_tail}\nread_bytes = {read}\ningress_bytes = {ingress}\nsend_bytes = {send}\n"
         )),
         ..plan
     };
@@ -75,7 +75,7 @@ pub(super) fn under_load(session: &Session<'_>) -> Result<Measured> {
 fn loaded(
     session: &Session<'_>,
     plan: &Plan,
-    bounds: [u64; 3],
+    bounds: [u64; 4],
     starved: &Cell<bool>,
     pass: &Pass,
 ) -> Result<Run> {

@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
-use millstream_batch::ids::{Lsn, PartitionSlot};
+use millstream_batch::ids::{Lsn, PartitionSlot, Term};
 use millstream_batch::limits::BLOCK_BYTES;
 
 use crate::api::Damage;
@@ -56,13 +56,25 @@ pub fn walk(
     read: &mut ReadAt<'_>,
     visit: &mut dyn FnMut(Item),
 ) -> Result<(), IoError> {
+    walk_from(file, bytes, (0, Term(0)), read, visit)
+}
+
+/// As [`walk`]; groups of a lower number or term than these are of an end that was cut.
+fn walk_from(
+    file: u64,
+    bytes: u64,
+    (number_min, term_min): (u64, Term),
+    read: &mut ReadAt<'_>,
+    visit: &mut dyn FnMut(Item),
+) -> Result<(), IoError> {
     let id = FileId::Wal(file);
     let footer = read_footer(file, bytes, read)?;
     let incarnation = match &footer {
         Some(Item::Footer { trailer, .. }) => Some(trailer.incarnation),
         _ => None,
     };
-    let mut scanner = Scanner::new(file, bytes / BLOCK * BLOCK, incarnation, 0);
+    let mut scanner =
+        Scanner::new(file, bytes / BLOCK * BLOCK, incarnation, number_min).from_term(term_min);
     let mut broke = None;
     loop {
         match scanner.step() {
@@ -175,6 +187,8 @@ struct Check {
     suspects: Vec<(Option<u64>, Damage)>,
     proved: u64,
     last_group: u64,
+    /// Of the last group.
+    term: Term,
     last_file: u64,
     freed: BTreeSet<u64>,
     present: BTreeMap<u64, Present>,
@@ -252,7 +266,10 @@ impl Check {
         self.last_file = n;
         self.found.files += 1;
         let mut items = Vec::new();
-        walk(n, bytes, read, &mut |item| items.push(Light::of(item)))?;
+        let from = (self.last_group + 1, self.term);
+        walk_from(n, bytes, from, read, &mut |item| {
+            items.push(Light::of(item));
+        })?;
         let mut runs: BTreeMap<PartitionSlot, Vec<Run>> = BTreeMap::new();
         let mut last_in_file = 0;
         for item in items {
@@ -315,6 +332,7 @@ impl Check {
         self.found.last = self.found.last.max(Lsn(group.last_lsn));
         self.proved = self.proved.max(group.proved);
         self.last_group = group.number;
+        self.term = group.term;
         if let FileId::Wal(file) = id {
             // A file is declared freed in a later one.
             self.freed.extend(group.freed.iter().filter(|n| **n < file));
@@ -409,6 +427,7 @@ enum Light {
 struct LightGroup {
     at: u64,
     number: u64,
+    term: Term,
     proved: u64,
     span: u64,
     file_bytes: u64,
@@ -467,6 +486,7 @@ impl LightGroup {
         Self {
             at: group.at,
             number: group.header.number,
+            term: group.header.term,
             proved: group.header.proved,
             span: group.header.span(),
             file_bytes: group.header.file_bytes,

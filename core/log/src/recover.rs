@@ -60,6 +60,7 @@ enum Stage {
         len: usize,
         /// It is the last piece.
         last: bool,
+        is_footer: bool,
     },
     /// One of the mending operations is in flight.
     Mend {
@@ -76,6 +77,9 @@ enum Mend {
     /// cover while it can still be read ("fsyncgate"; Rebello et al., "Can Applications Recover from fsync
     /// Failures?", USENIX ATC 2020). They are written again as they are, then synced.
     Anew { file: u64, at: u64, end: u64 },
+    /// As `Anew`, of a footer. It is derived data: where it cannot be read it is left as it is, and made
+    /// anew when it is needed.
+    Footer { file: u64, at: u64, end: u64 },
     /// Blocks past the end are made zeros.
     Cut { file: u64, at: u64, end: u64 },
     /// A file is surplus.
@@ -144,6 +148,8 @@ pub(crate) struct Recover {
     /// Facts are not replayed from here on, and why.
     stop: Option<String>,
     report: Recovery,
+    /// All that was found is on the disk: what was not proved has been written anew.
+    is_safe: bool,
     mends: VecDeque<Mend>,
 }
 
@@ -196,10 +202,21 @@ impl Log {
                 at,
                 len,
                 last,
+                is_footer,
             } => match result {
                 Ok(IoOutput::Read(bytes)) if bytes.len() == len => {
                     recover.report.rewritten_bytes += len as u64;
                     self.write_piece(recover, WRITE_ANEW, (file, at), bytes, last);
+                }
+                Err(e) if is_footer => {
+                    let what = format!(
+                        "the footer cannot be read from here on ({e}); the index is made anew from the file"
+                    );
+                    recover.damage(FileId::Wal(file), at, what);
+                    if let Some(Mend::Footer { at, end, .. }) = recover.mends.front_mut() {
+                        *at = *end;
+                    }
+                    self.mend(recover);
                 }
                 Ok(_) => {
                     let message = format!(

@@ -58,7 +58,8 @@ pub struct SimDisk {
     durable: BTreeMap<FileId, Vec<u8>>,
     pending: Vec<Pending>,
     fail_next_write: bool,
-    fail_next_sync: bool,
+    /// How many syncs until one fails; 0: none is to.
+    fail_sync_in: u64,
     completed: u64,
     failures: u64,
     waker: Option<Waker>,
@@ -89,7 +90,7 @@ impl SimDisk {
             durable: BTreeMap::new(),
             pending: Vec::new(),
             fail_next_write: false,
-            fail_next_sync: false,
+            fail_sync_in: 0,
             completed: 0,
             failures: 0,
             waker: None,
@@ -108,7 +109,12 @@ impl SimDisk {
 
     /// The next sync of a write fails, whichever it is.
     pub fn fail_next_sync(&mut self) {
-        self.fail_next_sync = true;
+        self.fail_sync_in(1);
+    }
+
+    /// The `n`th sync of a write from now on fails.
+    pub fn fail_sync_in(&mut self, n: u64) {
+        self.fail_sync_in = n;
     }
 
     /// How many bytes all files together may hold. Less than they hold now is allowed: nothing is
@@ -400,7 +406,8 @@ impl SimDisk {
         if !sync {
             return Ok(());
         }
-        let fails = std::mem::take(&mut self.fail_next_sync);
+        let fails = self.fail_sync_in == 1;
+        self.fail_sync_in = self.fail_sync_in.saturating_sub(1);
         let fails = fails || self.happens(self.faults.sync_fails);
         let unsynced = self
             .live

@@ -35,7 +35,7 @@ pub struct Plan {
     pub config: CoreConfig,
     /// At one start in so many the operator changes from one way to flush to the other. 0: never.
     pub flush_changes: u64,
-    /// At one start in so many the first sync fails. 0: never.
+    /// At one start in so many one of the first syncs fails. 0: never.
     pub failing_starts: u64,
     /// How long clients go on, in simulated microseconds.
     pub length_us: u64,

@@ -240,8 +240,9 @@ impl World {
         (self.ready, self.stopped, self.failed) = (false, false, false);
         self.failures_before = self.disk.failures();
         if self.chance.one_in(self.plan.failing_starts) && !self.closing {
-            // What makes the end of the log safe fails.
-            self.disk.fail_next_sync();
+            // One of the syncs that make the end of the log safe fails.
+            let which = self.chance.range(1, 5);
+            self.disk.fail_sync_in(which);
         }
         self.say(|_| "--- open".to_owned());
         self.core = Some(ShardCore::open(config, self.now()));
@@ -308,6 +309,10 @@ impl World {
             Effect::Failed(why) => {
                 self.say(|_| format!("failed: {why}"));
                 self.history.counts.failures += 1;
+                if self.disk.failures() == self.failures_before {
+                    let what = format!("the shard failed and the disk did not: {why}");
+                    self.history.violation("no_acked_loss", what);
+                }
                 let while_us = self.chance.skewed(1_000, 200_000);
                 self.start_again(while_us);
             }

@@ -72,14 +72,16 @@ impl Log {
         let unclean =
             recover.last_flags & GROUP_UNSYNCED != 0 && recover.last_flags & GROUP_CLEAN == 0;
         if recover.report.cut_bytes > 0 || unclean {
-            recover.term = Term(recover.term.0 + 1);
+            // Past the terms of what is cut, too.
+            recover.term = Term(recover.term.max(recover.seen_term).0 + 1);
             recover.raised = true;
         }
         // Nor does anything prove the newest footer.
         let sealed = recover.files.iter().rev();
         if let Some((file, footer)) = sealed.filter_map(|(n, f)| Some((*n, f.trailer?))).next() {
             let at = footer.footer_at / BLOCK * BLOCK;
-            anew.insert(file, (at, footer.file_bytes));
+            let end = footer.file_bytes;
+            recover.mends.push_back(Mend::Footer { file, at, end });
         }
         let anew = anew
             .into_iter()
@@ -202,18 +204,36 @@ impl Log {
     }
 
     pub(super) fn mend(&mut self, mut recover: Box<Recover>) {
-        match recover.mends.pop_front() {
-            Some(Mend::Anew { file, at, end }) if at < end => {
-                let len = (end - at).min(MEND_CHUNK_BYTES);
-                let rest = at + len;
-                recover.mends.push_front(Mend::Anew {
-                    file,
-                    at: rest,
-                    end,
+        let Some(mend) = recover.mends.pop_front() else {
+            return self.settle_in(*recover);
+        };
+        let is_footer = matches!(mend, Mend::Footer { .. });
+        match mend {
+            Mend::Anew { at, end, .. }
+            | Mend::Footer { at, end, .. }
+            | Mend::Cut { at, end, .. }
+                if at == end =>
+            {
+                self.mend(recover);
+            }
+            Mend::Anew { file, at, end } | Mend::Footer { file, at, end } => {
+                let len = (end - at).min(MEND_CHUNK_BYTES) as usize;
+                let rest = at + len as u64;
+                recover.mends.push_front(if is_footer {
+                    Mend::Footer {
+                        file,
+                        at: rest,
+                        end,
+                    }
+                } else {
+                    Mend::Anew {
+                        file,
+                        at: rest,
+                        end,
+                    }
                 });
-                let (file_id, len) = (FileId::Wal(file), len as usize);
                 let read = IoOp::Read {
-                    file: file_id,
+                    file: FileId::Wal(file),
                     at,
                     len,
                 };
@@ -222,10 +242,11 @@ impl Log {
                     at,
                     len,
                     last: rest == end,
+                    is_footer,
                 };
                 self.ask(recover, stage, read);
             }
-            Some(Mend::Cut { file, at, end }) if at < end => {
+            Mend::Cut { file, at, end } => {
                 let len = (end - at).min(MEND_CHUNK_BYTES);
                 let rest = at + len;
                 recover.mends.push_front(Mend::Cut {
@@ -238,12 +259,10 @@ impl Log {
                 let what = "the torn end of the log could not be cut";
                 self.write_piece(recover, what, (file, at), zeros, rest == end);
             }
-            Some(Mend::Anew { .. } | Mend::Cut { .. }) => self.mend(recover),
-            Some(Mend::Remove(file)) => {
+            Mend::Remove(file) => {
                 let what = "a file that is not needed could not be removed";
                 self.ask(recover, Stage::Mend { what }, IoOp::Remove { file });
             }
-            None => self.settle_in(*recover),
         }
     }
 
@@ -278,7 +297,8 @@ impl Log {
     }
 
     /// The log is whole: prove its end, then say so.
-    pub(super) fn settle_in(&mut self, recover: Recover) {
+    pub(super) fn settle_in(&mut self, mut recover: Recover) {
+        recover.is_safe = true;
         self.adopt(&recover);
         self.opening = Some(recover.report);
         if self.write.open.back().is_none_or(|f| f.closed) {
@@ -315,6 +335,9 @@ impl Log {
         self.write.durable = last;
         self.write.last_group = recover.last_group;
         self.write.written_group = recover.last_group;
+        if recover.is_safe {
+            self.write.synced = (recover.last_group, last);
+        }
         self.write.last_flags = recover.last_flags;
         self.stats.bytes_read += recover.report.bytes_read;
     }

@@ -22,6 +22,12 @@ impl Log {
         // Files with a footer may lie between those that are walked: a walk begins after the groups
         // of the file before it, not after all that are known.
         recover.seen_group = recover.seen_group.max(recover.last_group_before(file));
+        if let Some(manifest) = &recover.manifest
+            && recover.seen_group >= manifest.durable_group
+        {
+            // Groups after those that were durable with the snapshot are of its run, or of a later one.
+            recover.seen_term = recover.seen_term.max(manifest.term);
+        }
         let found = &recover.files[&file];
         let incarnation = found.trailer.map(|t| t.incarnation);
         let scanner = Scanner::new(

@@ -24,8 +24,8 @@ pub(crate) struct Disk {
     pub(crate) unsynced: Vec<(FileId, usize, Vec<u8>)>,
     /// Bytes that all files may take; `None`: no bound.
     pub(crate) capacity: Option<u64>,
-    /// The next write with this property fails.
-    pub(crate) fail_write: Option<fn(&IoOp) -> bool>,
+    /// The next operation with this property fails.
+    pub(crate) fail_op: Option<fn(&IoOp) -> bool>,
     /// The sync of the next write with this property fails: the write can be read back, and never gets
     /// to the disk, as Linux does it.
     pub(crate) fail_sync: Option<fn(&IoOp) -> bool>,
@@ -59,10 +59,10 @@ impl Disk {
             }
             other => format!("{other:?}"),
         });
-        if let Some(fails) = self.fail_write
+        if let Some(fails) = self.fail_op
             && fails(&op)
         {
-            self.fail_write = None;
+            self.fail_op = None;
             return Err(Self::error(IoErrorKind::Failed, "input/output error"));
         }
         let sync_fails = self.fail_sync.is_some_and(|fails| fails(&op));

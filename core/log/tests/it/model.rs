@@ -98,7 +98,7 @@ fn history(seed: u64) {
             assert!(steps == 0, "seed {seed}: opening stopped");
         }
         disk = shard.disk;
-        disk.fail_write = None;
+        disk.fail_op = None;
         if random.below(4) == 0 {
             disk.kill();
         } else {
@@ -209,7 +209,7 @@ fn act(shard: &mut Shard, model: &mut Model, random: &mut Random, seed: u64, syn
         }
         19 => shard.log.sync_now(),
         20 if random.below(8) == 0 => {
-            shard.disk.fail_write = Some(|op| matches!(op, IoOp::Write { .. }));
+            shard.disk.fail_op = Some(|op| matches!(op, IoOp::Write { .. }));
         }
         _ => shard.log.retry_space(),
     }

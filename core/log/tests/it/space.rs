@@ -261,7 +261,7 @@ fn a_failed_write_stops_writing_for_good_and_serves_what_is_durable() {
     let mut shard = Shard::open(Disk::default(), cold());
     shard.put(1, 0, b"durable");
     shard.append(1, 1, 1, b"fails").expect("appended");
-    shard.disk.fail_write = Some(|op| matches!(op, IoOp::Write { .. }));
+    shard.disk.fail_op = Some(|op| matches!(op, IoOp::Write { .. }));
     shard.log.flush();
     shard.run();
     assert!(shard.has(|e| matches!(e, Event::Failed(_))));

@@ -203,6 +203,36 @@ fn the_newest_footer_is_written_anew() {
     assert!(again.disk.live == again.disk.durable);
 }
 
+/// Footers are derived data: one that cannot be read must not keep a shard from opening.
+#[test]
+fn a_footer_that_cannot_be_read_is_told_and_left() {
+    let mut config = config();
+    config.segment_bytes = 32 * BLOCK as u64;
+    let mut shard = Shard::open(Disk::default(), config.clone());
+    for offset in 0..30 {
+        shard.put(1, offset, &payload(1, offset, 5000));
+    }
+    let mut disk = shard.disk;
+    disk.crash();
+    let sealed = disk.wal_files().into_iter().filter(|n| {
+        let last = &disk.live[&FileId::Wal(*n)][31 * BLOCK..];
+        last.starts_with(b"MSft")
+    });
+    let sealed = sealed.max().expect("a file is sealed");
+    disk.fail_op = Some(|op| matches!(op, IoOp::Read { at, .. } if *at == 30 * BLOCK as u64));
+    let mut shard = Shard::open(disk, config);
+    let found = shard.found();
+    assert_eq!((found.last, &found.read_only), (Lsn(30), &None));
+    let told = &found.damage[0];
+    assert_eq!(
+        (told.file.as_str(), told.at),
+        (FileId::Wal(sealed).file_name().as_str(), 30 * BLOCK as u64)
+    );
+    assert!(told.what.contains("cannot be read"), "{told:?}");
+    shard.put(1, 30, b"next");
+    assert_eq!(shard.read_all(1, 0, 31, 1 << 20).len(), 31);
+}
+
 /// The cut of a torn end does not reach the disk, the log goes on before it, and power is lost.
 #[test]
 fn groups_that_a_failed_cut_left_never_look_alive() {

@@ -19,6 +19,8 @@ const CLAIMS_MS: u64 = 30_000;
 /// How long retention leaves a shard alone after it has looked at so many ranges of a partition in a
 /// file, for each of them: far more than the look takes.
 const RETENTION_PAUSE_US: u64 = 10;
+/// What a trim costs, in such looks: it is a fact in the log.
+const TRIM_COST: u64 = 10;
 /// How often a full disk is asked again.
 const SPACE_RETRY_MS: u64 = 1_000;
 
@@ -218,8 +220,8 @@ impl ShardCore {
                 trims.push((view.partition, start));
             }
         }
-        self.upkeep.retention_not_before_us =
-            self.now.mono_us + looked_at.get() * RETENTION_PAUSE_US;
+        let cost = looked_at.get() + trims.len() as u64 * TRIM_COST;
+        self.upkeep.retention_not_before_us = self.now.mono_us + cost * RETENTION_PAUSE_US;
         for (partition, start) in trims {
             self.maintain(&Request::TrimPartition { partition, start });
         }

@@ -14,7 +14,7 @@
 
 use std::collections::VecDeque;
 
-use bytes::{Buf, BufMut, Bytes, BytesMut};
+use bytes::{BufMut, Bytes, BytesMut};
 use millstream_batch::limits::{FRAME_HEADER_BYTES_MAX, FRAME_PAYLOAD_BYTES_MAX};
 use prost::Message;
 
@@ -364,7 +364,7 @@ impl Decoder {
             return Ok(None);
         }
         self.prefix = None;
-        let header = self.take(prefix.header_bytes).into_contiguous();
+        let header = self.take_contiguous(prefix.header_bytes);
         let payload = self.take(prefix.payload_bytes);
         Ok(Some(Frame {
             kind: prefix.kind,
@@ -390,20 +390,27 @@ impl Decoder {
 
     fn copy_out(&mut self, out: &mut [u8]) {
         let mut done = 0;
-        for part in self.take(out.len()).parts() {
-            out[done..done + part.len()].copy_from_slice(part);
+        while let Some(part) = self.pop(out.len() - done) {
+            out[done..done + part.len()].copy_from_slice(&part);
             done += part.len();
         }
     }
 
-    /// The next `bytes` bytes, which must be buffered.
+    /// The next `bytes` bytes in one piece: without a copy when they came so.
+    fn take_contiguous(&mut self, bytes: usize) -> Bytes {
+        if self.chunks.front().is_none_or(|chunk| chunk.len() < bytes) {
+            return self.take(bytes).into_contiguous();
+        }
+        self.pop(bytes).unwrap_or_default()
+    }
+
+    /// The next `bytes` bytes, as they came. One allocation, however many pieces they are.
     fn take(&mut self, bytes: usize) -> Payload {
         assert!(
             bytes <= self.buffered,
             "took {bytes} of {} buffered bytes",
             self.buffered
         );
-        // All its room at once: one allocation a payload, however many datagrams it came in.
         let mut room = 0;
         let ends = |chunk: &Bytes| {
             room += chunk.len();
@@ -412,19 +419,25 @@ impl Decoder {
         let last = self.chunks.iter().position(ends);
         let mut parts = Vec::with_capacity(last.map_or(0, |last| last + 1));
         let mut missing = bytes;
-        while missing > 0 {
-            let Some(chunk) = self.chunks.front_mut() else {
-                break;
-            };
-            if chunk.len() > missing {
-                parts.push(chunk.split_to(missing));
-                missing = 0;
-            } else {
-                missing -= chunk.remaining();
-                parts.extend(self.chunks.pop_front());
-            }
+        while let Some(part) = self.pop(missing) {
+            missing -= part.len();
+            parts.push(part);
         }
-        self.buffered -= bytes;
         Payload { parts, bytes }
+    }
+
+    /// The next piece, of at most so many bytes; `None` when that is zero or nothing is there.
+    fn pop(&mut self, bytes_max: usize) -> Option<Bytes> {
+        if bytes_max == 0 {
+            return None;
+        }
+        let chunk = self.chunks.front_mut()?;
+        let part = if chunk.len() > bytes_max {
+            chunk.split_to(bytes_max)
+        } else {
+            self.chunks.pop_front()?
+        };
+        self.buffered -= part.len();
+        Some(part)
     }
 }

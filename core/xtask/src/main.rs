@@ -47,6 +47,15 @@ fn dispatch() -> Result<()> {
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     std::env::set_current_dir(run::root())?;
     match words.as_slice() {
+        []
+        | ["help" | "--help" | "-h"]
+        | [
+            "test" | "tidy" | "vectors" | "plugins" | "soak",
+            "--help" | "-h",
+        ] => {
+            print!("{HELP}");
+            Ok(())
+        }
         ["test", stages @ ..] => test::run(stages),
         ["tidy"] => tidy::run(),
         ["vectors"] => vectors::run(false),
@@ -57,10 +66,6 @@ fn dispatch() -> Result<()> {
         ["counts", rest @ ..] => counts::run(rest),
         ["soak"] => soak::run("60"),
         ["soak", minutes] => soak::run(minutes),
-        [] | ["help" | "--help" | "-h"] => {
-            print!("{HELP}");
-            Ok(())
-        }
         other => bail!("unknown: `{}`\n\n{HELP}", other.join(" ")),
     }
 }

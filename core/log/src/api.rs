@@ -140,7 +140,7 @@ pub enum Event {
     /// One entry after the snapshot's begin, during open. `raw` is empty.
     Replay(Entry),
     /// Open is over; appends may begin.
-    Recovered(Recovery),
+    Recovered(Box<Recovery>),
     /// All entries up to here survive a crash (with `sync_each_group = false`: are written).
     Durable(Lsn),
     Fetched {

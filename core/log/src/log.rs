@@ -213,7 +213,7 @@ impl Log {
             self.out.event(Event::Failed(error));
             if let Some(mut found) = self.opening.take() {
                 found.read_only.get_or_insert(why);
-                self.out.event(Event::Recovered(found));
+                self.out.event(Event::Recovered(Box::new(found)));
             }
         }
     }

@@ -64,9 +64,6 @@ struct CachedSection {
 
 #[derive(Debug, Default)]
 pub(crate) struct Reader {
-    sections_max: usize,
-    /// Of stretches kept, and of those being read.
-    stretches_max: usize,
     /// Newest last.
     stretches: VecDeque<CachedStretch>,
     stretch_bytes: usize,
@@ -89,6 +86,9 @@ pub(crate) struct Reader {
     pub(crate) waiting: Vec<Goal>,
     /// Entries were lost to damage: a gap between batches may be one of them.
     pub(crate) lost: bool,
+    sections_max: usize,
+    /// Of stretches kept, and of those being read.
+    stretches_max: usize,
 }
 
 impl Reader {

@@ -70,7 +70,7 @@ impl Life {
                 }
                 Event::Replay(entry) => self.replayed.push((entry.lsn, entry.kind, entry.fact)),
                 Event::Durable(lsn) => self.durable = lsn,
-                Event::Recovered(found) => self.recovery = Some(found),
+                Event::Recovered(found) => self.recovery = Some(*found),
                 Event::Fetched { result, .. } => self.answers.push(result),
                 Event::Failed(_) => self.failed = true,
                 _ => {}

@@ -264,7 +264,7 @@ impl Default for Memory {
     fn default() -> Self {
         Self {
             hot_tail_bytes: 128 << 20,
-            read_bytes: 64 << 20,
+            read_bytes: 40 << 20,
             ingress_bytes: 96 << 20,
             send_bytes: 96 << 20,
         }

@@ -325,7 +325,7 @@ impl Log {
         recover.report.last = self.write.last;
         recover.report.term = self.write.term;
         self.read_only.clone_from(&recover.report.read_only);
-        self.out.event(Event::Recovered(recover.report));
+        self.out.event(Event::Recovered(Box::new(recover.report)));
     }
 
     pub(super) fn adopt(&mut self, recover: &Recover) {
@@ -394,7 +394,7 @@ impl Log {
         if let Some(mut report) = self.opening.take() {
             report.last = self.write.last;
             report.term = self.write.term;
-            self.out.event(Event::Recovered(report));
+            self.out.event(Event::Recovered(Box::new(report)));
             self.free_files();
         }
     }

@@ -282,7 +282,7 @@ impl Shard {
                     assert!(self.replayed.is_empty(), "snapshot after replay");
                     self.snapshot.push((begin, bytes));
                 }
-                Event::Recovered(recovery) => self.recovery = Some(recovery),
+                Event::Recovered(recovery) => self.recovery = Some(*recovery),
                 other => self.events.push(other),
             }
         }

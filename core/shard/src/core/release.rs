@@ -25,7 +25,7 @@ impl ShardCore {
             }
             Event::SnapshotPart { begin, bytes } => self.recover_part(begin, &bytes),
             Event::Replay(entry) => self.recover_entry(&entry),
-            Event::Recovered(recovery) => self.recovered(recovery),
+            Event::Recovered(recovery) => self.recovered(*recovery),
             Event::Durable(lsn) => self.durable(lsn),
             Event::Fetched { token, result } => self.fetched(token, result),
             Event::SnapshotPublished { begin } => self.snapshot_published(begin),

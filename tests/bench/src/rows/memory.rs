@@ -21,7 +21,7 @@ const STALLED: u32 = 64;
 /// The reader of old data ends by then, unless the stalled ones keep it from reading.
 const READER_MAX: Duration = Duration::from_secs(60);
 /// The settings of `[memory]` that bound what grows with load: their defaults, and small ones, in bytes.
-const DEFAULTS: [u64; 4] = [128 << 20, 64 << 20, 96 << 20, 96 << 20];
+const DEFAULTS: [u64; 4] = [128 << 20, 40 << 20, 96 << 20, 96 << 20];
 const SMALL: [u64; 4] = [32 << 20, 16 << 20, 32 << 20, 32 << 20];
 
 pub(super) fn under_load(session: &Session<'_>) -> Result<Measured> {

@@ -13,6 +13,7 @@
 
 mod begin;
 mod end;
+mod mend;
 mod tail;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -21,9 +22,10 @@ use bytes::Bytes;
 use millstream_batch::ids::{Lsn, Term};
 use millstream_batch::limits::BLOCK_BYTES;
 
+use self::mend::{Mend, Piece};
 use crate::api::{Damage, Recovery};
 use crate::footer::Trailer;
-use crate::io::{FileId, IoError, IoErrorKind, IoOp, IoOutput};
+use crate::io::{FileId, IoError, IoOp, IoOutput};
 use crate::log::{Log, Purpose, read_output};
 use crate::manifest::Manifest;
 use crate::scan::{ScannedGroup, Scanner};
@@ -31,9 +33,6 @@ use crate::scan::{ScannedGroup, Scanner};
 const BLOCK: u64 = BLOCK_BYTES as u64;
 /// Read from the end of a file for its trailer: most directories come with it.
 const TRAILER_READ_BYTES: u64 = 64 << 10;
-/// The end of the log is mended in pieces of this.
-const MEND_CHUNK_BYTES: u64 = 1 << 20;
-const WRITE_ANEW: &str = "the end of the log could not be written anew";
 
 #[derive(Debug, Default)]
 enum Stage {
@@ -53,37 +52,12 @@ enum Stage {
     Scan,
     /// The first block of the file after the one being scanned.
     Peek,
-    /// What is to be written anew from this position of a file is being read.
-    Reread {
-        file: u64,
-        at: u64,
-        len: usize,
-        /// It is the last piece.
-        last: bool,
-        is_footer: bool,
-    },
-    /// One of the mending operations is in flight.
+    /// A piece that is to be written anew is being read.
+    Reread(Piece),
+    /// A mending operation is in flight. If it fails, this is what could not be done.
     Mend {
-        /// For whom it fails: what could not be done.
-        what: &'static str,
+        undone: &'static str,
     },
-}
-
-/// What makes the end of the log safe, in this order.
-#[derive(Debug)]
-enum Mend {
-    /// These bytes were read back, and nothing proves that they are on the disk. A sync alone would not
-    /// bring them there: after one that failed, the kernel and the drive may have dropped what it was to
-    /// cover while it can still be read ("fsyncgate"; Rebello et al., "Can Applications Recover from fsync
-    /// Failures?", USENIX ATC 2020). They are written again as they are, then synced.
-    Anew { file: u64, at: u64, end: u64 },
-    /// As `Anew`, of a footer. It is derived data: where it cannot be read it is left as it is, and made
-    /// anew when it is needed.
-    Footer { file: u64, at: u64, end: u64 },
-    /// Blocks past the end are made zeros.
-    Cut { file: u64, at: u64, end: u64 },
-    /// A file is surplus.
-    Remove(FileId),
 }
 
 /// Groups not yet proved, in log order.
@@ -148,8 +122,6 @@ pub(crate) struct Recover {
     /// Facts are not replayed from here on, and why.
     stop: Option<String>,
     report: Recovery,
-    /// All that was found is on the disk: what was not proved has been written anew.
-    is_safe: bool,
     mends: VecDeque<Mend>,
 }
 
@@ -197,40 +169,10 @@ impl Log {
             }
             Stage::Scan => self.scan_read(recover, read_output(result)),
             Stage::Peek => self.peeked(recover, read_output(result)),
-            Stage::Reread {
-                file,
-                at,
-                len,
-                last,
-                is_footer,
-            } => match result {
-                Ok(IoOutput::Read(bytes)) if bytes.len() == len => {
-                    recover.report.rewritten_bytes += len as u64;
-                    self.write_piece(recover, WRITE_ANEW, (file, at), bytes, last);
-                }
-                Err(e) if is_footer => {
-                    let what = format!(
-                        "the footer cannot be read from here on ({e}); the index is made anew from the file"
-                    );
-                    recover.damage(FileId::Wal(file), at, what);
-                    if let Some(Mend::Footer { at, end, .. }) = recover.mends.front_mut() {
-                        *at = *end;
-                    }
-                    self.mend(recover);
-                }
-                Ok(_) => {
-                    let message = format!(
-                        "{}: fewer than {len} bytes at {at}, where a group was read before",
-                        FileId::Wal(file).file_name()
-                    );
-                    let kind = IoErrorKind::Failed;
-                    self.not_mended(recover, WRITE_ANEW, IoError { kind, message });
-                }
-                Err(e) => self.not_mended(recover, WRITE_ANEW, e),
-            },
-            Stage::Mend { what } => match result {
+            Stage::Reread(piece) => self.reread(recover, &piece, result),
+            Stage::Mend { undone } => match result {
                 Ok(_) => self.mend(recover),
-                Err(e) => self.not_mended(recover, what, e),
+                Err(e) => self.not_mended(recover, undone, e),
             },
         }
     }

@@ -261,8 +261,7 @@ impl World {
             // What is still under way at the end of a process comes to its end without it.
             while self.disk.complete_one().is_some() {}
             self.core_gone();
-            let pause = self.chance.skewed(10, 50_000);
-            self.after(pause, Event::Restart);
+            self.restart_soon();
             return;
         }
         if let Some(at) = self.core.as_ref().and_then(ShardCore::next_wakeup) {

@@ -5,7 +5,8 @@
 use bytes::Bytes;
 use millstream_batch::limits::BLOCK_BYTES;
 
-use super::{BLOCK, Found, Mend, Recover, Stage, TRAILER_READ_BYTES};
+use super::mend::Mend;
+use super::{BLOCK, Found, Recover, Stage, TRAILER_READ_BYTES};
 use crate::api::Event;
 use crate::footer::Trailer;
 use crate::index::SealedFile;

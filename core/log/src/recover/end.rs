@@ -1,19 +1,18 @@
-//! Opening, last: deciding where the log ends, cutting what is torn, making the end safe.
+//! Opening, last: deciding where the log ends, what is torn and what is to be mended; saying that it is open.
 //!
-//! Absent on purpose: finding groups ([`super::tail`]).
+//! Absent on purpose: finding groups ([`super::tail`]), the mending itself ([`super::mend`]).
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use millstream_batch::ids::Term;
 
-use super::{BLOCK, Found, MEND_CHUNK_BYTES, Mend, Recover, Stage, Unproved};
+use super::mend::{Mend, Range};
+use super::{BLOCK, Found, Recover, Unproved};
 use crate::api::Event;
-use crate::buffer::AlignedBuf;
 use crate::census::{Census, Present};
 use crate::footer::footer_bytes;
 use crate::format::{GROUP_CLEAN, GROUP_UNSYNCED, file_incarnation};
-use crate::io::{FileId, IoError, IoOp};
+use crate::io::FileId;
 use crate::log::Log;
 use crate::write::OpenFile;
 
@@ -80,15 +79,12 @@ impl Log {
         let sealed = recover.files.iter().rev();
         if let Some((file, footer)) = sealed.filter_map(|(n, f)| Some((*n, f.trailer?))).next() {
             let at = footer.footer_at / BLOCK * BLOCK;
-            let end = footer.file_bytes;
-            recover.mends.push_back(Mend::Footer { file, at, end });
+            let range = Range::new(file, at, footer.file_bytes);
+            recover.mends.push_back(Mend::Footer(range));
         }
-        let anew = anew
-            .into_iter()
-            .map(|(file, (at, end))| Mend::Anew { file, at, end });
-        let cuts = cuts
-            .into_iter()
-            .map(|(file, (at, end))| Mend::Cut { file, at, end });
+        let range = |(file, (at, end))| Range::new(file, at, end);
+        let anew = anew.into_iter().map(range).map(Mend::Anew);
+        let cuts = cuts.into_iter().map(range).map(Mend::Cut);
         recover.mends.extend(anew.chain(cuts));
         self.plan_files(&mut recover);
         self.mend(recover);
@@ -203,103 +199,11 @@ impl Log {
         }
     }
 
-    pub(super) fn mend(&mut self, mut recover: Box<Recover>) {
-        let Some(mend) = recover.mends.pop_front() else {
-            return self.settle_in(*recover);
-        };
-        let is_footer = matches!(mend, Mend::Footer { .. });
-        match mend {
-            Mend::Anew { at, end, .. }
-            | Mend::Footer { at, end, .. }
-            | Mend::Cut { at, end, .. }
-                if at == end =>
-            {
-                self.mend(recover);
-            }
-            Mend::Anew { file, at, end } | Mend::Footer { file, at, end } => {
-                let len = (end - at).min(MEND_CHUNK_BYTES) as usize;
-                let rest = at + len as u64;
-                recover.mends.push_front(if is_footer {
-                    Mend::Footer {
-                        file,
-                        at: rest,
-                        end,
-                    }
-                } else {
-                    Mend::Anew {
-                        file,
-                        at: rest,
-                        end,
-                    }
-                });
-                let read = IoOp::Read {
-                    file: FileId::Wal(file),
-                    at,
-                    len,
-                };
-                let stage = Stage::Reread {
-                    file,
-                    at,
-                    len,
-                    last: rest == end,
-                    is_footer,
-                };
-                self.ask(recover, stage, read);
-            }
-            Mend::Cut { file, at, end } => {
-                let len = (end - at).min(MEND_CHUNK_BYTES);
-                let rest = at + len;
-                recover.mends.push_front(Mend::Cut {
-                    file,
-                    at: rest,
-                    end,
-                });
-                let mut zeros = AlignedBuf::with_capacity(len as usize);
-                zeros.set_len(len as usize);
-                let what = "the torn end of the log could not be cut";
-                self.write_piece(recover, what, (file, at), zeros, rest == end);
-            }
-            Mend::Remove(file) => {
-                let what = "a file that is not needed could not be removed";
-                self.ask(recover, Stage::Mend { what }, IoOp::Remove { file });
-            }
-        }
-    }
-
-    /// One sync covers all pieces of a file.
-    pub(super) fn write_piece(
-        &mut self,
-        recover: Box<Recover>,
-        what: &'static str,
-        (file, at): (u64, u64),
-        bytes: AlignedBuf,
-        sync: bool,
-    ) {
-        let op = IoOp::Write {
-            file: FileId::Wal(file),
-            at,
-            len: bytes.len(),
-            buf: Arc::new(bytes),
-            sync,
-        };
-        self.ask(recover, Stage::Mend { what }, op);
-    }
-
-    pub(super) fn not_mended(
-        &mut self,
-        mut recover: Box<Recover>,
-        what: &'static str,
-        error: IoError,
-    ) {
-        recover.stop(format!("{what}: {error}"));
-        self.fail(error);
-        self.give_up(recover);
-    }
-
     /// The log is whole: prove its end, then say so.
-    pub(super) fn settle_in(&mut self, mut recover: Recover) {
-        recover.is_safe = true;
+    pub(super) fn settle_in(&mut self, recover: Recover) {
         self.adopt(&recover);
+        // What nothing proved has been written anew.
+        self.write.synced = (recover.last_group, recover.last_lsn);
         self.opening = Some(recover.report);
         if self.write.open.back().is_none_or(|f| f.closed) {
             self.roll();
@@ -335,9 +239,6 @@ impl Log {
         self.write.durable = last;
         self.write.last_group = recover.last_group;
         self.write.written_group = recover.last_group;
-        if recover.is_safe {
-            self.write.synced = (recover.last_group, last);
-        }
         self.write.last_flags = recover.last_flags;
         self.stats.bytes_read += recover.report.bytes_read;
     }

@@ -233,9 +233,9 @@ fn a_footer_that_cannot_be_read_is_told_and_left() {
     assert_eq!(shard.read_all(1, 0, 31, 1 << 20).len(), 31);
 }
 
-/// The cut of a torn end does not reach the disk, the log goes on before it, and power is lost.
-#[test]
-fn groups_that_a_failed_cut_left_never_look_alive() {
+/// A disk after power was lost under `flush = interval`: four batches synced, of those after them up to
+/// `end` the second is lost. Each has a group of one block.
+fn with_a_gap(end: u64) -> (Disk, Config) {
     let mut config = config();
     config.sync_each_group = false;
     let mut shard = Shard::open(Disk::default(), config.clone());
@@ -244,7 +244,7 @@ fn groups_that_a_failed_cut_left_never_look_alive() {
     }
     shard.log.sync_now();
     shard.run();
-    for offset in 4..10 {
+    for offset in 4..end {
         shard.put(1, offset, &payload(1, offset, 200));
     }
     let mut disk = shard.disk;
@@ -253,6 +253,13 @@ fn groups_that_a_failed_cut_left_never_look_alive() {
         block += 1;
         block != 2
     });
+    (disk, config)
+}
+
+/// The cut of a torn end does not reach the disk, the log goes on before it, and power is lost.
+#[test]
+fn groups_that_a_failed_cut_left_never_look_alive() {
+    let (mut disk, config) = with_a_gap(10);
     // What stands at the end is written anew, then what is behind the gap is made zeros.
     let zeros = |op: &IoOp| match op {
         IoOp::Write { buf, len, .. } => *len > 0 && buf[..*len].iter().all(|b| *b == 0),
@@ -342,24 +349,7 @@ fn stale_groups_of_a_recycled_file_never_look_alive() {
 
 #[test]
 fn interval_mode_cuts_at_the_first_gap_past_the_synced_point() {
-    let mut config = config();
-    config.sync_each_group = false;
-    let mut shard = Shard::open(Disk::default(), config.clone());
-    for offset in 0..4 {
-        shard.put(1, offset, &payload(1, offset, 200));
-    }
-    shard.log.sync_now();
-    shard.run();
-    for offset in 4..8 {
-        shard.put(1, offset, &payload(1, offset, 200));
-    }
-    // Groups of one block each: the second of the four unsynced ones is lost.
-    let mut disk = shard.disk;
-    let mut block = 0;
-    disk.crash_keeping(|| {
-        block += 1;
-        block != 2
-    });
+    let (disk, config) = with_a_gap(8);
     let mut shard = Shard::open(disk, config);
     assert_eq!(shard.found().last, Lsn(5), "the one before the gap is kept");
     assert!(

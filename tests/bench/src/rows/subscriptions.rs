@@ -11,6 +11,7 @@ use millstream_client::{Client, Consumer, ConsumerEvent, Context, FetchedBatch, 
 use serde_json::json;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
+use tokio::time::MissedTickBehavior;
 
 use crate::broker::Broker;
 use crate::figures::Run;
@@ -118,11 +119,13 @@ async fn measure(broker: &Broker, subscriptions: u64, records: u64, pass: &Pass)
     let mut run = meter.stop(&work)?;
     clients(&mut run, own_cpu_seconds()? - own, &work);
 
-    // One by one.
+    // One by one, at a pace; none before all subscribers have seen the last.
     let producer = connections[0].producer().build().await?;
     seen.lock().timed = true;
+    let mut pace = tokio::time::interval(EVERY);
+    pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
     for number in 1..=SINGLE {
-        tokio::time::sleep(EVERY).await;
+        pace.tick().await;
         let mut value = vec![0; SINGLE_BYTES];
         value[..8].copy_from_slice(&seen.micros().to_le_bytes());
         producer.send("bench", Record::new(value)).await?;

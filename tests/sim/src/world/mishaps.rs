@@ -21,8 +21,7 @@ impl World {
         self.core_gone();
         self.disk.crash();
         self.disk.set_faults(faults(&self.plan));
-        let pause = self.chance.skewed(10, 50_000);
-        self.after(pause, Event::Restart);
+        self.restart_soon();
     }
 
     /// The process is killed.
@@ -34,6 +33,10 @@ impl World {
         self.history.counts.kills += 1;
         self.core_gone();
         self.disk.kill();
+        self.restart_soon();
+    }
+
+    pub(super) fn restart_soon(&mut self) {
         let pause = self.chance.skewed(10, 50_000);
         self.after(pause, Event::Restart);
     }

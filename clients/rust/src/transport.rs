@@ -6,12 +6,16 @@
 //! absent: what is said over a connection.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use quinn::congestion::CubicConfig;
 use quinn::crypto::rustls::QuicClientConfig;
-use quinn::{ClientConfig, Endpoint, EndpointConfig, MtuDiscoveryConfig, TransportConfig, VarInt};
+use quinn::{
+    ClientConfig, ConnectionId, Endpoint, EndpointConfig, MtuDiscoveryConfig, TransportConfig,
+    VarInt,
+};
 use rustls::crypto::{CryptoProvider, ring};
 use rustls::{RootCertStore, version};
 use rustls_pki_types::pem::PemObject;
@@ -31,6 +35,8 @@ const STREAM_WINDOW_BYTES: u32 = 16 << 20;
 const CONNECTION_WINDOW_BYTES: u32 = 64 << 20;
 /// Unacknowledged bytes we may have sent on a connection.
 const SEND_WINDOW_BYTES: u64 = 16 << 20;
+/// QUIC's longest connection id.
+const FIRST_ID_BYTES: usize = 20;
 /// A peer that is silent for so long is gone. One that was restarted says so itself (a stateless reset).
 pub(crate) const IDLE_TIMEOUT: Duration = Duration::from_secs(6);
 /// Well below the idle timeout, so that one lost packet is no reason to part.
@@ -91,7 +97,24 @@ pub(crate) fn client_config(context: &Context, idle_timeout: Duration) -> Result
         .map_err(|error| Error::usage(format!("TLS for QUIC: {error}")))?;
     let mut config = ClientConfig::new(Arc::new(quic));
     config.transport_config(Arc::new(transport(idle_timeout)));
+    config.initial_dst_cid_provider(Arc::new(first_id()?));
     Ok(config)
+}
+
+/// The id that a first packet is sent to: random (RFC 9000, section 7.2), but for its first byte, by which the
+/// broker steers the connection to one of its threads. That counts up from a random one, so that the
+/// connections of one process go round the threads instead of meeting on one of them.
+fn first_id() -> Result<impl Fn() -> ConnectionId> {
+    static TURN: OnceLock<AtomicU8> = OnceLock::new();
+    let mut byte = [0];
+    random(&mut byte)?;
+    let turn = TURN.get_or_init(|| AtomicU8::new(byte[0]));
+    Ok(move || {
+        let mut id = [0; FIRST_ID_BYTES];
+        random(&mut id).expect("there was entropy when the settings were made");
+        id[0] = turn.fetch_add(1, Ordering::Relaxed);
+        ConnectionId::new(&id)
+    })
 }
 
 /// Bytes that nobody can guess.
@@ -146,4 +169,21 @@ fn transport(idle_timeout: Duration) -> TransportConfig {
         .max_concurrent_bidi_streams(VarInt::from_u32(0))
         .max_concurrent_uni_streams(VarInt::from_u32(0));
     transport
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_of_one_process_go_round_the_threads() {
+        let [one, other] = [first_id(), first_id()].map(|made| made.expect("entropy"));
+        let ids = [one(), other(), one()];
+        // Other tests of this process may open connections meanwhile.
+        for pair in ids.windows(2) {
+            let step = pair[1][0].wrapping_sub(pair[0][0]);
+            assert!((1..64).contains(&step), "{step}");
+            assert_ne!(pair[0][1..], pair[1][1..], "the rest is random");
+        }
+    }
 }

@@ -26,6 +26,7 @@ mod header;
 mod index;
 mod lz4;
 mod open;
+mod parts;
 mod record;
 mod snappy;
 mod varint;
@@ -41,4 +42,5 @@ pub use header::{
 };
 pub use index::{NULL, RecordIndex, STRIDE};
 pub use open::{KeptOffsets, OpenBatch};
+pub use parts::Parts;
 pub use record::{Header, Headers, Record, Records};

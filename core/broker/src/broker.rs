@@ -32,10 +32,15 @@ use crate::secrets::Secrets;
 use crate::shards::Shards;
 use crate::thread::{self, ShardStart, Start};
 use crate::traces::Traces;
+use crate::windows::Windows;
 use crate::{Error, http, steering, sys, tls};
 
 /// How often a stopping broker looks whether its streams are through.
 const DRAIN_LOOK: Duration = Duration::from_millis(10);
+/// A group is at most this part of its shard's hot tail, unless one batch alone is larger.
+const GROUPS_IN_TAIL_MIN: usize = 8;
+/// And at least so large, however small the hot tail is.
+const GROUP_BYTES_LEAST: usize = 1 << 20;
 /// How long connections may take to hear that they are closed.
 const CLOSE: Duration = Duration::from_secs(1);
 
@@ -58,6 +63,7 @@ pub(crate) struct Shared {
     pub(crate) shards: Shards,
     pub(crate) spread: Spread,
     pub(crate) bounds: Bounds,
+    pub(crate) windows: Windows,
     pub(crate) authority: Authority,
     pub(crate) secrets: Secrets,
     pub(crate) components: Arc<Components>,
@@ -143,6 +149,7 @@ impl Broker {
             shards: Shards::new(handles),
             spread: Spread::default(),
             bounds: Bounds::new(&config.memory),
+            windows: Windows::new(&config),
             authority: Authority::new(&config),
             secrets: Secrets::open(&directory)?,
             components,
@@ -425,10 +432,13 @@ async fn stop_shards(shared: &Shared) -> Result<(), Error> {
 
 fn shard_config(shared: &Shared, shard: u16) -> ShardConfig {
     let config = &shared.config;
+    let hot_tail_bytes_max = config.memory.hot_tail_bytes / usize::from(shared.meta.shards);
     let log = millstream_log::Config {
         segment_bytes: config.log.segment_bytes,
-        group_bytes_max: config.log.group_bytes(),
-        hot_tail_bytes_max: config.memory.hot_tail_bytes / usize::from(shared.meta.shards),
+        // Groups on their way to the disk are held by nothing but their size. A larger batch goes alone.
+        group_bytes_max: (config.log.group_bytes())
+            .min((hot_tail_bytes_max / GROUPS_IN_TAIL_MIN).max(GROUP_BYTES_LEAST)),
+        hot_tail_bytes_max,
         read_bytes_max: config.memory.read_bytes / usize::from(shared.meta.shards),
         spares_ready: config.log.spares_ready,
         recycle_max: config.log.recycle_max,

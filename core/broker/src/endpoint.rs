@@ -16,6 +16,7 @@ use crate::broker::Shared;
 use crate::config::Config;
 use crate::session::STREAMS_FIRST;
 use crate::steering::SteeredIds;
+use crate::windows;
 
 /// Handshakes that wait for the accept loop; more are dropped and come again.
 const INCOMING_MAX: usize = 1_024;
@@ -130,8 +131,8 @@ fn transport(config: &Config) -> Result<TransportConfig, Error> {
             STREAMS_FIRST.min(config.limits.streams_max),
         ))
         .max_concurrent_uni_streams(VarInt::from_u32(0))
-        .stream_receive_window(VarInt::from_u32(quic.stream_window_bytes))
-        .receive_window(VarInt::from_u32(quic.connection_window_bytes))
+        .stream_receive_window(VarInt::from_u32(windows::of_stream(config)))
+        .receive_window(VarInt::from_u32(windows::first(config)))
         .send_window(quic.send_window_bytes)
         .datagram_receive_buffer_size(None);
     Ok(transport)

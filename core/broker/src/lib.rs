@@ -27,6 +27,7 @@ mod sys;
 mod thread;
 mod tls;
 mod traces;
+mod windows;
 
 pub use broker::{Broker, run};
 pub use config::{

@@ -2,7 +2,8 @@
 //!
 //! Two bounds for the whole broker. *Ingress*: frames on their way in, from the moment their length is
 //! known until a batch among them is answered; who waits for it holds nothing that another could wait
-//! for, and a connection may take a quarter. *Send*: records on their way out, counted until QUIC
+//! for, and a connection may take a quarter; what QUIC holds before anybody reads it is a part of this bound
+//! ([`crate::windows`]). *Send*: records on their way out, counted until QUIC
 //! itself lets go of the bytes, and shared so that slow clients leave room for others: a connection may
 //! hold an eighth of what is still free, so that each slow one leaves eight ninths of that, and one batch
 //! in any case: the bound may be passed by a batch a connection, and nobody is starved by others.
@@ -16,6 +17,7 @@ use millstream_batch::limits::{FRAME_HEADER_BYTES_MAX, FRAME_PAYLOAD_BYTES_MAX};
 use tokio::sync::{Notify, Semaphore};
 
 use crate::config::Memory;
+use crate::windows;
 
 /// Permits are counted in units of this size, so that the count fits in 32 bits.
 const UNIT_BYTES: usize = 1 << 10;
@@ -36,8 +38,8 @@ pub(crate) struct Bounds {
 
 impl Bounds {
     pub(crate) fn new(memory: &Memory) -> Self {
-        let ingress_units =
-            (memory.ingress_bytes / UNIT_BYTES).max(units(FRAME_BYTES_MAX) as usize);
+        let ingress_units = (windows::rest_of_ingress(memory.ingress_bytes) / UNIT_BYTES)
+            .max(units(FRAME_BYTES_MAX) as usize);
         Self {
             ingress: Arc::new(Semaphore::new(ingress_units)),
             ingress_units,
@@ -249,7 +251,7 @@ mod tests {
             ..Memory::default()
         });
         let greedy = IngressShare::new(&bounds);
-        let held = [greedy.take(16 << 20).await, greedy.take(16 << 20).await];
+        let held = [greedy.take(12 << 20).await, greedy.take(12 << 20).await];
         assert!(futures_pending(greedy.take(1)), "a quarter is taken");
         drop(IngressShare::new(&bounds).take(16 << 20).await);
         drop(held);

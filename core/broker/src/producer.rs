@@ -13,9 +13,9 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use bytes::{Bytes, BytesMut};
-use millstream_batch::check_produced_parts;
+use bytes::BytesMut;
 use millstream_batch::ids::{Partition, ProducerEpoch, ProducerId, Sequence, TimestampMs, TopicId};
+use millstream_batch::{Parts, check_produced_parts};
 use millstream_machine::request::{self as machine, Produce, Reply};
 use millstream_protocol::frame::encode_into;
 use millstream_protocol::kinds::name_of;
@@ -37,6 +37,10 @@ use crate::traces::{Trace, Value, now_ns};
 /// Acknowledgements are written out when so many bytes are ready, at the latest when no more are.
 const ACKS_BYTES_MAX: usize = 16 << 10;
 
+/// The memory that acknowledgements are written to, some dozens after each other, and what one of them takes.
+const ACKS_BYTES: usize = 1 << 10;
+const ACK_BYTES: usize = 64;
+
 /// Serve the stream that PRODUCER_OPEN began.
 pub(crate) async fn serve(
     session: Rc<Session>,
@@ -51,6 +55,7 @@ pub(crate) async fn serve(
     drop(first);
     let shared = std::sync::Arc::clone(&session.shared);
     let _alive = Alive::new(&shared.metrics.producers);
+    let _producing = session.begin_producing();
     let in_flight_max = session.shared.config.limits.in_flight_max;
     let opened = ProducerOpened { in_flight_max };
     if write_frame(&mut send, Kind::ProducerOpened, &opened)
@@ -164,6 +169,7 @@ impl Stream {
 
     async fn read_all(&self, reader: &mut FrameReader) -> Option<messages::Error> {
         loop {
+            self.session.fit_window();
             match reader.next().await {
                 Ok(Received { frame, room }) if frame.kind == Kind::Produce.number() => {
                     if let Err(error) = self.produce(frame, room).await {
@@ -283,7 +289,7 @@ impl Stream {
     async fn check(
         &self,
         header: &messages::Produce,
-        raw: Vec<Bytes>,
+        raw: Parts,
     ) -> Result<(Partition, Call), messages::Error> {
         let topic = self.topic(&header.topic_id).await?;
         let partition = Partition {
@@ -368,6 +374,9 @@ impl Stream {
         let mut out = BytesMut::new();
         let mut gone = false;
         loop {
+            if out.capacity() < ACK_BYTES {
+                out.reserve(ACKS_BYTES);
+            }
             self.gather(&mut out);
             self.room.notify_one();
             if !out.is_empty() {

@@ -21,6 +21,7 @@ use crate::memory::{IngressShare, SendShare};
 use crate::metrics::Alive;
 use crate::stream::{FrameReader, ReadEnd, Received, refuse, write_frame};
 use crate::thread::Thread;
+use crate::windows::Window;
 use crate::{producer, refusals, requests, subscription};
 
 /// Streams that a connection may have open at first; twice as many whenever half of them are, up to
@@ -35,9 +36,23 @@ pub(crate) struct Session {
     pub(crate) ingress: IngressShare,
     pub(crate) send: SendShare,
     connection: Connection,
+    window: Window,
     principal: watch::Sender<Option<Arc<Principal>>>,
     /// What the client calls itself, for messages.
     client: RefCell<String>,
+}
+
+/// A producer's stream lives.
+#[derive(Debug)]
+pub(crate) struct Producing(Rc<Session>);
+
+impl Drop for Producing {
+    fn drop(&mut self) {
+        let session = &self.0;
+        session
+            .window
+            .end(&session.shared.windows, &session.connection);
+    }
 }
 
 /// Serve a connection from its first packet to its end.
@@ -74,6 +89,7 @@ pub(crate) async fn serve(
         ingress: IngressShare::new(&shared.bounds),
         send: SendShare::new(&shared.bounds.send),
         connection: connection.clone(),
+        window: Window::default(),
         principal: watch::Sender::new(None),
         client: RefCell::default(),
         shared: Arc::clone(&shared),
@@ -119,6 +135,17 @@ impl Session {
         Err(Code::UnknownProducer.error(format!(
             "producer id {pid} was not given to `{name}`, or not with this token"
         )))
+    }
+
+    /// A producer's stream has begun: the connection's receive window grows while the result lives.
+    pub(crate) fn begin_producing(self: &Rc<Self>) -> Producing {
+        self.window.begin(&self.shared.windows, &self.connection);
+        Producing(Rc::clone(self))
+    }
+
+    /// Before a batch is read: the window follows how many connections produce.
+    pub(crate) fn fit_window(&self) {
+        self.window.fit(&self.shared.windows, &self.connection);
     }
 
     /// Whether HELLO was answered yet.

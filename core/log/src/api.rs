@@ -24,6 +24,7 @@
 //! Every call may leave events: poll until `None` after each.
 
 use bytes::Bytes;
+use millstream_batch::Parts;
 use millstream_batch::ids::{Lsn, Offset, PartitionSlot, Term, TimestampMs};
 
 use crate::io::{Io, IoError};
@@ -58,7 +59,7 @@ pub struct Append {
     pub kind: u16,
     pub fact: Bytes,
     /// The batch's bytes in parts, as they arrived: copied once, into the group buffer.
-    pub raw: Vec<Bytes>,
+    pub raw: Parts,
     /// Set when `raw` is a record batch that consumers may fetch.
     pub index: Option<IndexKey>,
 }

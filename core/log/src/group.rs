@@ -27,6 +27,10 @@ const FREE_CHUNKS_MAX: usize = 2;
 const CHUNK_BYTES_MAX: usize = 4 << 20;
 /// Chunks that a hot tail has at least: what is let go of at once is a fraction of it.
 const CHUNKS_MIN: usize = 8;
+/// Lists of runs that are kept for the next groups (one gathers while one is written), and how long such a
+/// list may be.
+const FREE_LISTS_MAX: usize = 2;
+const FREE_LIST_RUNS_MAX: usize = 1 << 10;
 /// Recent groups that the size of the next is guessed from.
 const RECENT: usize = 4;
 
@@ -43,6 +47,8 @@ pub(crate) struct BufferPool {
     rest: Option<AlignedBuf>,
     recent: [usize; RECENT],
     turn: usize,
+    /// Empty lists of runs for the next groups.
+    runs: Vec<Vec<SlotRun>>,
 }
 
 impl BufferPool {
@@ -54,6 +60,15 @@ impl BufferPool {
             rest: None,
             recent: [0; RECENT],
             turn: 0,
+            runs: Vec::new(),
+        }
+    }
+
+    /// Take back the list of a group that is in the index.
+    pub(crate) fn give_runs(&mut self, mut runs: Vec<SlotRun>) {
+        if self.runs.len() < FREE_LISTS_MAX && runs.capacity() <= FREE_LIST_RUNS_MAX {
+            runs.clear();
+            self.runs.push(runs);
         }
     }
 
@@ -166,7 +181,7 @@ impl Gather {
             buf,
             entries: 0,
             last_lsn: Lsn(place.first_lsn.0 - 1),
-            runs: Vec::new(),
+            runs: pool.runs.pop().unwrap_or_default(),
             freed: Vec::new(),
         }
     }

@@ -10,12 +10,14 @@
 //!
 //! Absent on purpose: reading ([`crate::fetch`]), and anything not yet durable.
 
+use std::cell::OnceCell;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use bytes::Bytes;
 use millstream_batch::ids::{Lsn, Offset, PartitionSlot};
 use rustc_hash::FxHashMap;
+use smallvec::SmallVec;
 
 use crate::buffer::AlignedBuf;
 use crate::footer::{Run, Summary};
@@ -52,14 +54,23 @@ pub(crate) struct RecentGroup {
     number: u64,
     pub(crate) file: u64,
     pub(crate) at: u64,
-    slots: Vec<PartitionSlot>,
-    hot: Option<Bytes>,
+    slots: SmallVec<[PartitionSlot; 4]>,
+    hot: Option<Hot>,
+}
+
+/// A written buffer, and what readers share of it: made for the first of them, since most groups have none.
+#[derive(Debug)]
+struct Hot {
+    buf: Arc<AlignedBuf>,
+    shared: OnceCell<Bytes>,
 }
 
 impl RecentGroup {
     /// The group's bytes when they are still in memory.
     pub(crate) fn hot(&self) -> Option<&Bytes> {
-        self.hot.as_ref()
+        let hot = self.hot.as_ref()?;
+        let share = || Bytes::from_owner(Shared(Arc::clone(&hot.buf)));
+        Some(hot.shared.get_or_init(share))
     }
 }
 
@@ -110,14 +121,16 @@ pub(crate) struct Index {
 }
 
 impl Index {
-    /// Make a durable group visible. Its buffer becomes part of the hot tail.
-    pub(crate) fn add_group(&mut self, group: Group) {
+    /// Make a durable group visible. Its buffer becomes part of the hot tail; its list of runs is free.
+    pub(crate) fn add_group(&mut self, group: Group) -> Vec<SlotRun> {
         let Group {
             place, buf, runs, ..
         } = group;
-        let hot = Bytes::from_owner(Shared(buf));
-        self.hot_bytes += hot.len();
-        self.add(place.number, place.file, place.at, &runs, Some(hot));
+        self.hot_bytes += buf.len();
+        let shared = OnceCell::new();
+        let hot = Some(Hot { buf, shared });
+        self.add(place.number, place.file, place.at, &runs, hot);
+        runs
     }
 
     /// Make a group found at start visible.
@@ -126,7 +139,7 @@ impl Index {
         self.cold = self.groups.len();
     }
 
-    fn add(&mut self, number: u64, file: u64, at: u64, runs: &[SlotRun], hot: Option<Bytes>) {
+    fn add(&mut self, number: u64, file: u64, at: u64, runs: &[SlotRun], hot: Option<Hot>) {
         for (slot, run) in runs {
             let index = self.slots.entry(*slot).or_default();
             index.runs.push_back(RecentRun {
@@ -206,7 +219,7 @@ impl Index {
             let Some(group) = self.groups.get_mut(self.cold) else {
                 break;
             };
-            self.hot_bytes -= group.hot.take().map_or(0, |bytes| bytes.len());
+            self.hot_bytes -= group.hot.take().map_or(0, |hot| hot.buf.len());
             self.cold += 1;
         }
         pool.trim(hot_bytes_max);

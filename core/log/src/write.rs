@@ -590,7 +590,7 @@ impl Log {
     }
 
     pub(crate) fn group_done(&mut self) {
-        let (group, sync) = self.write.in_flight.take().expect("one group is in flight");
+        let (mut group, sync) = self.write.in_flight.take().expect("one group is in flight");
         let number = group.place.number;
         let last_lsn = group.last_lsn;
         self.stats.groups += 1;
@@ -606,8 +606,9 @@ impl Log {
         if sync {
             file.synced = (number, last_lsn);
         }
-        let freed = group.freed.clone();
-        self.index.add_group(group);
+        let freed = std::mem::take(&mut group.freed);
+        let runs = self.index.add_group(group);
+        self.write.buffers.give_runs(runs);
         self.trim_index();
         if last_lsn > self.write.durable {
             self.write.durable = last_lsn;

@@ -18,6 +18,8 @@ use bytes::{BufMut, Bytes, BytesMut};
 use millstream_batch::limits::{FRAME_HEADER_BYTES_MAX, FRAME_PAYLOAD_BYTES_MAX};
 use prost::Message;
 
+use millstream_batch::Parts;
+
 use crate::kinds::{Kind, name_of};
 
 /// Bytes before the header.
@@ -147,7 +149,7 @@ impl Frame {
 /// A frame's payload, in the parts in which it arrived.
 #[derive(Clone, Debug, Default)]
 pub struct Payload {
-    parts: Vec<Bytes>,
+    parts: Parts,
     bytes: usize,
 }
 
@@ -172,21 +174,14 @@ impl Payload {
 
     /// The parts, given away.
     #[must_use]
-    pub fn into_parts(self) -> Vec<Bytes> {
+    pub fn into_parts(self) -> Parts {
         self.parts
     }
 
     /// All bytes in one piece: without copying when there is one part.
     #[must_use]
-    pub fn into_contiguous(mut self) -> Bytes {
-        if self.parts.len() <= 1 {
-            return self.parts.pop().unwrap_or_default();
-        }
-        let mut all = BytesMut::with_capacity(self.bytes);
-        for part in &self.parts {
-            all.extend_from_slice(part);
-        }
-        all.freeze()
+    pub fn into_contiguous(self) -> Bytes {
+        self.parts.into_contiguous()
     }
 }
 
@@ -197,7 +192,7 @@ impl From<Bytes> for Payload {
         } else {
             Self {
                 bytes: bytes.len(),
-                parts: vec![bytes],
+                parts: bytes.into(),
             }
         }
     }
@@ -324,25 +319,20 @@ impl Decoder {
             return;
         }
         self.buffered += chunk.len();
-        if chunk.len() >= SMALL_CHUNK_BYTES {
+        let small = |chunk: &Bytes| chunk.len() < SMALL_CHUNK_BYTES;
+        if !small(&chunk) || !self.chunks.back().is_some_and(small) {
             self.chunks.push_back(chunk);
             return;
         }
-        match self.chunks.pop_back() {
-            Some(last) if last.len() < SMALL_CHUNK_BYTES => {
-                // The last chunk is our own copy in most cases, and then grows in place.
-                let mut grown = last
-                    .try_into_mut()
-                    .unwrap_or_else(|shared| BytesMut::from(&shared[..]));
-                grown.extend_from_slice(&chunk);
-                self.chunks.push_back(grown.freeze());
-            }
-            other => {
-                self.chunks.extend(other);
+        // Two small ones in a row: the first becomes a copy of our own, and grows in place from then on.
+        if let Some(last) = self.chunks.pop_back() {
+            let mut grown = last.try_into_mut().unwrap_or_else(|shared| {
                 let mut copy = BytesMut::with_capacity(SMALL_CHUNK_BYTES * 2);
-                copy.extend_from_slice(&chunk);
-                self.chunks.push_back(copy.freeze());
-            }
+                copy.extend_from_slice(&shared);
+                copy
+            });
+            grown.extend_from_slice(&chunk);
+            self.chunks.push_back(grown.freeze());
         }
     }
 
@@ -404,7 +394,7 @@ impl Decoder {
         self.pop(bytes).unwrap_or_default()
     }
 
-    /// The next `bytes` bytes, as they came. One allocation, however many pieces they are.
+    /// The next `bytes` bytes, as they came.
     fn take(&mut self, bytes: usize) -> Payload {
         assert!(
             bytes <= self.buffered,
@@ -417,7 +407,7 @@ impl Decoder {
             room >= bytes
         };
         let last = self.chunks.iter().position(ends);
-        let mut parts = Vec::with_capacity(last.map_or(0, |last| last + 1));
+        let mut parts = Parts::with_capacity(last.map_or(0, |last| last + 1));
         let mut missing = bytes;
         while let Some(part) = self.pop(missing) {
             missing -= part.len();

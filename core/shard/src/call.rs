@@ -4,6 +4,7 @@
 //! cores by being moved, payloads by reference count.
 
 use bytes::Bytes;
+use millstream_batch::Parts;
 use millstream_batch::ids::{GroupEpoch, MemberId, Offset, Partition, ShardId, Term, TimestampMs};
 use millstream_machine::request::{Assignment, Produced, Refusal, Reply, Request};
 use millstream_machine::topic::TopicMeta;
@@ -17,7 +18,7 @@ pub enum Call {
     /// (header, CRC, limits). The shard runs the topic's produce filters before it decides.
     Produce {
         request: millstream_machine::request::Produce,
-        raw: Vec<Bytes>,
+        raw: Parts,
     },
     Fetch(Fetch),
     /// Resolve a position to an offset.

@@ -206,7 +206,7 @@ fn batch_of(now: Now, raw: &Bytes) -> Call {
     };
     Call::Produce {
         request,
-        raw: vec![raw.clone()],
+        raw: vec![raw.clone()].into(),
     }
 }
 

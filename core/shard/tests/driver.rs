@@ -57,7 +57,7 @@ fn produce(pid: u64, sequence: u64, values: &[&str]) -> Call {
     };
     Call::Produce {
         request,
-        raw: vec![batch.into_bytes()],
+        raw: vec![batch.into_bytes()].into(),
     }
 }
 

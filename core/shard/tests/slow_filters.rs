@@ -211,7 +211,7 @@ fn produce(topic: TopicId, index: u32, records: usize) -> Call {
     };
     Call::Produce {
         request,
-        raw: vec![batch.into_bytes()],
+        raw: vec![batch.into_bytes()].into(),
     }
 }
 

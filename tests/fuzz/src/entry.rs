@@ -330,7 +330,7 @@ fn record(offset: u64, slot: u32, raw_bytes: usize) -> Append {
     Append {
         kind: 40 + slot as u16,
         fact: Bytes::copy_from_slice(&[&offset.to_le_bytes()[..], b" and more"].concat()),
-        raw: vec![batch.slice(..raw_bytes / 2), batch.slice(raw_bytes / 2..)],
+        raw: vec![batch.slice(..raw_bytes / 2), batch.slice(raw_bytes / 2..)].into(),
         index: Some(IndexKey {
             slot: PartitionSlot(slot),
             base_offset: Offset(offset),

@@ -463,7 +463,8 @@ pub(crate) fn batch(slot: u32, offset: u64, records: u64, raw: &[u8]) -> Append 
         raw: vec![
             Bytes::copy_from_slice(&raw[..raw.len() / 2]),
             Bytes::copy_from_slice(&raw[raw.len() / 2..]),
-        ],
+        ]
+        .into(),
         index: Some(IndexKey {
             slot: PartitionSlot(slot),
             base_offset: Offset(offset),

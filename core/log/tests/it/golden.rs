@@ -28,7 +28,7 @@ fn write() -> Disk {
     let fact = Append {
         kind: 3,
         fact: "a fact alone".into(),
-        raw: vec![],
+        raw: vec![].into(),
         index: None,
     };
     shard.log.append(fact).expect("appended");

@@ -112,7 +112,7 @@ fn everything_is_replayed_and_served_after_a_restart() {
         .append(Append {
             kind: 1,
             fact: "no batch".into(),
-            raw: vec![],
+            raw: vec![].into(),
             index: None,
         })
         .expect("appended");

@@ -1,6 +1,6 @@
 //! Calls that change something: decide, append, install, hold the answer.
 
-use bytes::Bytes;
+use millstream_batch::Parts;
 use millstream_batch::ids::{Lsn, Offset, Partition, PartitionSlot, TopicId};
 use millstream_log::{Append, IndexKey, Refused};
 use millstream_machine::fact::BatchPlace;
@@ -63,7 +63,7 @@ impl Class {
 
 impl ShardCore {
     /// A batch. The bytes were checked by the caller and filtered by the driver.
-    pub(super) fn produce(&mut self, token: u64, request: Produce, raw: Vec<Bytes>) {
+    pub(super) fn produce(&mut self, token: u64, request: Produce, raw: Parts) {
         match &self.writes {
             Writes::Open | Writes::Full(_) => {}
             Writes::ReadOnly(why) => return self.fail(token, Error::ReadOnly(why.clone())),
@@ -85,7 +85,11 @@ impl ShardCore {
         if let Some(fact) = only(decision.facts) {
             let place = fact.index_key();
             end = place.map(|place| (place.slot, Offset(place.last_offset.0 + 1)));
-            let raw = if place.is_some() { raw } else { Vec::new() };
+            let raw = if place.is_some() {
+                raw
+            } else {
+                Parts::default()
+            };
             if let Err(error) = self.append(&fact, raw, place.map(index_key), false) {
                 return self.fail(token, error);
             }
@@ -146,7 +150,7 @@ impl ShardCore {
             class != Class::Look,
             "a look-up decided a fact: {request:?}"
         );
-        self.append(&fact, Vec::new(), None, class == Class::Reserved)?;
+        self.append(&fact, Parts::default(), None, class == Class::Reserved)?;
         self.installed_other = self.installed;
         self.follow(&fact);
         Ok((decision.reply, true))
@@ -155,7 +159,7 @@ impl ShardCore {
     fn append(
         &mut self,
         fact: &Fact,
-        raw: Vec<Bytes>,
+        raw: Parts,
         index: Option<IndexKey>,
         reserved: bool,
     ) -> Result<(), Error> {
@@ -171,7 +175,7 @@ impl ShardCore {
         } else {
             fact.encode()
         };
-        let bytes = encoded.len() + raw.iter().map(Bytes::len).sum::<usize>();
+        let bytes = encoded.len() + raw.bytes();
         let append = Append {
             kind: fact.kind(),
             fact: encoded,

@@ -113,7 +113,7 @@ pub(crate) fn produce(sequence: u64, keys: &[&str]) -> Call {
     };
     Call::Produce {
         request,
-        raw: vec![batch.into_bytes()],
+        raw: vec![batch.into_bytes()].into(),
     }
 }
 

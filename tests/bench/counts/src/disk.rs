@@ -3,6 +3,7 @@
 //! Absent: bytes. What is written is forgotten; rows that read stay in the hot tail.
 
 use bytes::Bytes;
+use millstream_batch::Parts;
 use millstream_batch::ids::Lsn;
 use millstream_log::io::{IoDone, IoOp, IoOutput};
 use millstream_log::{Append, Config, Event, Log};
@@ -71,7 +72,7 @@ impl Shard {
 }
 
 /// An entry whose raw bytes are `raw`; the log does not look into `fact`.
-pub(crate) fn entry(fact: Bytes, raw: Vec<Bytes>, index: millstream_log::IndexKey) -> Append {
+pub(crate) fn entry(fact: Bytes, raw: Parts, index: millstream_log::IndexKey) -> Append {
     Append {
         kind: 1,
         fact,

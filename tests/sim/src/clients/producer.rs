@@ -159,7 +159,7 @@ impl Producer {
                     self.tag,
                     Call::Produce {
                         request,
-                        raw: vec![raw],
+                        raw: vec![raw].into(),
                     },
                 );
             }

@@ -12,9 +12,8 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use bytes::{Bytes, BytesMut};
-use millstream_batch::Batch;
 use millstream_batch::ids::{Partition, TimestampMs};
+use millstream_batch::{Batch, Parts};
 use millstream_machine::request::Produce;
 use millstream_machine::topic::{FilterBinding, Stage, TopicMeta};
 use rustc_hash::FxHashMap;
@@ -39,7 +38,7 @@ pub struct Plugins {
 #[derive(Debug)]
 pub(in crate::driver) struct Held {
     pub(in crate::driver) request: Produce,
-    pub(in crate::driver) raw: Vec<Bytes>,
+    pub(in crate::driver) raw: Parts,
     pub(in crate::driver) reply: ReplyTo,
     /// It counts as waiting at the shard until it is appended or refused.
     pub(in crate::driver) waiting: Waiting,
@@ -219,7 +218,7 @@ impl Lanes {
         if core.decides_duplicate(now, held.request) {
             return Some(Step::Append(held));
         }
-        let batch = match Batch::parse(join(std::mem::take(&mut held.raw))) {
+        let batch = match Batch::parse(std::mem::take(&mut held.raw).into_contiguous()) {
             Ok(batch) => batch,
             Err(error) => {
                 return Some(Step::Refuse(held.reply, Error::BadBatch(error.to_string())));
@@ -227,7 +226,7 @@ impl Lanes {
         };
         let site = site(topic, partition, now.wall);
         if self.host.is_for_worker(bindings, &site) {
-            held.raw = vec![batch.bytes().clone()];
+            held.raw = batch.bytes().clone().into();
             self.hand_over(topic, bindings.into(), now.wall, held, batch);
             return None;
         }
@@ -339,7 +338,7 @@ fn finish(held: Held, outcome: Result<Rest, FilterFailure>) -> Step {
                 bytes: 0,
                 ..request
             };
-            (nothing, Vec::new())
+            (nothing, Parts::default())
         }
         Ok(Some(rest)) => {
             let header = rest.header();
@@ -349,7 +348,7 @@ fn finish(held: Held, outcome: Result<Rest, FilterFailure>) -> Step {
                 max_timestamp: TimestampMs(header.max_timestamp),
                 ..request
             };
-            (rest_of_it, vec![rest.into_bytes()])
+            (rest_of_it, rest.into_bytes().into())
         }
     };
     Step::Append(Held {
@@ -358,16 +357,4 @@ fn finish(held: Held, outcome: Result<Rest, FilterFailure>) -> Step {
         reply,
         ..held
     })
-}
-
-/// One piece: copied only when it came in several.
-fn join(mut raw: Vec<Bytes>) -> Bytes {
-    if raw.len() == 1 {
-        return raw.remove(0);
-    }
-    let mut whole = BytesMut::with_capacity(raw.iter().map(Bytes::len).sum());
-    for part in raw {
-        whole.extend_from_slice(&part);
-    }
-    whole.freeze()
 }

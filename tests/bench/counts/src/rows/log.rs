@@ -3,6 +3,7 @@
 use std::hint::black_box;
 
 use bytes::Bytes;
+use millstream_batch::Parts;
 use millstream_batch::ids::{Offset, PartitionSlot, TimestampMs};
 use millstream_log::{Event, Fetch, IndexKey, TimeQuery};
 
@@ -16,16 +17,16 @@ const SLOTS: u32 = 64;
 
 pub(crate) fn append() -> Work {
     let parts = fixture::chunks(fixture::large().bytes());
-    appending(parts, 16, 64 << 20)
+    appending(parts.into(), 16, 64 << 20)
 }
 
 pub(crate) fn append_small() -> Work {
-    appending(vec![fixture::small().into_bytes()], 64, 2 << 20)
+    appending(fixture::small().into_bytes().into(), 64, 2 << 20)
 }
 
 /// Groups of `batches` batches, each of another partition. The hot tail is large against a group, as
 /// the product's is, and small enough to be full when counting begins: memory then goes round.
-fn appending(parts: Vec<Bytes>, batches: u64, hot_tail_bytes: usize) -> Work {
+fn appending(parts: Parts, batches: u64, hot_tail_bytes: usize) -> Work {
     let mut shard = Shard::open(hot_tail_bytes);
     let fact = Bytes::from(vec![7; FACT_BYTES]);
     let mut offset = 0;
@@ -50,7 +51,7 @@ fn filled() -> Shard {
     let raw = fixture::small().into_bytes();
     for offset in 0..GROUPS {
         for slot in 0..SLOTS {
-            shard.append(entry(fact.clone(), vec![raw.clone()], key(slot, offset)));
+            shard.append(entry(fact.clone(), raw.clone().into(), key(slot, offset)));
         }
         shard.flush();
     }

@@ -154,6 +154,15 @@ pub(crate) const ROWS: &[Row] = &[
         measure: Measure::By(produce::two_shards),
     },
     Row {
+        name: "produce-2-shards-kept",
+        what: "the same two shards, on a topic of which each partition keeps 512 MB and has been filled",
+        ceiling: "two bare quinn receivers at once",
+        targets: &[target("mb_per_s", Bound::RatioAtLeast(0.8))],
+        shown: &["cpu_s_per_gb"],
+        counts_syscalls: false,
+        measure: Measure::By(produce::two_shards_kept),
+    },
+    Row {
         name: "consume-tail",
         what: "consume what lies in the hot tail, batches of 64 x 1 KiB, MTU 1452",
         ceiling: SENDER,

@@ -94,22 +94,32 @@ const KEPT_BYTES: u64 = 512_000_000;
 const WRITTEN_BEFORE_BYTES: u64 = 3 * KEPT_BYTES / 2;
 
 pub(super) fn kept(session: &Session<'_>) -> Result<Measured> {
-    on_a_kept_topic(session, load(session, 2_000_000, (64, 1024), 16, 1452))
+    on_a_kept_topic(
+        session,
+        &Plan::new(load(session, 2_000_000, (64, 1024), 16, 1452)),
+    )
 }
 
 pub(super) fn jumbo_kept(session: &Session<'_>) -> Result<Measured> {
-    on_a_kept_topic(session, load(session, 3_000_000, (64, 1024), 32, 6500))
+    on_a_kept_topic(
+        session,
+        &Plan::new(load(session, 3_000_000, (64, 1024), 32, 6500)),
+    )
 }
 
-fn on_a_kept_topic(session: &Session<'_>, load: Load) -> Result<Measured> {
-    let plan = Plan::new(load);
+pub(super) fn two_shards_kept(session: &Session<'_>) -> Result<Measured> {
+    on_a_kept_topic(session, &on_two_shards(session))
+}
+
+fn on_a_kept_topic(session: &Session<'_>, plan: &Plan) -> Result<Measured> {
     let keep = format!("[topics]\nretention_bytes = {KEPT_BYTES}\n");
     let plan = Plan {
         setup: plan.setup.clone().with(&keep),
-        ..plan
+        ..plan.clone()
     };
-    let before = load.with_records(WRITTEN_BEFORE_BYTES / load.size as u64);
-    let directories = [session.directory()?];
+    let before = WRITTEN_BEFORE_BYTES * u64::from(plan.partitions);
+    let before = plan.load.with_records(before / plan.load.size as u64);
+    let directories = receivers(session, &plan)?;
     session.pairs(
         plan.describe(),
         |pass| ceiling::produce(&plan.load, &directories, pass),
@@ -147,14 +157,17 @@ pub(super) fn client_batching(session: &Session<'_>) -> Result<Measured> {
 }
 
 pub(super) fn two_shards(session: &Session<'_>) -> Result<Measured> {
+    beside_receivers(session, &on_two_shards(session))
+}
+
+fn on_two_shards(session: &Session<'_>) -> Plan {
     let plan = Plan::new(load(session, 2_000_000, (64, 1024), 16, 1452));
-    let plan = Plan {
+    Plan {
         setup: plan.setup.clone().shards(2),
         producers: 2,
         partitions: 2,
         ..plan
-    };
-    beside_receivers(session, &plan)
+    }
 }
 
 /// The ceiling is measured three ways: an answer that waits for an append is what counts, and its two
@@ -180,14 +193,18 @@ pub(super) fn single_record(session: &Session<'_>) -> Result<Measured> {
 
 /// As many receivers as the product has shards.
 fn beside_receivers(session: &Session<'_>, plan: &Plan) -> Result<Measured> {
-    let directories: Vec<DataDir> = (0..plan.setup.shards)
-        .map(|_| session.directory())
-        .collect::<Result<_>>()?;
+    let directories = receivers(session, plan)?;
     session.pairs(
         plan.describe(),
         |pass| ceiling::produce(&plan.load, &directories, pass),
         |pass| product(session, plan, pass),
     )
+}
+
+/// A directory for each of them.
+fn receivers(session: &Session<'_>, plan: &Plan) -> Result<Vec<DataDir>> {
+    let shards = 0..plan.setup.shards;
+    shards.map(|_| session.directory()).collect()
 }
 
 /// One broker on an empty directory, one run of its own bench client.

@@ -52,7 +52,7 @@ pub(crate) fn len_i64(value: i64) -> usize {
     len_u64(zigzag64(value))
 }
 
-#[inline]
+#[inline(always)]
 fn read_u64(bytes: &[u8], at: &mut usize, bytes_max: usize) -> Option<u64> {
     let mut value = 0_u64;
     for i in 0..bytes_max {
@@ -71,7 +71,7 @@ fn read_u64(bytes: &[u8], at: &mut usize, bytes_max: usize) -> Option<u64> {
     None
 }
 
-#[inline]
+#[inline(always)]
 fn write_u64(out: &mut Vec<u8>, mut value: u64) {
     while value >= 0x80 {
         out.push(value as u8 | 0x80);

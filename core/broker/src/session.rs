@@ -49,9 +49,7 @@ pub(crate) struct Producing(Rc<Session>);
 impl Drop for Producing {
     fn drop(&mut self) {
         let session = &self.0;
-        session
-            .window
-            .end(&session.shared.windows, &session.connection);
+        session.set_window(session.window.end(&session.shared.windows));
     }
 }
 
@@ -139,13 +137,19 @@ impl Session {
 
     /// A producer's stream has begun: the connection's receive window grows while the result lives.
     pub(crate) fn begin_producing(self: &Rc<Self>) -> Producing {
-        self.window.begin(&self.shared.windows, &self.connection);
+        self.set_window(self.window.begin(&self.shared.windows));
         Producing(Rc::clone(self))
     }
 
     /// Before a batch is read: the window follows how many connections produce.
     pub(crate) fn fit_window(&self) {
-        self.window.fit(&self.shared.windows, &self.connection);
+        self.set_window(self.window.fit(&self.shared.windows));
+    }
+
+    fn set_window(&self, bytes: Option<u32>) {
+        if let Some(bytes) = bytes {
+            self.connection.set_receive_window(VarInt::from_u32(bytes));
+        }
     }
 
     /// Whether HELLO was answered yet.

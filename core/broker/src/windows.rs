@@ -10,8 +10,6 @@
 use std::cell::Cell;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use quinn::{Connection, VarInt};
-
 use crate::config::Config;
 
 /// Of the ingress bound, what lies in QUIC's windows; the rest is for frames that are being read.
@@ -69,41 +67,41 @@ pub(crate) fn of_stream(config: &Config) -> u32 {
     config.quic.stream_window_bytes.min(part)
 }
 
-/// The window of one connection.
+/// The window of one connection. Each call gives the window to set, in bytes, when that changes.
 #[derive(Debug, Default)]
 pub(crate) struct Window {
     /// Producers' streams of this connection.
     streams: Cell<usize>,
-    /// How many connections produced when its window was set.
+    /// How many connections produced when its window was set; 0: it has the first one.
     among: Cell<usize>,
 }
 
 impl Window {
     /// A producer's stream begins.
-    pub(crate) fn begin(&self, windows: &Windows, connection: &Connection) {
+    pub(crate) fn begin(&self, windows: &Windows) -> Option<u32> {
         self.streams.set(self.streams.get() + 1);
         if self.streams.get() == 1 {
             windows.producing.fetch_add(1, Ordering::Relaxed);
         }
-        self.fit(windows, connection);
+        self.fit(windows)
     }
 
     /// A producer's stream is over.
-    pub(crate) fn end(&self, windows: &Windows, connection: &Connection) {
+    pub(crate) fn end(&self, windows: &Windows) -> Option<u32> {
         self.streams.set(self.streams.get() - 1);
-        if self.streams.get() == 0 {
-            windows.producing.fetch_sub(1, Ordering::Relaxed);
-            self.among.set(0);
-            connection.set_receive_window(VarInt::from_u32(LEAST_BYTES.min(windows.most)));
+        if self.streams.get() > 0 {
+            return None;
         }
+        windows.producing.fetch_sub(1, Ordering::Relaxed);
+        self.among.set(0);
+        Some(LEAST_BYTES.min(windows.most))
     }
 
-    /// Follow the number of connections that produce. For every batch: it costs a look.
-    pub(crate) fn fit(&self, windows: &Windows, connection: &Connection) {
+    /// Follow the number of connections that produce. For every batch of one that does: it costs a look.
+    pub(crate) fn fit(&self, windows: &Windows) -> Option<u32> {
         let producing = windows.producing.load(Ordering::Relaxed);
-        if producing != self.among.replace(producing) {
-            connection.set_receive_window(VarInt::from_u32(windows.share(producing)));
-        }
+        let before = self.among.replace(producing);
+        (producing != before).then(|| windows.share(producing))
     }
 }
 
@@ -144,5 +142,23 @@ mod tests {
         assert_eq!(windows.share(1), 8 << 20);
         assert_eq!(windows.share(4), 2 << 20);
         assert_eq!(of_stream(&small), 1 << 20);
+    }
+
+    #[test]
+    fn a_window_follows_who_produces_and_shrinks_when_its_last_stream_ends() {
+        let windows = Windows::new(&config(32 << 20));
+        let [one, other] = [Window::default(), Window::default()];
+        assert_eq!(one.begin(&windows), Some(8 << 20));
+        assert_eq!(one.begin(&windows), None, "a second stream of the same");
+        assert_eq!(other.begin(&windows), Some(4 << 20));
+        assert_eq!(
+            (one.fit(&windows), one.fit(&windows)),
+            (Some(4 << 20), None)
+        );
+        assert_eq!(one.end(&windows), None, "one of its streams is left");
+        assert_eq!(one.end(&windows), Some(LEAST_BYTES));
+        assert_eq!(other.fit(&windows), Some(8 << 20));
+        assert_eq!(other.end(&windows), Some(LEAST_BYTES));
+        assert_eq!(one.begin(&windows), Some(8 << 20), "nobody else produces");
     }
 }

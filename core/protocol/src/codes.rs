@@ -64,7 +64,7 @@ codes! {
     /// A name is not one.
     BadName = 9, "BAD_NAME", false, "Names have 1 to 249 of A-Z a-z 0-9 . _ -";
     /// A setting is unknown or its value cannot be.
-    BadConfig = 10, "BAD_CONFIG", false, "See `millstream topic config --help` for the settings and their values.";
+    BadConfig = 10, "BAD_CONFIG", false, "Correct it: `millstream topic config --help` tells a topic's settings, `millstream plugin deploy --help` a bundled component's parameters.";
 
     UnknownTopic = 20, "UNKNOWN_TOPIC", false, "Create it with `millstream topic create`, or check the name with `millstream topic list`.";
     TopicExists = 21, "TOPIC_EXISTS", false, "Choose another name, or ask with if_not_exists.";

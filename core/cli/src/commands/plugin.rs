@@ -31,7 +31,7 @@ pub(crate) enum Command {
     #[command(after_help = "\
 COMPONENT is a .wasm file, or the name of a bundled one:
   json-filter   keeps records whose JSON value satisfies an expression (parameter expr)
-  key-filter    keeps records by their key
+  key-filter    keeps records whose key begins with one of some texts (parameter prefix)
 
 Examples:
   millstream plugin deploy json-filter --topic orders --param 'expr=total > 100 && paid'

@@ -3,6 +3,7 @@
 //! One thread reads and splits large blocks and hands whole slices of records to the producer; the main
 //! thread drives the network. No record costs a future or an allocation of its own.
 
+use std::fmt::Write as _;
 use std::io::{self, Read};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -171,18 +172,18 @@ pub(crate) fn run(arguments: &Arguments, global: &Global) -> Outcome {
         let elapsed = start.elapsed();
         let report = producer.report();
         let failed = report.failed + read.refused;
-        let text = match failed {
-            0 => format!("{} acknowledged", records(report.acknowledged)),
-            _ => format!(
-                "{} acknowledged, {} not",
-                records(report.acknowledged),
-                grouped(failed)
-            ),
-        };
+        let mut text = format!("{} acknowledged", records(report.acknowledged));
+        if report.filtered > 0 {
+            let _ = write!(text, " ({} dropped by filters)", grouped(report.filtered));
+        }
+        if failed > 0 {
+            let _ = write!(text, ", {} not", grouped(failed));
+        }
         let json = json!({
             "topic": arguments.topic,
             "read": read.records,
             "acknowledged": report.acknowledged,
+            "filtered": report.filtered,
             "failed": failed,
             "unknown": report.unknown,
             "duplicates": report.duplicates,

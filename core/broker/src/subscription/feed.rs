@@ -10,6 +10,7 @@ use millstream_machine::topic::TopicMeta;
 use millstream_protocol::messages;
 use tokio::time::Instant;
 
+use crate::memory::SendRoom;
 use crate::traces::Trace;
 
 /// A batch that can be sent.
@@ -53,6 +54,8 @@ pub(super) struct Feed {
     /// The number of the fetch that is under way; answers of others are stale.
     pub(super) fetching: Option<u32>,
     pub(super) fetches: u32,
+    /// Room for what it brings.
+    pub(super) room: Option<SendRoom>,
     /// CAUGHT_UP was sent (or waits behind `ready`) and nothing changed since.
     pub(super) caught_up: bool,
     /// CAUGHT_UP to be sent when `ready` is empty.
@@ -101,6 +104,7 @@ impl Feed {
             ready_bytes: 0,
             fetching: None,
             fetches: 0,
+            room: None,
             caught_up: false,
             tell_caught_up: None,
             trace: None,
@@ -129,6 +133,7 @@ impl Feed {
     pub(super) fn clear(&mut self) -> usize {
         self.ready.clear();
         self.fetching = None;
+        self.room = None;
         self.caught_up = false;
         self.tell_caught_up = None;
         std::mem::take(&mut self.ready_bytes)

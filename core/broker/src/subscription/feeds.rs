@@ -23,6 +23,8 @@ use crate::traces::{Trace, Value, now_ns};
 
 /// What one fetch may bring.
 const FETCH_BYTES: usize = 512 << 10;
+/// What one brings that waited for new records: many of them may be answered at once.
+const WAITING_FETCH_BYTES: usize = 128 << 10;
 /// A partition with less ready fetches more.
 const LOW_WATER_BYTES: usize = 256 << 10;
 /// Ready in all partitions of one subscription; past it what comes is dropped and fetched again.
@@ -324,11 +326,19 @@ impl Subscription {
             feed.fetching = Some(feed.fetches);
             feeds.catching_up += usize::from(!feed.caught_up);
             feed.trace = self.session.shared.traces.begin("deliver");
+            // A fetch that may wait for long takes no room, and brings less.
+            let most = if feed.caught_up {
+                WAITING_FETCH_BYTES
+            } else {
+                FETCH_BYTES
+            };
+            let bytes_max = room.min(most);
+            feed.room = (!feed.caught_up).then(|| self.session.send.reserve(bytes_max));
             let fetch = Fetch {
                 partition: feed.partition,
                 offset: feed.next,
                 leader_epoch: feed.leader_epoch,
-                bytes_max: room.min(FETCH_BYTES),
+                bytes_max,
                 wait_ms: if feed.caught_up { WAIT_MS } else { 0 },
             };
             let tag = u64::from(handle) << 32 | u64::from(feed.fetches);
@@ -356,6 +366,7 @@ impl Subscription {
             return Ok(()); // of before a seek, a pause or a release
         };
         feed.fetching = None;
+        feed.room = None;
         if let Some(trace) = &mut feed.trace {
             trace.set("millstream.waited", Value::Flag(feed.caught_up));
             trace.part("fetch", trace.start_ns(), now_ns());

@@ -71,7 +71,7 @@ fn read_u64(bytes: &[u8], at: &mut usize, bytes_max: usize) -> Option<u64> {
     None
 }
 
-#[inline(always)]
+#[inline]
 fn write_u64(out: &mut Vec<u8>, mut value: u64) {
     while value >= 0x80 {
         out.push(value as u8 | 0x80);

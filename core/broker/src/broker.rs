@@ -37,7 +37,7 @@ use crate::{Error, http, steering, sys, tls};
 
 /// How often a stopping broker looks whether its streams are through.
 const DRAIN_LOOK: Duration = Duration::from_millis(10);
-/// A group is at most this part of its shard's hot tail, unless one batch alone is larger.
+/// A group is at most this part of its shard's hot tail, unless the configuration says more.
 const GROUPS_IN_TAIL_MIN: usize = 8;
 /// And at least so large, however small the hot tail is.
 const GROUP_BYTES_LEAST: usize = 1 << 20;
@@ -435,9 +435,11 @@ fn shard_config(shared: &Shared, shard: u16) -> ShardConfig {
     let hot_tail_bytes_max = config.memory.hot_tail_bytes / usize::from(shared.meta.shards);
     let log = millstream_log::Config {
         segment_bytes: config.log.segment_bytes,
-        // Groups on their way to the disk are held by nothing but their size. A larger batch goes alone.
-        group_bytes_max: (config.log.group_bytes())
-            .min((hot_tail_bytes_max / GROUPS_IN_TAIL_MIN).max(GROUP_BYTES_LEAST)),
+        group_bytes_max: config.log.group_bytes_max.unwrap_or_else(|| {
+            // Nothing else bounds groups on their way to the disk. A larger batch goes alone.
+            let share = (hot_tail_bytes_max / GROUPS_IN_TAIL_MIN).max(GROUP_BYTES_LEAST);
+            config.log.group_bytes().min(share)
+        }),
         hot_tail_bytes_max,
         read_bytes_max: config.memory.read_bytes / usize::from(shared.meta.shards),
         spares_ready: config.log.spares_ready,

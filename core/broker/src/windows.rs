@@ -25,6 +25,8 @@ pub(crate) struct Windows {
     total: usize,
     /// `quic.connection_window_bytes`.
     most: u32,
+    /// See [`first`].
+    first: u32,
     /// For a connection that produces, however many do: a stream that is not read does not stop its others.
     least: u32,
     /// Connections with a producer's stream.
@@ -36,6 +38,7 @@ impl Windows {
         Self {
             total: total(config),
             most: config.quic.connection_window_bytes,
+            first: first(config),
             least: of_stream(config).saturating_add(LEAST_BYTES),
             producing: AtomicUsize::new(0),
         }
@@ -97,7 +100,7 @@ impl Window {
         }
         windows.producing.fetch_sub(1, Ordering::Relaxed);
         self.among.set(0);
-        Some(LEAST_BYTES.min(windows.most))
+        Some(windows.first)
     }
 
     /// Follow the number of connections that produce. For every batch of one that does: it costs a look.

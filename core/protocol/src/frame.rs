@@ -9,16 +9,15 @@
 //! ```
 //!
 //! The decoder allocates nothing by a length it reads: it holds the chunks that came, and a frame's
-//! payload is given out as those chunks. Small chunks are copied together, because each may pin a
-//! whole receive buffer. Deliberately absent: what the messages mean.
+//! payload is given out as those chunks. Small chunks in a row are copied together, because each may
+//! pin a whole receive buffer. Deliberately absent: what the messages mean.
 
 use std::collections::VecDeque;
 
 use bytes::{BufMut, Bytes, BytesMut};
+use millstream_batch::Parts;
 use millstream_batch::limits::{FRAME_HEADER_BYTES_MAX, FRAME_PAYLOAD_BYTES_MAX};
 use prost::Message;
-
-use millstream_batch::Parts;
 
 use crate::kinds::{Kind, name_of};
 
@@ -26,7 +25,7 @@ use crate::kinds::{Kind, name_of};
 pub const PREFIX_BYTES: usize = 8;
 /// Of the prefix, the part that the length field counts.
 const COUNTED_PREFIX_BYTES: usize = 4;
-/// Chunks below this are copied together.
+/// Chunks below this that follow each other are copied together.
 const SMALL_CHUNK_BYTES: usize = 512;
 
 /// Why bytes are not a frame. The stream cannot go on after it.
@@ -324,7 +323,7 @@ impl Decoder {
             self.chunks.push_back(chunk);
             return;
         }
-        // Two small ones in a row: the first becomes a copy of our own, and grows in place from then on.
+        // Two small ones in a row: the first grows, in its own memory if nobody shares it, else in a copy.
         if let Some(last) = self.chunks.pop_back() {
             let mut grown = last.try_into_mut().unwrap_or_else(|shared| {
                 let mut copy = BytesMut::with_capacity(SMALL_CHUNK_BYTES * 2);

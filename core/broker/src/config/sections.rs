@@ -141,7 +141,7 @@ pub struct LogSettings {
     /// Length of one file, allocated whole.
     pub segment_bytes: u64,
     /// Most that one write carries; also bounds the largest batch. Default: a quarter of a file, at
-    /// most 16 MiB.
+    /// most 16 MiB, and with several batches in it at most an eighth of its shard's hot tail.
     pub group_bytes_max: Option<usize>,
     /// Zeroed files kept ready.
     pub spares_ready: usize,

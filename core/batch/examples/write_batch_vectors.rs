@@ -28,7 +28,8 @@ struct Stands {
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../clients/vectors/batch");
+    let package = std::env::var_os("CARGO_MANIFEST_DIR").expect("cargo runs this");
+    let dir = Path::new(&package).join("../../clients/vectors/batch");
     let encodings = [
         ("none", Encoding::None),
         ("lz4", Encoding::Lz4),

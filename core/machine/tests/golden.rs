@@ -195,7 +195,7 @@ fn appended() -> BatchAppended {
 }
 
 fn file(name: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+    PathBuf::from(std::env::var_os("CARGO_MANIFEST_DIR").expect("cargo runs this"))
         .join("tests/golden")
         .join(format!("{name}.bin"))
 }

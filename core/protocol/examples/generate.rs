@@ -6,7 +6,8 @@ mod generation;
 use std::path::Path;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let root = std::env::var_os("CARGO_MANIFEST_DIR").expect("cargo runs this");
+    let root = Path::new(&root);
     let fresh = generation::generate(root)?;
     let committed = root.join("src/generated.rs");
     if std::env::args().any(|argument| argument == "--check") {

@@ -6,7 +6,8 @@ mod samples;
 use std::path::Path;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../clients/vectors/frames");
+    let package = std::env::var_os("CARGO_MANIFEST_DIR").expect("cargo runs this");
+    let directory = Path::new(&package).join("../../clients/vectors/frames");
     std::fs::create_dir_all(&directory)?;
     let schema = samples::describe::schema();
     for sample in samples::all() {

@@ -110,7 +110,8 @@ fn cpu_ns() -> f64 {
 }
 
 fn filter(engine: &Engine, name: &str, pairs: &[(&str, &str)]) -> Filter {
-    let dist = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../plugins/dist");
+    let package = std::env::var_os("CARGO_MANIFEST_DIR").expect("cargo runs this");
+    let dist = Path::new(&package).join("../../plugins/dist");
     let wasm = std::fs::read(dist.join(name).with_extension("wasm")).expect("a bundled component");
     let component = engine.compile(&wasm).expect("a good component");
     let parameters: Parameters = pairs

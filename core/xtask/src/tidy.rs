@@ -60,6 +60,7 @@ const RULES: &[Rule] = &[
     ("unfinished", source::unfinished),
     ("tests do not sleep", source::sleeps),
     ("machine paths", source::machine_paths),
+    ("compiled-in folders", source::compiled_in_folders),
     ("imports", imports::edges),
     ("architecture", docs::architecture),
     ("requests documented", docs::requests),

@@ -23,7 +23,6 @@ pub fn binary() -> &'static Path {
         let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
         let status = Command::new(cargo)
             .args(["build", "--quiet", "-p", "millstream-cli"])
-            .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."))
             .status()
             .expect("cargo runs");
         assert!(status.success(), "the product builds");
@@ -34,6 +33,13 @@ pub fn binary() -> &'static Path {
             .expect("the binary stands beside the tests");
         target.join("millstream")
     })
+}
+
+/// A component that ships with the broker.
+pub fn bundled(name: &str) -> PathBuf {
+    let package = std::env::var_os("CARGO_MANIFEST_DIR").expect("cargo runs this");
+    let dist = Path::new(&package).join("../../plugins/dist");
+    dist.join(name).with_extension("wasm")
 }
 
 /// A running broker on its own directory and ports. Killed when dropped.

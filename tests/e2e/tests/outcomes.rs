@@ -2,12 +2,7 @@
 
 use anyhow::{Context as _, Result};
 use millstream_client::{Client, Context, Record};
-use millstream_e2e::{Options, PATIENCE};
-
-const COMPONENT: &str = concat!(
-    env!("CARGO_MANIFEST_DIR"),
-    "/../../plugins/dist/json-filter.wasm"
-);
+use millstream_e2e::{Options, PATIENCE, bundled};
 
 /// With a filter at produce, each record has its own outcome: the offset where a consumer finds it, or
 /// that it was dropped.
@@ -16,7 +11,9 @@ fn a_filtered_batch_tells_each_record_where_it_is() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let broker = Options::on(dir.path().join("data")).start()?;
     broker.ok("topic create logs --partitions 1")?;
-    broker.ok(&format!("plugin deploy {COMPONENT} --topic logs --stage produce --name errors --param expr=level=='error'"))?;
+    let component = bundled("json-filter");
+    let component = component.display();
+    broker.ok(&format!("plugin deploy {component} --topic logs --stage produce --name errors --param expr=level=='error'"))?;
     let level = |n: usize| if n % 3 == 1 { "error" } else { "info" };
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

@@ -1,12 +1,8 @@
 //! The one plug point to the end: a component deployed by command changes what is stored or delivered.
 
 use anyhow::Result;
-use millstream_e2e::Options;
+use millstream_e2e::{Options, bundled};
 
-const COMPONENT: &str = concat!(
-    env!("CARGO_MANIFEST_DIR"),
-    "/../../plugins/dist/json-filter.wasm"
-);
 const INPUT: &[u8] = b"{\"level\":\"info\",\"n\":1}\n{\"level\":\"error\",\"n\":2}\n{\"level\":\"info\",\"n\":3}\n{\"level\":\"error\",\"n\":4}\n";
 
 /// At produce: dropped records are never stored and offsets stay dense; it survives a restart and
@@ -16,7 +12,9 @@ fn a_produce_filter_drops_before_storing() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let broker = Options::on(dir.path().join("data")).start()?;
     broker.ok("topic create logs --partitions 1")?;
-    broker.ok(&format!("plugin deploy {COMPONENT} --topic logs --stage produce --name errors --param expr=level=='error'"))?;
+    let component = bundled("json-filter");
+    let component = component.display();
+    broker.ok(&format!("plugin deploy {component} --topic logs --stage produce --name errors --param expr=level=='error'"))?;
     broker.ok_with("pub logs", INPUT)?;
     assert_eq!(
         broker.ok("sub logs --from start --exit-at-end -f %o:%v\\n")?,
@@ -50,7 +48,9 @@ fn a_subscription_filter_drops_on_delivery() -> Result<()> {
     let broker = Options::on(dir.path().join("data")).start()?;
     broker.ok("topic create logs --partitions 1")?;
     broker.ok_with("pub logs", INPUT)?;
-    broker.ok(&format!("plugin deploy {COMPONENT} --topic logs --stage subscribe --name errors --param expr=level=='error'"))?;
+    let component = bundled("json-filter");
+    let component = component.display();
+    broker.ok(&format!("plugin deploy {component} --topic logs --stage subscribe --name errors --param expr=level=='error'"))?;
     assert_eq!(
         broker.ok("sub logs --from start --exit-at-end -f %o\\n")?,
         "1\n3\n"

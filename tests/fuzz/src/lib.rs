@@ -37,16 +37,21 @@ pub fn replay_arguments(body: Body) {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
+    use std::path::{Path, PathBuf};
 
     use super::*;
 
     /// Longest seed whose every prefix is tried too.
     const PREFIXES_BYTES_MAX: usize = 1 << 10;
 
+    fn corpus() -> PathBuf {
+        let package = std::env::var_os("CARGO_MANIFEST_DIR").expect("cargo runs this");
+        Path::new(&package).join("corpus")
+    }
+
     #[test]
     fn the_corpus_is_taken_without_a_panic() {
-        let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus");
+        let corpus = corpus();
         for (name, body) in TARGETS {
             let mut seeds = 0;
             for entry in std::fs::read_dir(corpus.join(name)).expect("every target has a corpus") {
@@ -64,7 +69,7 @@ mod tests {
 
     #[test]
     fn every_corpus_has_its_target() {
-        let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus");
+        let corpus = corpus();
         for entry in std::fs::read_dir(corpus).expect("a corpus") {
             let name = entry.expect("a readable directory").file_name();
             assert!(

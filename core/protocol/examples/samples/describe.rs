@@ -10,7 +10,8 @@ use super::Sample;
 
 /// The schema, read from its file.
 pub(crate) fn schema() -> DescriptorPool {
-    let include = Path::new(env!("CARGO_MANIFEST_DIR")).join("proto");
+    let package = std::env::var_os("CARGO_MANIFEST_DIR").expect("cargo runs this");
+    let include = Path::new(&package).join("proto");
     let files = protox::compile(["millstream.proto"], [include]).expect("the schema compiles");
     DescriptorPool::from_file_descriptor_set(files).expect("a whole schema")
 }

@@ -45,7 +45,10 @@ pub(crate) fn budget() -> Budget {
 /// A component that ships with the broker, or as it was just built if the environment says where.
 pub(crate) fn bundled(name: &str) -> Vec<u8> {
     let dist = std::env::var_os("MILLSTREAM_PLUGINS_DIST").map_or_else(
-        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../plugins/dist"),
+        || {
+            let package = std::env::var_os("CARGO_MANIFEST_DIR").expect("cargo runs this");
+            Path::new(&package).join("../../plugins/dist")
+        },
         PathBuf::from,
     );
     std::fs::read(dist.join(name).with_extension("wasm")).unwrap()

@@ -184,6 +184,18 @@ pub(super) fn machine_paths(tree: &Tree) -> Vec<String> {
         .collect()
 }
 
+/// A folder that is compiled in is that of the checkout that was built. Two that share a target directory
+/// share what is built, and then one's test reads the other's files: ask when it runs (cargo says it).
+pub(super) fn compiled_in_folders(tree: &Tree) -> Vec<String> {
+    let word = concat!("env!(\"CARGO_", "MANIFEST_DIR\")");
+    rust_sources(tree)
+        .filter(|(path, text)| text.contains(word) && path != "core/xtask/src/run.rs")
+        .map(|(path, _)| {
+            format!("{path}: `{word}` is the folder of who built it: `std::env::var_os`")
+        })
+        .collect()
+}
+
 fn rust_sources(tree: &Tree) -> impl Iterator<Item = (String, &str)> {
     tree.files
         .iter()

@@ -5,7 +5,6 @@
 //! whose accounts go by the clock. Absent: the view and what is kept (the batch crate's rows).
 
 use std::hint::black_box;
-use std::path::Path;
 
 use millstream_batch::ids::TimestampMs;
 use millstream_batch::{Codec, OpenBatch, RecordIndex};
@@ -15,6 +14,8 @@ use millstream_sandbox::{
 
 use super::Work;
 use crate::fixture::{self, TIMESTAMP};
+
+const BUNDLED: &str = "plugins/dist/key-filter.wasm";
 
 pub(crate) fn call() -> Work {
     calling(100, 33)
@@ -31,8 +32,8 @@ fn calling(records: usize, kept: usize) -> Work {
         ..EngineConfig::default()
     })
     .expect("an engine");
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../plugins/dist/key-filter.wasm");
-    let wasm = std::fs::read(path).expect("the bundled component");
+    let wasm =
+        std::fs::read(BUNDLED).expect("the bundled component, seen from the repository's root");
     let component = engine.compile(&wasm).expect("a good component");
     let parameters = Parameters::from([("prefix".to_owned(), "user-1".to_owned())]);
     let log = GuestLog::new("counts");

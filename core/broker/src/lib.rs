@@ -36,3 +36,4 @@ pub use config::{
 };
 pub use directory::{Directory, Meta, read_meta};
 pub use error::Error;
+pub use sys::huge_pages_only_where_advised;

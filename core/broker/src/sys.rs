@@ -1,8 +1,8 @@
-//! What Rust's libraries do not offer of Linux: steering inside a group of UDP sockets, and binding a
-//! thread to a core. Both are wishes: the broker works without them.
+//! What Rust's libraries do not offer of Linux: steering inside a group of UDP sockets, binding a thread to
+//! a core, and huge pages for a part of memory. All are wishes: the broker works without them.
 #![allow(
     unsafe_code,
-    reason = "setsockopt with a classic BPF program, sched_setaffinity"
+    reason = "setsockopt with a classic BPF program, sched_setaffinity, prctl"
 )]
 
 use std::io;
@@ -34,6 +34,22 @@ pub(crate) fn steer_by_connection_id(socket: &impl AsRawFd, sockets: u32) -> io:
         Ok(())
     } else {
         Err(io::Error::last_os_error())
+    }
+}
+
+/// Have the process get transparent huge pages only where `madvise` asked for them, whatever the system's
+/// setting.
+///
+/// # Errors
+/// Linux before 6.18 does not know it.
+pub fn huge_pages_only_where_advised() -> io::Result<()> {
+    /// `PR_THP_DISABLE_EXCEPT_ADVISED` of `linux/prctl.h`.
+    const EXCEPT_ADVISED: libc::c_ulong = 1 << 1;
+    let (on, unused): (libc::c_ulong, libc::c_ulong) = (1, 0);
+    // SAFETY: takes no pointers.
+    match unsafe { libc::prctl(libc::PR_SET_THP_DISABLE, on, EXCEPT_ADVISED, unused, unused) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
     }
 }
 

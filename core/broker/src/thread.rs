@@ -133,7 +133,9 @@ async fn open_shards(
     } in shards
     {
         let shard = config.core.shard.0;
-        let storage = millstream_uring::open(&path, preference)
+        // As much as the log keeps, and a little for what is under way.
+        let read_bytes = config.core.log.read_bytes_max / 2;
+        let storage = millstream_uring::open(&path, preference, read_bytes)
             .map_err(|source| Error::directory(&path, "open", &source))?;
         let (to, recovered) = oneshot::channel();
         let plugins = shared.plugins.clone();

@@ -7,6 +7,7 @@
 #![allow(unsafe_code, reason = "aligned allocation is not expressible with Vec")]
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::any::Any;
 use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
@@ -14,10 +15,12 @@ use std::sync::Arc;
 
 use millstream_batch::limits::BLOCK_BYTES;
 
-/// Memory that lies at a multiple of `BLOCK_BYTES`, zeroed when it was made.
+/// Initialised memory that lies at a multiple of `BLOCK_BYTES`: of the allocator, zeroed when it was made, or
+/// lent by an owner.
 struct Chunk {
     start: NonNull<u8>,
     capacity: usize,
+    owner: Option<Box<dyn Any + Send + Sync>>,
 }
 
 // SAFETY: a chunk is memory and nothing else; who may read or write which part of it is the business
@@ -35,7 +38,11 @@ impl Chunk {
         let Some(start) = NonNull::new(start) else {
             handle_alloc_error(layout)
         };
-        Self { start, capacity }
+        Self {
+            start,
+            capacity,
+            owner: None,
+        }
     }
 
     fn layout(capacity: usize) -> Layout {
@@ -45,6 +52,9 @@ impl Chunk {
 
 impl Drop for Chunk {
     fn drop(&mut self) {
+        if self.owner.is_some() {
+            return;
+        }
         // SAFETY: allocated in `new` with the same layout, and freed only here.
         unsafe { dealloc(self.start.as_ptr(), Self::layout(self.capacity)) }
     }
@@ -100,6 +110,28 @@ impl AlignedBuf {
         let mut buf = Self::with_capacity(bytes.len());
         buf.extend(bytes);
         buf
+    }
+
+    /// Memory that somebody lends: `owner` is dropped when the last buffer over it is gone. It holds old
+    /// bytes; `len()` is 0.
+    ///
+    /// # Panics
+    /// `start` or `capacity` is no multiple of `BLOCK_BYTES`.
+    ///
+    /// # Safety
+    /// `capacity` bytes from `start` on are initialised, and until `owner` is dropped they stay there and
+    /// nobody else touches them.
+    #[must_use]
+    pub unsafe fn lent(start: NonNull<u8>, capacity: usize, owner: impl Any + Send + Sync) -> Self {
+        assert!(
+            start.addr().get().is_multiple_of(BLOCK_BYTES) && capacity.is_multiple_of(BLOCK_BYTES),
+            "{start:?} and {capacity} are not whole blocks"
+        );
+        Self::over(Arc::new(Chunk {
+            start,
+            capacity,
+            owner: Some(Box::new(owner)),
+        }))
     }
 
     /// The whole of a chunk over which no other buffer is alive.
@@ -176,7 +208,7 @@ impl AlignedBuf {
 impl Deref for AlignedBuf {
     type Target = [u8];
     fn deref(&self) -> &[u8] {
-        // SAFETY: the chunk is alive and initialised (zeroed) for `at + capacity >= at + len` bytes, and
+        // SAFETY: the chunk is alive and initialised for `at + capacity >= at + len` bytes, and
         // no other buffer covers this part, so nobody writes to it while `self` is borrowed.
         unsafe { std::slice::from_raw_parts(self.start(), self.len) }
     }

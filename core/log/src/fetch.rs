@@ -2,7 +2,7 @@
 //!
 //! A cold fetch reads a stretch of one file that covers neighbouring runs of the slot, and answers
 //! with slices of it; the stretch stays in a small cache, so that a consumer that takes it in pieces
-//! and its neighbours read the disk once.
+//! and its neighbours read the disk once. Who reads in sequence is read ahead for.
 //!
 //! Absent on purpose: where runs are (the index knows), waiting for new batches (the caller does).
 
@@ -16,8 +16,10 @@ use crate::footer::{Run, decode_section};
 use crate::index::Place;
 use crate::io::{FileId, IoError, IoOp, IoOutput};
 use crate::log::{Log, Purpose, read_output};
-use crate::reader::{Reading, Stretch};
-use crate::walk::{READ_BYTES_MAX, READ_BYTES_MIN, Span, neighbours, take, time_match, walk};
+use crate::reader::{AHEAD_BYTES, AHEAD_READS, Reading, Stretch};
+use crate::walk::{
+    READ_BYTES_MAX, READ_BYTES_MIN, Span, Taken, neighbours, take, time_match, walk,
+};
 
 /// A question under way.
 #[derive(Clone, Copy, Debug)]
@@ -88,7 +90,7 @@ impl Log {
                         }
                     }
                     if self.reader.is_ahead(&stretch) {
-                        self.reader.waiting.push(goal);
+                        self.reader.wait(goal, &stretch);
                     } else if !self.reader.has_room(stretch.len) {
                         self.reader.queued.push_back(goal);
                     } else {
@@ -255,7 +257,7 @@ impl Log {
     /// they get copies: those who do not read must not leave the others to the disk.
     fn hot_entries(&self, fetch: &Fetch, i: usize) -> Vec<Entry> {
         let mut entries = Vec::new();
-        let mut taken = 0;
+        let mut taken = Taken::default();
         for recent in self.index.slots[&fetch.slot].runs.range(i..) {
             let group = self.index.group(recent.group);
             let Some(bytes) = group.hot() else { break };
@@ -366,18 +368,16 @@ impl Log {
             }
             Reading::Rescan(rescan) => self.rescan_read(rescan, result),
             Reading::Ahead { stretch } => {
-                self.reader
-                    .ahead
-                    .retain(|a| *a != (stretch.file, stretch.at, stretch.len));
+                let woken = self.reader.done_ahead(&stretch);
                 self.reader.ended(stretch.file);
                 self.reader.reading_bytes -= stretch.len;
                 if let Ok(bytes) = result
                     && bytes.len() == stretch.len
                     && !self.space.is_freeing(stretch.file)
                 {
-                    self.reader.keep_stretch(stretch.file, stretch.at, bytes);
+                    self.reader.expect_stretch(stretch.file, stretch.at, bytes);
                 }
-                for goal in std::mem::take(&mut self.reader.waiting) {
+                for goal in woken {
                     self.pursue(goal, true);
                 }
             }
@@ -439,7 +439,7 @@ impl Log {
         match goal {
             Goal::Fetch(fetch) => {
                 let mut entries = Vec::new();
-                let mut taken = 0;
+                let mut taken = Taken::default();
                 let mut error = None;
                 for run in &stretch.runs {
                     match take(&span, run, &fetch, &mut entries, &mut taken) {
@@ -452,7 +452,7 @@ impl Log {
                     }
                 }
                 // A batch may be held for long: by who does not read it. It must not hold its neighbours.
-                if taken < bytes.len() / 2 {
+                if taken.bytes < bytes.len() / 2 {
                     entries.iter_mut().for_each(Entry::let_go);
                 }
                 // What precedes the damage is served first; the next fetch begins at it.
@@ -461,17 +461,18 @@ impl Log {
                     _ => Ok(entries),
                 };
                 self.stats.fetches_cold += 1;
-                let end = stretch
-                    .runs
-                    .last()
-                    .filter(|_| result.is_ok())
-                    .map(|run| Offset(run.last.0 + 1));
+                let last = stretch.runs.last().filter(|_| result.is_ok()).copied();
                 self.out.event(Event::Fetched {
                     token: fetch.token,
                     result,
                 });
-                if let Some(end) = end {
-                    self.read_ahead(&fetch, end);
+                if let Some(last) = last {
+                    let sequential = self.goes_on(&fetch, last.last);
+                    let whole = taken.to == Some(last.last) && stretch.ends_with(&last);
+                    self.reader.used(stretch, whole, sequential);
+                    if sequential {
+                        self.read_ahead(&fetch, Offset(last.last.0 + 1));
+                    }
                 }
                 None
             }
@@ -499,30 +500,42 @@ impl Log {
         }
     }
 
-    /// A consumer that goes on where its last cold fetch ended will want what follows `end`.
+    /// Whether a cold fetch, which found what lies up to `last`, goes on where the one before it ended.
+    fn goes_on(&mut self, fetch: &Fetch, last: Offset) -> bool {
+        let ends = &mut self.reader.cold_ends;
+        if ends.len() > 4096 {
+            ends.clear();
+        }
+        let before = ends.insert(fetch.slot, last);
+        before.is_some_and(|last| last.0 + 1 >= fetch.offset.0 && fetch.offset.0 > 0)
+    }
+
+    /// Who reads in sequence will want what follows `end`.
     fn read_ahead(&mut self, fetch: &Fetch, end: Offset) {
-        let sequential = self
-            .reader
-            .cold_ends
-            .get(&fetch.slot)
-            .is_some_and(|e| *e >= fetch.offset && fetch.offset.0 > 0);
-        if self.reader.cold_ends.len() > 4096 {
-            self.reader.cold_ends.clear();
-        }
-        self.reader.cold_ends.insert(fetch.slot, end);
-        if !sequential {
-            return;
-        }
-        let ahead = Fetch {
+        let mut from = Fetch {
             offset: end,
             bytes_max: READ_BYTES_MAX as usize,
             ..*fetch
         };
-        if let Next::Stretch(mut stretch) = self.step_fetch(ahead)
-            && self.reader.stretch(&mut stretch).is_none()
-            && !self.reader.is_ahead(&stretch)
-            && self.reader.has_room(stretch.len)
-        {
+        let mut bytes = 0;
+        for _ in 0..AHEAD_READS {
+            if bytes >= AHEAD_BYTES {
+                return;
+            }
+            let Next::Stretch(stretch) = self.step_fetch(from) else {
+                return;
+            };
+            let here = self.reader.here_or_ahead(&stretch);
+            if here.is_none() && !self.reader.has_room_ahead(stretch.len) {
+                return;
+            }
+            let last = here.or(stretch.runs.last().copied());
+            let last = last.expect("a stretch has a run");
+            bytes += (last.at + u64::from(last.len) - stretch.runs[0].at) as usize;
+            from.offset = Offset(last.last.0 + 1);
+            if here.is_some() {
+                continue;
+            }
             self.reader
                 .ahead
                 .push((stretch.file, stretch.at, stretch.len));

@@ -4,6 +4,7 @@
 
 use bytes::Bytes;
 use millstream_batch::ids::Offset;
+use millstream_batch::limits::BLOCK_BYTES;
 use smallvec::SmallVec;
 
 use crate::api::{Entry, Fetch, FetchError, IndexKey, TimeQuery};
@@ -12,7 +13,7 @@ use crate::format::{EntryHeader, checksum};
 
 /// Batches a cold read takes along even when fewer are asked for: the next fetch finds them.
 pub(crate) const READ_BYTES_MIN: usize = 256 << 10;
-/// A cold read stops growing here; one run is read whole whatever its size.
+/// A cold read stops growing here, in whole blocks; one run is read whole whatever its size.
 pub(crate) const READ_BYTES_MAX: u64 = 1 << 20;
 /// Foreign bytes between two runs that are worth reading to save a read.
 const GAP_BYTES_MAX: u64 = 64 << 10;
@@ -24,7 +25,9 @@ pub(crate) fn neighbours(runs: impl Iterator<Item = Run>, bytes_max: usize) -> S
     for run in runs {
         if let (Some(first), Some(last)) = (out.first(), out.last()) {
             let end = last.at + u64::from(last.len);
-            let grown = run.at + u64::from(run.len) - first.at;
+            let block = BLOCK_BYTES as u64;
+            let to = (run.at + u64::from(run.len)).next_multiple_of(block);
+            let grown = to - first.at / block * block;
             if run.at.saturating_sub(end) > GAP_BYTES_MAX
                 || grown > READ_BYTES_MAX
                 || wanted >= bytes_max
@@ -112,13 +115,20 @@ pub(crate) fn walk(span: &Span<'_>, run: &Run, from: Offset) -> Result<Walked, F
     Ok(found)
 }
 
+/// What a fetch took so far: the bytes of batches, and the last offset.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Taken {
+    pub(crate) bytes: usize,
+    pub(crate) to: Option<Offset>,
+}
+
 /// Add the run's wanted batches to `entries`; gives whether more are wanted.
 pub(crate) fn take(
     span: &Span<'_>,
     run: &Run,
     fetch: &Fetch,
     entries: &mut Vec<Entry>,
-    taken: &mut usize,
+    taken: &mut Taken,
 ) -> Result<bool, FetchError> {
     for (position, header) in walk(span, run, fetch.offset)? {
         let key = &header.key;
@@ -129,7 +139,7 @@ pub(crate) fn take(
             return Ok(false);
         }
         let raw_len = header.raw_len as usize;
-        if !entries.is_empty() && *taken + raw_len > fetch.bytes_max {
+        if !entries.is_empty() && taken.bytes + raw_len > fetch.bytes_max {
             return Ok(false);
         }
         let Some(entry) = span.entry(position, &header) else {
@@ -138,10 +148,11 @@ pub(crate) fn take(
                 to: key.last_offset,
             });
         };
-        *taken += raw_len;
+        taken.bytes += raw_len;
+        taken.to = Some(key.last_offset);
         entries.push(entry);
     }
-    Ok(*taken < fetch.bytes_max)
+    Ok(taken.bytes < fetch.bytes_max)
 }
 
 pub(crate) fn time_match(entries: &Walked, query: &TimeQuery, from: Offset) -> Option<IndexKey> {

@@ -7,6 +7,7 @@
 mod background;
 mod files;
 mod flight;
+mod pages;
 mod portable;
 mod ring;
 mod sys;
@@ -34,17 +35,18 @@ pub enum Preference {
 /// Open the storage of one shard's directory (made if it is not there), and say in one line which
 /// it is and why.
 ///
-/// Call it on the thread that will own the storage, inside its tokio runtime (with I/O enabled).
+/// Call it on the thread that will own the storage, inside its tokio runtime (with I/O enabled). The ring
+/// keeps at most `read_bytes` of memory for reads, once much is read.
 ///
 /// # Errors
 /// The directory cannot be made or opened; with [`Preference::Ring`], why the ring is not to be had.
-pub fn open(dir: &Path, preference: Preference) -> io::Result<Box<dyn Storage>> {
+pub fn open(dir: &Path, preference: Preference, read_bytes: usize) -> io::Result<Box<dyn Storage>> {
     if preference == Preference::Portable {
         let storage = PortableStorage::open(dir)?;
         tracing::info!(dir = %dir.display(), "storage: {}, as configured", storage.describe());
         return Ok(Box::new(storage));
     }
-    match RingStorage::open(dir) {
+    match RingStorage::open(dir, read_bytes) {
         Ok(storage) => {
             tracing::info!(dir = %dir.display(), "storage: {}", storage.describe());
             Ok(Box::new(storage))
@@ -81,11 +83,11 @@ mod tests {
                 Box::new(storage)
             };
             millstream_log::conformance::run(&mut portable).await;
-            match RingStorage::open(&dir()) {
+            match RingStorage::open(&dir(), 0) {
                 Err(error) => assert!(ring::is_refusal(&error), "{error}"),
                 Ok(_) => {
                     let mut ring = || -> Box<dyn Storage> {
-                        let storage = RingStorage::open(&dir()).expect("it opens");
+                        let storage = RingStorage::open(&dir(), 0).expect("it opens");
                         storage.give_up_direct();
                         assert!(storage.describe().contains("buffered"));
                         Box::new(storage)

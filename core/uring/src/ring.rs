@@ -31,6 +31,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use crate::background::{Background, Finished, stale};
 use crate::files::{Directory, Opened, Table};
 use crate::flight::{Flight, Half, Next, Push, Transfer};
+use crate::pages::Pages;
 
 /// Submission queue: more than one `poll_done` gathers. Requests beyond it wait in memory.
 const RING_ENTRIES: u32 = 256;
@@ -53,6 +54,7 @@ pub struct RingStorage {
     waker: Option<Waker>,
     dir: Arc<Directory>,
     table: Table,
+    pages: Pages,
     background: Background,
     finished: UnboundedReceiver<Finished>,
     flags: &'static str,
@@ -75,11 +77,11 @@ impl std::fmt::Debug for RingStorage {
 
 impl RingStorage {
     /// Open the directory and set the ring up, on the thread that will use it and inside its tokio
-    /// runtime.
+    /// runtime. It keeps at most `read_bytes` of memory for reads, once much is read.
     ///
     /// # Errors
     /// The directory cannot be made or opened; there is no runtime; the kernel refuses the ring.
-    pub fn open(dir: &Path) -> io::Result<Self> {
+    pub fn open(dir: &Path, read_bytes: usize) -> io::Result<Self> {
         if tokio::runtime::Handle::try_current().is_err() {
             return Err(io::Error::new(
                 io::ErrorKind::Unsupported,
@@ -105,6 +107,7 @@ impl RingStorage {
             waker: None,
             dir,
             table: Table::default(),
+            pages: Pages::new(read_bytes),
             background,
             finished,
             flags,
@@ -312,7 +315,8 @@ impl Storage for RingStorage {
                     self.begin(id, file, at, len, Transfer::Write { buf, sync });
                 }
                 IoOp::Read { file, at, len } => {
-                    let buf = AlignedBuf::with_capacity(len);
+                    let kept = self.pages.take(len);
+                    let buf = kept.unwrap_or_else(|| AlignedBuf::with_capacity(len));
                     self.begin(id, file, at, len, Transfer::Read { buf });
                 }
                 op => {

@@ -252,7 +252,8 @@ impl TopicDefaults {
 pub struct Memory {
     /// Newly written records kept for consumers near the end, all shards together.
     pub hot_tail_bytes: usize,
-    /// Records read back from the disk: reads under way, and what of them is kept for the next reader.
+    /// Records read back from the disk: reads under way, and what of them is kept for the next reader. Half
+    /// of it stays taken once much has been read.
     pub read_bytes: usize,
     /// Frames being received, and batches received and not yet answered.
     pub ingress_bytes: usize,

@@ -21,8 +21,9 @@ use super::outbox::COPY_BELOW;
 use crate::refusals;
 use crate::traces::{Trace, Value, now_ns};
 
-/// What one fetch may bring.
-const FETCH_BYTES: usize = 512 << 10;
+/// What one fetch may bring: as much as the log reads from the disk at once (but for a run that is larger),
+/// so that what was read is sent as it is. Who takes less than half of it gets copies.
+const FETCH_BYTES: usize = 1 << 20;
 /// What one brings that waited for new records: many of them may be answered at once.
 const WAITING_FETCH_BYTES: usize = 128 << 10;
 /// A partition with less ready fetches more.
@@ -30,7 +31,7 @@ const LOW_WATER_BYTES: usize = 256 << 10;
 /// Ready in all partitions of one subscription; past it what comes is dropped and fetched again.
 const READY_BYTES_MAX: usize = 4 << 20;
 /// Fetches under way that do not wait for new records.
-const CATCHING_UP_MAX: usize = 8;
+const CATCHING_UP_MAX: usize = 4;
 /// How long a fetch at the end of a partition waits for more.
 const WAIT_MS: u32 = 10_000;
 /// What one partition may send before it is another's turn.

@@ -452,3 +452,113 @@ fn reading_cold_in_small_pieces_reads_the_disk_in_large_ones() {
     // Four files of 256 KiB: a section and a stretch each, no more than a few.
     assert!(reads <= 12, "{reads} reads for 200 fetches");
 }
+
+/// A log of `slots` partitions, each with `batches` batches of 60 kB, all cold. So many of one partition
+/// follow each other.
+fn cold_partitions(slots: u32, batches: u64, together: u64, read_bytes_max: usize) -> Shard {
+    let mut config = config();
+    config.hot_tail_bytes_max = 0;
+    config.segment_bytes = 64 << 20;
+    config.group_bytes_max = 1 << 20;
+    config.read_bytes_max = read_bytes_max;
+    let mut shard = Shard::open(Disk::default(), config);
+    for first in (0..batches).step_by(together as usize) {
+        for slot in 0..slots {
+            for offset in first..(first + together).min(batches) {
+                let raw = payload(slot, offset, 60_000);
+                shard.append(slot, offset, 1, &raw).expect("appended");
+            }
+            shard.log.flush();
+            shard.run();
+        }
+    }
+    shard
+}
+
+/// What is read ahead is there when it is asked for, however many read: nothing is read from the disk
+/// twice, whether partitions lie mixed or apart, and whether fetches are as large as reads or smaller.
+#[test]
+fn many_that_read_in_sequence_read_the_disk_once() {
+    let mixed = [(1, 1, 1 << 20), (8, 1, 1 << 20), (40, 1, 1 << 20)];
+    let apart = [(12, 16, 1 << 20), (1, 8, 300_000), (12, 16, 300_000)];
+    for (slots, together, bytes_max) in mixed.into_iter().chain(apart) {
+        let batches = 2_000 / u64::from(slots);
+        // A read that is taken in pieces has to stay until its last one.
+        let pieces = if bytes_max < 1 << 20 {
+            slots as usize
+        } else {
+            0
+        };
+        let read_bytes_max = (12 << 20) + pieces * (4 << 20);
+        let mut shard = cold_partitions(slots, batches, together, read_bytes_max);
+        let before = shard.log.stats().bytes_read;
+        let mut next = vec![0; slots as usize];
+        while next.iter().any(|n| *n < batches) {
+            for slot in 0..slots {
+                let at = &mut next[slot as usize];
+                if *at < batches {
+                    let entries = shard.fetch(slot, *at, batches, bytes_max).expect("fetched");
+                    assert!(!entries.is_empty());
+                    *at += entries.len() as u64;
+                }
+            }
+        }
+        let read = shard.log.stats().bytes_read - before;
+        let all = u64::from(slots) * batches * 60_000;
+        // In whole blocks: 60 kB alone are read as 64 KiB.
+        assert!(
+            read < all + all / 6,
+            "{slots} partitions, {together} together, {bytes_max}: {read} bytes were read of {all}"
+        );
+    }
+}
+
+/// The disk works ahead of who reads in sequence, so that nobody waits for it, and not further than that.
+#[test]
+fn who_reads_in_sequence_finds_the_next_bytes_there() {
+    let mut shard = cold_partitions(1, 400, 8, 36 << 20);
+    let (mut offset, mut waited, mut most, mut late) = (0, 0, 0, 0);
+    for token in 1 << 40.. {
+        shard.log.fetch(Fetch {
+            token,
+            slot: PartitionSlot(0),
+            offset: Offset(offset),
+            end: Offset(400),
+            bytes_max: 1 << 20,
+        });
+        shard.drain();
+        let reads = shard.waiting.iter().map(|io| match io.op {
+            IoOp::Read { len, .. } => len,
+            _ => 0,
+        });
+        most = most.max(reads.sum());
+        let answered = |shard: &Shard| shard.has(|e| matches!(e, Event::Fetched { .. }));
+        waited += u32::from(!answered(&shard));
+        while !answered(&shard) {
+            assert!(shard.step(), "it is answered");
+        }
+        let event = shard.events.pop();
+        let Some(Event::Fetched {
+            result: Ok(entries),
+            ..
+        }) = event
+        else {
+            panic!("{event:?}")
+        };
+        assert!(
+            entries.iter().all(|entry| !entry.raw.is_unique()),
+            "served as it was read, not copied"
+        );
+        offset += entries.len() as u64;
+        if offset == 400 {
+            break;
+        }
+        // While these are sent, the disk ends the reads that were asked for before the last ones were sent.
+        for _ in 0..late {
+            shard.step();
+        }
+        late = shard.waiting.len();
+    }
+    assert!(waited <= 3, "{waited} fetches waited for the disk");
+    assert!(most <= 3 << 20, "{most} bytes were read at once");
+}

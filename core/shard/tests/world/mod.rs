@@ -161,7 +161,7 @@ pub(crate) async fn recover(
         incarnation: 42,
     };
     let config = ShardConfig::new(CoreConfig::new(ShardId(0), 1, log));
-    let storage = millstream_uring::open(dir, preference).expect("the directory opens");
+    let storage = millstream_uring::open(dir, preference, 0).expect("the directory opens");
     let (handle, inbox) = ShardHandle::new(ShardId(0), 1_000);
     let (ready, recovery) = oneshot::channel();
     let run = run(config, storage, inbox, system_clock(), plugins, ready);

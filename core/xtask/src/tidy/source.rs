@@ -21,7 +21,7 @@ const UNSAFE: &[&str] = &[
     "core/uring/src/",            // the ring, file descriptors, raw reads and writes
     "core/sandbox/src/cache.rs",  // deserializing an authenticated precompiled artifact
     "core/sandbox/src/filter.rs", // a typed function, checked once and not at every call
-    "core/broker/src/sys.rs",     // socket options, affinity, BPF
+    "core/broker/src/sys.rs",     // socket options, affinity, BPF, huge pages
     "core/cli/src/sys.rs",        // terminals, limits
     "clients/rust/src/sys.rs",
     "plugins/sdk/rust/src/", // the ABI's raw exports

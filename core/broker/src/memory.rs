@@ -127,7 +127,14 @@ impl SendBound {
 #[derive(Clone, Debug)]
 pub(crate) struct SendShare {
     total: Arc<SendBound>,
-    own: Arc<AtomicUsize>,
+    own: Arc<Own>,
+}
+
+/// See [`SendShare`].
+#[derive(Debug, Default)]
+struct Own {
+    bytes: AtomicUsize,
+    freed: Notify,
 }
 
 impl SendShare {
@@ -146,10 +153,13 @@ impl SendShare {
     /// How much more this connection may take: what it lacks of its part of what is free. Who holds
     /// nothing may always take something, at least one batch, however much others hold.
     pub(crate) fn room(&self) -> usize {
-        let free = self.total.bytes_max.saturating_sub(self.total.bytes());
-        let own = self.own.load(Ordering::Relaxed);
-        let room = (free / SHARE_OF_FREE).saturating_sub(own);
-        room.max(usize::from(own == 0))
+        let own = self.own.bytes.load(Ordering::Relaxed);
+        self.part().saturating_sub(own).max(usize::from(own == 0))
+    }
+
+    /// This connection's part of what is free.
+    fn part(&self) -> usize {
+        self.total.bytes_max.saturating_sub(self.total.bytes()) / SHARE_OF_FREE
     }
 
     /// Count `bytes` until the last clone of the result is dropped.
@@ -160,7 +170,7 @@ impl SendShare {
 
     /// Take room for what is asked for and not here yet, until the result is dropped.
     pub(crate) fn reserve(&self, bytes: usize) -> SendRoom {
-        self.own.fetch_add(bytes, Ordering::Relaxed);
+        self.own.bytes.fetch_add(bytes, Ordering::Relaxed);
         self.total.bytes.fetch_add(bytes, Ordering::Relaxed);
         SendRoom {
             bytes,
@@ -168,11 +178,17 @@ impl SendShare {
         }
     }
 
-    /// Wait until something was freed. Ask [`has_room`](Self::has_room) again then.
+    /// Wait until much was freed: half of this connection's part, or something while half of the whole bound
+    /// is taken. Ask [`has_room`](Self::has_room) again then.
     pub(crate) async fn freed(&self) {
         // A free between the caller's look and this wait is made up for by the next one, and there is
         // one as long as bytes are held; a bounded wait covers the last.
-        let wait = self.total.freed.notified();
+        let wait = async {
+            tokio::select! {
+                () = self.own.freed.notified() => {}
+                () = self.total.freed.notified() => {}
+            }
+        };
         drop(tokio::time::timeout(std::time::Duration::from_millis(50), wait).await);
     }
 }
@@ -197,11 +213,15 @@ pub(crate) struct SendRoom {
 
 impl Drop for SendRoom {
     fn drop(&mut self) {
-        self.share.own.fetch_sub(self.bytes, Ordering::Relaxed);
-        let total = &self.share.total;
+        let SendShare { total, own } = &self.share;
+        let own_before = own.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
         let before = total.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
         if before > total.bytes_max / 2 {
             total.freed.notify_waiters();
+        }
+        // Not at every byte: who is woken fetches, and small fetches cost as much as large ones.
+        if own_before - self.bytes <= self.share.part() / 2 {
+            own.freed.notify_waiters();
         }
     }
 }
@@ -265,6 +285,28 @@ mod tests {
         drop(rest);
         assert_eq!(other.room(), 990 / SHARE_OF_FREE - 10);
         drop(one);
+    }
+
+    #[tokio::test]
+    async fn who_used_up_its_part_is_woken_when_half_of_it_is_free() {
+        let bounds = bounds();
+        let share = SendShare::new(&bounds.send);
+        let mut held = Vec::new();
+        while share.has_room() {
+            held.push(share.reserve(10));
+        }
+        let mut woken = std::pin::pin!(share.freed());
+        let mut is_woken = || {
+            let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+            woken.as_mut().poll(&mut context).is_ready()
+        };
+        assert!(!is_woken());
+        // A part is an eighth of what is free: 120 are held of 880 / 8 = 110.
+        let half = held.len() / 2;
+        held.truncate(half + 1);
+        assert!(!is_woken(), "{} of 1000 held", bounds.send.bytes());
+        held.truncate(half - 1);
+        assert!(is_woken(), "{} of 1000 held", bounds.send.bytes());
     }
 
     #[tokio::test]

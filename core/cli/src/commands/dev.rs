@@ -100,7 +100,7 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Outcome {
             }
         }
     };
-    crate::memory::before_serving();
+    crate::memory::before_serving(&config.memory);
     millstream_broker::run(config, started).map_err(serve::failure)
 }
 

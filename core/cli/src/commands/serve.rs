@@ -39,7 +39,7 @@ pub(crate) fn run(arguments: &Arguments, global: &Global) -> Outcome {
             let _ = line(&ready.to_string());
         }
     };
-    crate::memory::before_serving();
+    crate::memory::before_serving(&config.memory);
     millstream_broker::run(config, started).map_err(failure)
 }
 

@@ -54,6 +54,7 @@ pub(crate) const METRICS: &[Metric] = &[
     metric("client_cores", "client cores busy", 2, Better::Neither),
     metric("idle_cpu_ms_per_s", "idle CPU ms/s", 3, Better::Less),
     metric("idle_switches_per_s", "idle switches/s", 1, Better::Less),
+    metric("idle_syscalls_per_s", "idle syscalls/s", 1, Better::Less),
     metric("rss_idle_mib", "memory idle MiB", 1, Better::Less),
     metric("rss_peak_mib", "memory peak MiB", 1, Better::Less),
     metric("small_rss_peak_mib", "memory peak MiB, small bounds", 1, Better::Less),
@@ -102,6 +103,11 @@ impl Run {
         if value.is_finite() {
             self.0.insert(name.to_owned(), value);
         }
+    }
+
+    /// With the figures of another; the same figure is the other's.
+    pub(crate) fn extend(&mut self, other: Self) {
+        self.0.extend(other.0);
     }
 
     pub(crate) fn get(&self, name: &str) -> Option<f64> {

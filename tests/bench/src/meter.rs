@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::cleanup::DataDir;
 use crate::figures::Run;
-use crate::process::{Child, Memory, context_switches, cpu_seconds, first_line};
+use crate::process::{Activity, Child, Memory, context_switches, cpu_seconds, first_line};
 use crate::sys;
 
 /// `perf` and `strace` attach and end within this.
@@ -90,6 +90,41 @@ impl Meter {
             run.set("syscalls_per_batch", calls as f64 / batches);
         }
         Ok(run)
+    }
+}
+
+/// Looks at a process that nobody uses.
+#[derive(Debug)]
+pub(crate) struct Watch {
+    pid: u32,
+    before: Activity,
+    counter: Option<Counter>,
+}
+
+impl Watch {
+    pub(crate) fn start(pid: u32, pass: &Pass) -> Result<Self> {
+        let counter = match pass.counts_syscalls {
+            true => Counter::start(pid)?,
+            false => None,
+        };
+        Ok(Self {
+            pid,
+            before: Activity::of(pid)?,
+            counter,
+        })
+    }
+
+    /// Set the figures of the time since the start.
+    pub(crate) fn stop(self, watched: Duration, run: &mut Run) -> Result<()> {
+        let (cpu, switches) = Activity::of(self.pid)?.since(&self.before);
+        let seconds = watched.as_secs_f64();
+        run.set("idle_cpu_ms_per_s", cpu * 1e3 / seconds);
+        run.set("idle_switches_per_s", switches as f64 / seconds);
+        if let Some(counter) = self.counter {
+            let calls = counter.stop()?;
+            run.set("idle_syscalls_per_s", calls as f64 / seconds);
+        }
+        Ok(())
     }
 }
 

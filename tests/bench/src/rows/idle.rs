@@ -9,7 +9,8 @@ use super::produce::{Plan, load, send};
 use crate::broker::Broker;
 use crate::figures::Run;
 use crate::load::Load;
-use crate::process::{Activity, Memory};
+use crate::meter::Watch;
+use crate::process::Memory;
 use crate::session::{Measured, Session};
 
 /// The load's client says goodbye; without that its connection has timed out by then.
@@ -34,7 +35,7 @@ pub(super) fn cpu(session: &Session<'_>) -> Result<Measured> {
             "watched_seconds": watched.as_secs_f64(),
             "after": "a load that has ended",
         }),
-        |_| {
+        |pass| {
             let directory = session.directory()?;
             let broker = Broker::start(session.program, directory.path(), &plan.setup)?;
             broker.make_topic("bench", plan.partitions)?;
@@ -43,13 +44,10 @@ pub(super) fn cpu(session: &Session<'_>) -> Result<Measured> {
             broker.wait_for("millstream_connections", GONE_MAX, process, |n| n == 0.0)?;
             process.outlives(UNUSED).context("the broker")?;
             let pid = broker.pid();
-            let before = Activity::of(pid)?;
+            let watch = Watch::start(pid, pass)?;
             process.outlives(watched).context("the broker")?;
-            let (cpu, switches) = Activity::of(pid)?.since(&before);
-            let seconds = watched.as_secs_f64();
             let mut run = Run::default();
-            run.set("idle_cpu_ms_per_s", cpu * 1e3 / seconds);
-            run.set("idle_switches_per_s", switches as f64 / seconds);
+            watch.stop(watched, &mut run)?;
             run.set(
                 "rss_idle_mib",
                 Memory::of(pid)?.resident as f64 / f64::from(1 << 20),

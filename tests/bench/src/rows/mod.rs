@@ -28,7 +28,7 @@ pub(crate) struct Row {
     pub(crate) targets: &'static [Target],
     /// Figures that the row is about, besides those with a target.
     pub(crate) shown: &'static [&'static str],
-    /// Whether a short run counts system calls.
+    /// Whether a short run counts system calls: not where nothing is done in batches.
     pub(crate) counts_syscalls: bool,
     pub(crate) measure: Measure,
 }
@@ -132,7 +132,7 @@ pub(crate) const ROWS: &[Row] = &[
             target("cpu_s_per_gb", Bound::RatioAtMost(1.25)),
         ],
         shown: &["p50_ms"],
-        counts_syscalls: false,
+        counts_syscalls: true,
         measure: Measure::By(produce::kept),
     },
     Row {
@@ -141,12 +141,12 @@ pub(crate) const ROWS: &[Row] = &[
         ceiling: RECEIVER,
         targets: &[target("mb_per_s", Bound::RatioAtLeast(0.8))],
         shown: &["cpu_s_per_gb"],
-        counts_syscalls: false,
+        counts_syscalls: true,
         measure: Measure::By(produce::jumbo_kept),
     },
     Row {
         name: "produce-2-shards",
-        what: "as `produce`, two shards, two partitions, two producers",
+        what: "as `produce`, two shards, two producers, each to a partition of its own",
         ceiling: "two bare quinn receivers at once",
         targets: &[target("mb_per_s", Bound::RatioAtLeast(0.8))],
         shown: &["cpu_s_per_gb"],
@@ -159,8 +159,17 @@ pub(crate) const ROWS: &[Row] = &[
         ceiling: "two bare quinn receivers at once",
         targets: &[target("mb_per_s", Bound::RatioAtLeast(0.8))],
         shown: &["cpu_s_per_gb"],
-        counts_syscalls: false,
+        counts_syscalls: true,
         measure: Measure::By(produce::two_shards_kept),
+    },
+    Row {
+        name: "produce-2-shards-mixed",
+        what: "the same two shards in a new directory, each producer to both partitions in turn",
+        ceiling: "two bare quinn receivers at once",
+        targets: &[],
+        shown: &["mb_per_s", "cpu_s_per_gb"],
+        counts_syscalls: true,
+        measure: Measure::By(produce::two_shards_mixed),
     },
     Row {
         name: "consume-tail",
@@ -210,7 +219,7 @@ pub(crate) const ROWS: &[Row] = &[
             target("mb_per_s", Bound::RatioAtLeast(0.85)),
         ],
         shown: &["filter_cpu_ns"],
-        counts_syscalls: false,
+        counts_syscalls: true,
         measure: Measure::By(filter::view_world),
     },
     Row {
@@ -232,7 +241,7 @@ pub(crate) const ROWS: &[Row] = &[
             target("small_bound_used", Bound::AtMost(1.0)),
         ],
         shown: &["small_rss_peak_mib", "rss_idle_mib"],
-        counts_syscalls: false,
+        counts_syscalls: true,
         measure: Measure::By(memory::under_load),
     },
     Row {
@@ -243,10 +252,11 @@ pub(crate) const ROWS: &[Row] = &[
         shown: &[
             "kib_per_connection",
             "idle_cpu_ms_per_s",
+            "idle_syscalls_per_s",
             "p50_ms",
             "p99_ms",
         ],
-        counts_syscalls: false,
+        counts_syscalls: true,
         measure: Measure::By(connections::many),
     },
     Row {
@@ -255,7 +265,7 @@ pub(crate) const ROWS: &[Row] = &[
         ceiling: "",
         targets: &[],
         shown: &["mb_per_s", "kib_per_subscription", "p50_ms", "p99_ms"],
-        counts_syscalls: false,
+        counts_syscalls: true,
         measure: Measure::By(subscriptions::many),
     },
     Row {
@@ -263,8 +273,8 @@ pub(crate) const ROWS: &[Row] = &[
         what: "four idle shards after a load",
         ceiling: "",
         targets: &[target("idle_cpu_ms_per_s", Bound::AtMost(1.0))],
-        shown: &["idle_switches_per_s", "rss_idle_mib"],
-        counts_syscalls: false,
+        shown: &["idle_switches_per_s", "idle_syscalls_per_s", "rss_idle_mib"],
+        counts_syscalls: true,
         measure: Measure::By(idle::cpu),
     },
 ];

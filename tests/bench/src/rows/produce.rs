@@ -23,6 +23,8 @@ pub(super) struct Plan {
     pub(super) setup: Setup,
     pub(super) producers: u32,
     pub(super) partitions: u32,
+    /// Each producer writes to one partition, not to all in turn.
+    pub(super) own_partition: bool,
     /// Records have keys, so many different ones; 0: none.
     pub(super) keys: u64,
     /// The client makes the batches.
@@ -37,6 +39,7 @@ impl Plan {
             setup: Setup::mtu(load.mtu),
             producers: 1,
             partitions: 1,
+            own_partition: false,
             keys: 0,
             client_batches: false,
         }
@@ -47,6 +50,7 @@ impl Plan {
             "load": self.load,
             "producers": self.producers,
             "partitions": self.partitions,
+            "own_partition": self.own_partition,
             "keys": self.keys,
             "client_batches": self.client_batches,
             "shards": self.setup.shards,
@@ -160,12 +164,21 @@ pub(super) fn two_shards(session: &Session<'_>) -> Result<Measured> {
     beside_receivers(session, &on_two_shards(session))
 }
 
+pub(super) fn two_shards_mixed(session: &Session<'_>) -> Result<Measured> {
+    let plan = Plan {
+        own_partition: false,
+        ..on_two_shards(session)
+    };
+    beside_receivers(session, &plan)
+}
+
 fn on_two_shards(session: &Session<'_>) -> Plan {
     let plan = Plan::new(load(session, 2_000_000, (64, 1024), 16, 1452));
     Plan {
         setup: plan.setup.clone().shards(2),
         producers: 2,
         partitions: 2,
+        own_partition: true,
         ..plan
     }
 }
@@ -245,7 +258,7 @@ pub(super) fn send(broker: &Broker, plan: &Plan, load: &Load) -> Result<(Report,
             .map(|number| number.to_string());
     let [producers, partitions, keys] =
         [plan.producers.into(), plan.partitions.into(), plan.keys].map(|n: u64| n.to_string());
-    broker.bench(&[
+    let mut arguments = vec![
         "produce",
         "--topic",
         "bench",
@@ -263,5 +276,9 @@ pub(super) fn send(broker: &Broker, plan: &Plan, load: &Load) -> Result<(Report,
         &partitions,
         "--keys",
         &keys,
-    ])
+    ];
+    if plan.own_partition {
+        arguments.push("--own-partition");
+    }
+    broker.bench(&arguments)
 }

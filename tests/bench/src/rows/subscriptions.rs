@@ -48,6 +48,7 @@ pub(super) fn many(session: &Session<'_>) -> Result<Measured> {
             "shards": 1,
         }),
         |pass| {
+            let records = pass.of(records, 640).next_multiple_of(64);
             session.inside(1, async |broker| {
                 measure(broker, subscriptions, records, pass).await
             })

@@ -110,7 +110,7 @@ async fn produce(bench: &Bench, number: u32, rate: u64, origin: Instant) -> Outc
         let batch = source.batch(&mut builder, count, Some(stamp))?;
         under_way.push_back((start, topic.enqueue_batch(partition, &batch).await?));
         left -= u64::from(count);
-        partition = (partition + 1) % partitions;
+        partition = load.next_partition(partition, partitions);
     }
     producer.close().await?;
     client.close().await;

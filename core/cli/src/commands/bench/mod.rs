@@ -30,7 +30,8 @@ acknowledgement, waiting for a place among those in flight not included.
 Examples:
   millstream bench produce --records 1000000 --size 1024 --batch 64 --in-flight 16
   millstream bench produce --records 5000000 --size 100                # the client's own batching
-  millstream bench produce --records 2000 --size 100 --batch 1 --in-flight 1")]
+  millstream bench produce --records 2000 --size 100 --batch 1 --in-flight 1
+  millstream bench produce --batch 64 --producers 2 --partitions 2 --own-partition")]
     Produce(Load),
     /// Records out: fills a topic first, then reads it
     Consume {
@@ -74,6 +75,10 @@ pub(crate) struct Load {
     /// Partitions of the topic.
     #[arg(long, default_value_t = 1, value_name = "N")]
     partitions: u32,
+    /// With --batch: each producer writes to one partition, its number modulo --partitions, not to all in
+    /// turn.
+    #[arg(long)]
+    own_partition: bool,
     /// Batches unanswered, of each producer.
     #[arg(long, default_value_t = 16, value_name = "N")]
     in_flight: usize,
@@ -93,6 +98,16 @@ pub(crate) struct Load {
     broker_pid: Option<u32>,
 }
 
+impl Load {
+    /// Where a producer's next batch goes.
+    fn next_partition(&self, last: u32, partitions: u32) -> u32 {
+        match self.own_partition {
+            true => last,
+            false => (last + 1) % partitions,
+        }
+    }
+}
+
 /// A prepared measurement: where to connect and to which topic.
 #[derive(Clone, Debug)]
 struct Bench {
@@ -107,6 +122,11 @@ impl Bench {
         if load.producers == 0 || load.partitions == 0 || load.in_flight == 0 {
             return Err(Failure::usage(
                 "--producers, --partitions and --in-flight are at least 1",
+            ));
+        }
+        if load.own_partition && load.batch == 0 {
+            return Err(Failure::usage(
+                "--own-partition needs --batch: with --batch 0 the client chooses partitions",
             ));
         }
         if let Some(pid) = load.broker_pid

@@ -135,7 +135,7 @@ async fn own_batches(
             let delivery = topic.enqueue_batch(partition, &batch).await?;
             under_way.push_back((start, delivery));
             left -= u64::from(count);
-            partition = (partition + 1) % partitions;
+            partition = load.next_partition(partition, partitions);
         }
         // Acknowledgements come in order.
         if let Some((start, delivery)) = under_way.pop_front() {

@@ -23,6 +23,8 @@ use crate::windows;
 const UNIT_BYTES: usize = 1 << 10;
 /// A connection may hold this part of the send bound that is free.
 const SHARE_OF_FREE: usize = 8;
+/// A connection that used up its part is woken when it has so much again: what one fetch brings.
+const AMPLE_BYTES: usize = 1 << 20;
 /// The largest frame there can be must fit.
 const FRAME_BYTES_MAX: usize = FRAME_HEADER_BYTES_MAX + FRAME_PAYLOAD_BYTES_MAX;
 
@@ -178,8 +180,9 @@ impl SendShare {
         }
     }
 
-    /// Wait until much was freed: half of this connection's part, or something while half of the whole bound
-    /// is taken. Ask [`has_room`](Self::has_room) again then.
+    /// Wait until this connection has ample room again, or something was freed while half of the whole bound
+    /// is taken. Of several that wait for the former one is woken at a time: it may take all. Ask
+    /// [`has_room`](Self::has_room) again then.
     pub(crate) async fn freed(&self) {
         // A free between the caller's look and this wait is made up for by the next one, and there is
         // one as long as bytes are held; a bounded wait covers the last.
@@ -220,8 +223,10 @@ impl Drop for SendRoom {
             total.freed.notify_waiters();
         }
         // Not at every byte: who is woken fetches, and small fetches cost as much as large ones.
-        if own_before - self.bytes <= self.share.part() / 2 {
-            own.freed.notify_waiters();
+        let part = self.share.part();
+        let left = own_before - self.bytes;
+        if left == 0 || part.saturating_sub(left) >= AMPLE_BYTES.min(part / 2).max(1) {
+            own.freed.notify_one();
         }
     }
 }

@@ -54,7 +54,7 @@ pub(crate) const METRICS: &[Metric] = &[
     metric("client_cores", "client cores busy", 2, Better::Neither),
     metric("idle_cpu_ms_per_s", "idle CPU ms/s", 3, Better::Less),
     metric("idle_switches_per_s", "idle switches/s", 1, Better::Less),
-    metric("idle_syscalls_per_s", "idle syscalls/s", 1, Better::Less),
+    metric("idle_syscalls_per_s", "idle syscalls/s", 1, Better::Neither),
     metric("rss_idle_mib", "memory idle MiB", 1, Better::Less),
     metric("rss_peak_mib", "memory peak MiB", 1, Better::Less),
     metric("small_rss_peak_mib", "memory peak MiB, small bounds", 1, Better::Less),

@@ -20,6 +20,8 @@ pub(crate) struct Change {
     pub(crate) gain: f64,
     /// As far off a value may be by chance: the wider of the two runs' spreads.
     pub(crate) noise: f64,
+    /// Something else was done then.
+    pub(crate) other_load: bool,
 }
 
 impl Change {
@@ -29,7 +31,7 @@ impl Change {
 
     /// Worse by more than so many percent, and by more than noise.
     pub(crate) fn is_regression(&self, percent: f64) -> bool {
-        !self.is_noise() && self.gain < -percent / 100.0
+        !self.other_load && !self.is_noise() && self.gain < -percent / 100.0
     }
 }
 
@@ -55,6 +57,7 @@ fn changes_of(then: &RowReport, now: &RowReport) -> Vec<Change> {
                 .collect::<Vec<_>>(),
         );
     }
+    let other_load = then.load != now.load;
     let change = |name: &str| {
         let better = figures::find(name)?.better;
         let (then, now_) = (then.medians.get(name)?, now.medians.get(name)?);
@@ -77,6 +80,7 @@ fn changes_of(then: &RowReport, now: &RowReport) -> Vec<Change> {
             now: now_.median,
             gain,
             noise: then.band().max(now_.band()),
+            other_load,
         })
     };
     names.into_iter().filter_map(change).collect()
@@ -99,6 +103,7 @@ pub(crate) fn table(changes: &[Change]) -> String {
             }
         };
         let verdict = match change.is_noise() {
+            _ if change.other_load => "another load",
             true => "",
             false if change.gain > 0.0 => "better",
             false => "WORSE",
@@ -141,6 +146,17 @@ mod tests {
 
         let better = super::changes(&worse, &then);
         assert!(better[0].gain > 0.0 && !better[0].is_regression(0.0));
+    }
+
+    #[test]
+    fn another_load_is_no_regression() {
+        let then = report(&[(100.0, 80.0)]);
+        let mut now = report(&[(100.0, 40.0)]);
+        assert!(changes(&then, &now)[0].is_regression(20.0));
+        now.rows[0].load = serde_json::json!({ "records": 7 });
+        let changes = changes(&then, &now);
+        assert!(!changes[0].is_regression(20.0), "{changes:?}");
+        assert!(table(&changes).contains("another load"));
     }
 
     #[test]

@@ -46,12 +46,18 @@ impl Spread {
     }
 }
 
-/// By figure; those of the counting pair only where the others do not have them.
+/// What only the counting pair tells: the rest of it is of a short run that was slowed.
+const COUNTED: &[&str] = &["syscalls_per_batch", "idle_syscalls_per_s"];
+
+/// By figure.
 pub(crate) fn summaries(pairs: &[Pair], counted: Option<&Pair>) -> BTreeMap<String, Summary> {
     let mut all = BTreeMap::new();
     for metric in METRICS {
-        let found = summary(pairs, metric.name)
-            .or_else(|| counted.and_then(|pair| summary(std::slice::from_ref(pair), metric.name)));
+        let counted = counted.filter(|_| COUNTED.contains(&metric.name));
+        let found = match counted {
+            Some(pair) => summary(std::slice::from_ref(pair), metric.name),
+            None => summary(pairs, metric.name),
+        };
         if let Some(found) = found {
             all.insert(metric.name.to_owned(), found);
         }

@@ -28,7 +28,7 @@ pub(crate) struct Row {
     pub(crate) targets: &'static [Target],
     /// Figures that the row is about, besides those with a target.
     pub(crate) shown: &'static [&'static str],
-    /// Whether a short run counts system calls: not where nothing is done in batches.
+    /// Whether a short run counts system calls: for each batch, and of a broker that is idle.
     pub(crate) counts_syscalls: bool,
     pub(crate) measure: Measure,
 }

@@ -46,16 +46,20 @@ impl Plan {
     }
 
     pub(super) fn describe(&self) -> Value {
-        json!({
+        let mut described = json!({
             "load": self.load,
             "producers": self.producers,
             "partitions": self.partitions,
-            "own_partition": self.own_partition,
             "keys": self.keys,
             "client_batches": self.client_batches,
             "shards": self.setup.shards,
             "config": self.setup.config,
-        })
+        });
+        // Only where it is so: reports of before it was known stay comparable.
+        if self.own_partition {
+            described["own_partition"] = true.into();
+        }
+        described
     }
 }
 

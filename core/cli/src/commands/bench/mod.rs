@@ -75,7 +75,7 @@ pub(crate) struct Load {
     /// Partitions of the topic.
     #[arg(long, default_value_t = 1, value_name = "N")]
     partitions: u32,
-    /// With --batch: each producer writes to one partition, its number modulo --partitions, not to all in
+    /// Each producer writes to one partition, its number modulo --partitions, not to all in
     /// turn.
     #[arg(long)]
     own_partition: bool,
@@ -99,6 +99,15 @@ pub(crate) struct Load {
 }
 
 impl Load {
+    fn check_partitions(&self) -> Outcome {
+        if self.own_partition && self.batch == 0 {
+            return Err(Failure::usage(
+                "--own-partition needs --batch: with --batch 0 the client chooses partitions",
+            ));
+        }
+        Ok(())
+    }
+
     /// Where a producer's next batch goes.
     fn next_partition(&self, last: u32, partitions: u32) -> u32 {
         match self.own_partition {
@@ -122,11 +131,6 @@ impl Bench {
         if load.producers == 0 || load.partitions == 0 || load.in_flight == 0 {
             return Err(Failure::usage(
                 "--producers, --partitions and --in-flight are at least 1",
-            ));
-        }
-        if load.own_partition && load.batch == 0 {
-            return Err(Failure::usage(
-                "--own-partition needs --batch: with --batch 0 the client chooses partitions",
             ));
         }
         if let Some(pid) = load.broker_pid
@@ -191,6 +195,7 @@ impl Bench {
 pub(crate) fn run(command: Command, global: &Global) -> Outcome {
     match command {
         Command::Produce(load) => {
+            load.check_partitions()?;
             let bench = Bench::prepare(load, global)?;
             bench.make_topic()?;
             let report = produce::measure(&bench, true);
@@ -202,6 +207,7 @@ pub(crate) fn run(command: Command, global: &Global) -> Outcome {
             consumers,
             no_fill,
         } => {
+            load.check_partitions()?;
             let bench = Bench::prepare(load, global)?;
             let partitions = bench.make_topic()?;
             let report =

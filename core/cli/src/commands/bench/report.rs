@@ -126,6 +126,7 @@ impl Report {
                 "batch_bytes": load.batch_bytes,
                 "producers": load.producers,
                 "partitions": load.partitions,
+                "own_partition": load.own_partition,
                 "in_flight": load.in_flight,
                 "compression": format!("{:?}", load.compression).to_lowercase(),
                 "keys": load.keys,

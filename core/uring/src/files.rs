@@ -10,10 +10,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
-use millstream_log::buffer::AlignedBuf;
 use millstream_log::io::{BLOCK_BYTES, FileId, IoError, IoErrorKind};
 
-use crate::sys;
+use crate::{pages, sys};
 
 /// Files that stay open: active and sealed WAL files under read, spares. Beyond it the one used
 /// longest ago is closed.
@@ -170,8 +169,7 @@ impl Directory {
             ..
         } = created;
         sys::reserve(&file, len)?;
-        let mut zeros = AlignedBuf::with_capacity(ZERO_CHUNK_BYTES);
-        zeros.set_len(ZERO_CHUNK_BYTES);
+        let zeros = pages::zeros(ZERO_CHUNK_BYTES);
         let mut at = 0;
         while at < len {
             if stop.load(Relaxed) {

@@ -1,4 +1,4 @@
-//! Memory for large reads from the disk: pieces of huge pages, used again and again.
+//! Memory for large reads from the disk: pieces of huge pages, used again and again. And for zeros.
 //!
 //! The kernel pins every page that a read fills, and the device gets a descriptor for each piece of memory
 //! that lies together. For 1 MiB in pages of 4 KiB that is up to 256 of both, in huge pages it is one: a
@@ -96,6 +96,23 @@ impl Pages {
             }
         }
     }
+}
+
+/// `len` zeros to write from, in one huge page if there is one to be had (at most `HUGE_BYTES` then): a
+/// write out of it costs half the processor time, as a read does.
+pub(crate) fn zeros(len: usize) -> AlignedBuf {
+    let in_huge_page = || {
+        let region = Arc::new(Region::map(HUGE_BYTES).ok()?);
+        let mut pages = Pages {
+            region: Some(Arc::clone(&region)),
+            ..Pages::new(HUGE_BYTES)
+        };
+        region.touch();
+        pages.take(len)
+    };
+    let mut zeros = in_huge_page().unwrap_or_else(|| AlignedBuf::with_capacity(len));
+    zeros.set_len(len);
+    zeros
 }
 
 /// Mapped memory, given back when the last piece of it is gone.
@@ -237,6 +254,14 @@ mod tests {
             held.iter().all(|byte| *byte == 2),
             "it outlives the storage"
         );
+    }
+
+    #[test]
+    fn zeros_are_zeros_whatever_they_lie_in() {
+        for len in [MIB, HUGE_BYTES + BASE_BYTES] {
+            let zeros = zeros(len);
+            assert!(zeros.len() == len && zeros.iter().all(|byte| *byte == 0));
+        }
     }
 
     #[test]

@@ -16,6 +16,7 @@ use crate::figures::Run;
 use crate::meter::{Meter, Pass, Watch, Work, clients, own_cpu_seconds};
 use crate::process::Memory;
 use crate::session::{Measured, Session};
+use crate::sys;
 
 const CONNECTIONS: u64 = 5_000;
 /// Handshakes under way at once.
@@ -31,6 +32,7 @@ const TRICKLE_SECONDS: u64 = 10;
 const RECORD_BYTES: usize = 100;
 
 pub(super) fn many(session: &Session<'_>) -> Result<Measured> {
+    sys::map_large_memory();
     let connections = session.scaled(CONNECTIONS, 50).min(CONNECTIONS);
     let seconds = session.scaled(TRICKLE_SECONDS, 2);
     session.alone(

@@ -66,7 +66,7 @@ pub(crate) fn open(socket: Socket, index: usize, shared: &Shared) -> Result<Endp
         socket.socket,
         Arc::new(TokioRuntime),
     )
-    .map_err(|source| Error::Listen { address, source })
+    .map_err(|why| Error::Listen { address, why })
 }
 
 /// A handshake that may go on.

@@ -27,11 +27,8 @@ pub enum Error {
         path.display()
     )]
     Shards { path: PathBuf, has: u16, asked: u16 },
-    #[error("cannot listen on {address}: {source}: choose another address, or stop what uses it")]
-    Listen {
-        address: SocketAddr,
-        source: io::Error,
-    },
+    #[error("cannot listen on {address}: {why}: choose another address, or stop what uses it")]
+    Listen { address: SocketAddr, why: io::Error },
     #[error("TLS: {0}")]
     Tls(String),
     #[error("shard {shard} does not start: {why}")]

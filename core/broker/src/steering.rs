@@ -30,9 +30,9 @@ pub(crate) fn bind(
 ) -> Result<Sockets, Error> {
     let wish = threads.min(usize::from(u8::MAX) + 1);
     let first = bind_one(listen, wish > 1, buffer_bytes)?;
-    let address = first.local_addr().map_err(|source| Error::Listen {
+    let address = first.local_addr().map_err(|why| Error::Listen {
         address: listen,
-        source,
+        why,
     })?;
     if wish == 1 {
         return Ok(Sockets {
@@ -72,7 +72,7 @@ fn bind_one(address: SocketAddr, share: bool, buffer_bytes: usize) -> Result<Udp
         }
         Ok(UdpSocket::from(socket))
     };
-    bind().map_err(|source| Error::Listen { address, source })
+    bind().map_err(|why| Error::Listen { address, why })
 }
 
 /// Gives out connection ids of eight bytes: the thread, then random bytes.

@@ -13,6 +13,9 @@ use anyhow::{Context as _, Result, bail, ensure};
 /// How long anything may take before a test calls it hung. Generous: the machine may be busy.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
+/// How often other ports are tried when the chosen ones were taken meanwhile.
+const PORT_TRIES: u32 = 5;
+
 /// The product's binary: `MILLSTREAM_BIN`, or built now.
 pub fn binary() -> &'static Path {
     static BINARY: OnceLock<PathBuf> = OnceLock::new();
@@ -106,13 +109,27 @@ impl Options {
 
     /// Start and wait until `/readyz` says yes.
     pub fn start(self) -> Result<Broker> {
-        let mut broker = self.spawn()?;
-        broker.wait_ready()?;
-        Ok(broker)
+        let mut tries = 0..PORT_TRIES;
+        loop {
+            let mut broker = self.spawn()?;
+            match broker.wait_ready() {
+                Ok(()) => return Ok(broker),
+                // Between the look for a free port and the broker's start another program took it.
+                Err(_) if self.lost_a_port(&broker) && tries.next().is_some() => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Whether a port that was chosen here was taken when the broker wanted it.
+    fn lost_a_port(&self, broker: &Broker) -> bool {
+        let log = broker.log();
+        let taken = |port: u16| log.contains(&format!("127.0.0.1:{port}: Address already in use"));
+        taken(broker.http) || self.listen.is_none() && taken(broker.listen)
     }
 
     /// Start without waiting.
-    pub fn spawn(self) -> Result<Broker> {
+    pub fn spawn(&self) -> Result<Broker> {
         let listen = self.listen.map_or_else(free_udp_port, Ok)?;
         let http = free_tcp_port()?;
         let mut command = match self.wrapper.split_first() {
@@ -146,7 +163,7 @@ impl Options {
         collect(child.stderr.take().expect("piped"), Arc::clone(&log));
         Ok(Broker {
             child,
-            data: self.data,
+            data: self.data.clone(),
             listen,
             http,
             log,

@@ -166,6 +166,27 @@ fn errors_are_clear() -> Result<()> {
     Ok(())
 }
 
+/// A port that another program has is named once, with what to do.
+#[test]
+fn a_port_that_is_taken_is_named() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let taken = std::net::UdpSocket::bind(("127.0.0.1", 0))?;
+    let port = taken.local_addr()?.port();
+    let started = Options::on(dir.path().join("data")).listen(port).start();
+    let error = started.expect_err("the port is taken").to_string();
+    assert!(
+        error.contains(&format!("cannot listen on 127.0.0.1:{port}: "))
+            && error.contains("choose another address"),
+        "{error}"
+    );
+    assert_eq!(
+        error.matches("Address already in use").count(),
+        1,
+        "{error}"
+    );
+    Ok(())
+}
+
 /// Deleting a topic really deletes: a new one of the same name begins empty.
 #[test]
 fn a_deleted_topic_is_gone() -> Result<()> {

@@ -51,9 +51,9 @@ impl Operators {
 /// Listen and serve, from before recovery: `/readyz` says what the broker waits for.
 pub(crate) fn start(shared: &Arc<Shared>) -> Result<Option<Operators>, Error> {
     let wanted = shared.config.http;
-    let listen = |source| Error::Listen {
+    let listen = |why| Error::Listen {
         address: wanted,
-        source,
+        why,
     };
     let listener = match shared.config.http_off {
         true => None,

@@ -1,6 +1,6 @@
 //! The system calls that the standard library has no name for: waiting for a file with a deadline,
-//! signals to other processes, the limit of open files, the allocator's threshold. Deliberately absent: everything that `/proc`
-//! tells as text.
+//! signals to other processes, the limit of open files, the allocator's threshold. Deliberately absent:
+//! everything that `/proc` tells as text.
 #![allow(
     unsafe_code,
     reason = "kill(2), setrlimit(2) and mallopt(3) have no safe wrapper in the standard library"

@@ -29,6 +29,7 @@ fn every_row_of_the_design_is_listed() {
         "produce-2-shards",
         "produce-2-shards-kept",
         "produce-2-shards-mixed",
+        "produce-2-shards-mixed-kept",
         "consume-tail",
         "consume-cold",
         "partitions-10000",

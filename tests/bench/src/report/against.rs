@@ -89,7 +89,7 @@ fn changes_of(then: &RowReport, now: &RowReport) -> Vec<Change> {
 /// The changes as a table for people.
 pub(crate) fn table(changes: &[Change]) -> String {
     let mut text = format!(
-        "{:<24}{:<32}{:>14}{:>14}{:>10}{:>10}\n",
+        "{:<28}{:<32}{:>14}{:>14}{:>10}{:>10}\n",
         "row", "figure", "then", "now", "change", "noise"
     );
     for change in changes {
@@ -109,7 +109,7 @@ pub(crate) fn table(changes: &[Change]) -> String {
             false => "WORSE",
         };
         text.push_str(&format!(
-            "{:<24}{:<32}{:>14}{:>14}{:>+9.1}%{:>9.1}%  {verdict}\n",
+            "{:<28}{:<32}{:>14}{:>14}{:>+9.1}%{:>9.1}%  {verdict}\n",
             change.row,
             if change.of_ratio {
                 format!("{label}, ratio")

@@ -169,11 +169,19 @@ pub(super) fn two_shards(session: &Session<'_>) -> Result<Measured> {
 }
 
 pub(super) fn two_shards_mixed(session: &Session<'_>) -> Result<Measured> {
-    let plan = Plan {
+    beside_receivers(session, &mixed(on_two_shards(session)))
+}
+
+pub(super) fn two_shards_mixed_kept(session: &Session<'_>) -> Result<Measured> {
+    on_a_kept_topic(session, &mixed(on_two_shards(session)))
+}
+
+/// Each producer to all partitions in turn.
+fn mixed(plan: Plan) -> Plan {
+    Plan {
         own_partition: false,
-        ..on_two_shards(session)
-    };
-    beside_receivers(session, &plan)
+        ..plan
+    }
 }
 
 fn on_two_shards(session: &Session<'_>) -> Plan {

@@ -206,14 +206,21 @@ impl Admin {
     /// # Errors
     /// When the broker cannot be reached.
     pub async fn list_topics(&self) -> Result<Vec<TopicDescription>> {
-        let answer: wire::ListTopicsResponse = self
-            .ask(Kind::ListTopics, &wire::ListTopicsRequest {}, Repeat::Safe)
-            .await?;
-        answer
-            .topics
-            .into_iter()
-            .map(|info| topic(Some(info)))
-            .collect()
+        let mut topics = Vec::new();
+        let mut request = wire::ListTopicsRequest::default();
+        loop {
+            let page: wire::ListTopicsResponse =
+                self.ask(Kind::ListTopics, &request, Repeat::Safe).await?;
+            for info in page.topics {
+                topics.push(topic(Some(info))?);
+            }
+            if page.next.is_empty() {
+                break;
+            }
+            request.after = page.next;
+        }
+        topics.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(topics)
     }
 
     /// One topic, with `partitions` also each partition's offsets.
@@ -221,18 +228,17 @@ impl Admin {
     /// # Errors
     /// When there is no such topic.
     pub async fn describe_topic(&self, name: &str, partitions: bool) -> Result<TopicDescription> {
-        let request = wire::DescribeTopicRequest {
+        let mut request = wire::DescribeTopicRequest {
             name: name.to_owned(),
             partitions,
+            from_partition: 0,
         };
-        let answer: wire::DescribeTopicResponse = self
-            .ask(Kind::DescribeTopic, &request, Repeat::Safe)
-            .await?;
-        let mut description = topic(answer.topic)?;
-        description.partition_infos = answer
-            .partitions
-            .into_iter()
-            .map(|info| PartitionInfo {
+        let mut infos = Vec::new();
+        loop {
+            let page: wire::DescribeTopicResponse = self
+                .ask(Kind::DescribeTopic, &request, Repeat::Safe)
+                .await?;
+            infos.extend(page.partitions.into_iter().map(|info| PartitionInfo {
                 partition: info.partition,
                 start_offset: info.start_offset,
                 end_offset: info.end_offset,
@@ -240,9 +246,14 @@ impl Admin {
                 leader_epoch: info.leader_epoch,
                 bytes: info.bytes,
                 error: (!info.error.is_empty()).then_some(info.error),
-            })
-            .collect();
-        Ok(description)
+            }));
+            if page.next_partition <= request.from_partition {
+                let mut description = topic(page.topic)?;
+                description.partition_infos = infos;
+                return Ok(description);
+            }
+            request.from_partition = page.next_partition;
+        }
     }
 
     /// The offset at a position. For a timestamp past the last record, the end and `false`.
@@ -416,14 +427,20 @@ impl Admin {
     /// # Errors
     /// When the broker cannot be reached.
     pub async fn list_filters(&self) -> Result<Vec<FilterSpec>> {
-        let answer: wire::ListFiltersResponse = self
-            .ask(
-                Kind::ListFilters,
-                &wire::ListFiltersRequest {},
-                Repeat::Safe,
-            )
-            .await?;
-        Ok(answer.filters.into_iter().map(filter_spec).collect())
+        let mut filters = Vec::new();
+        let mut request = wire::ListFiltersRequest::default();
+        loop {
+            let page: wire::ListFiltersResponse =
+                self.ask(Kind::ListFilters, &request, Repeat::Safe).await?;
+            filters.extend(page.filters.into_iter().map(filter_spec));
+            if page.next.is_empty() {
+                break;
+            }
+            request.after = page.next;
+        }
+        // By topic, and of each in the order in which they run.
+        filters.sort_by(|a: &FilterSpec, b| a.topic.cmp(&b.topic));
+        Ok(filters)
     }
 
     /// Take a filter off a topic.

@@ -42,6 +42,7 @@ struct Inner {
     unknown_outcome: bool,
     retry_after: Option<Duration>,
     safe_offset: Option<u64>,
+    next_offset: Option<u64>,
     /// What the connection ended with, when that is the reason.
     lost: Option<quinn::ConnectionError>,
 }
@@ -114,6 +115,14 @@ impl Error {
         self.0.safe_offset
     }
 
+    /// Where to go on behind records that cannot be read: of damage on the broker's disk, of a batch whose
+    /// records are none, of one that a subscription's filter cannot judge. Its partition has stopped;
+    /// [`Consumer::seek`](crate::Consumer::seek) there passes over them, and nothing else does.
+    #[must_use]
+    pub fn next_offset(&self) -> Option<u64> {
+        self.0.next_offset
+    }
+
     fn new(kind: Kind, message: impl Into<String>, hint: &str, retriable: bool) -> Self {
         Self(std::sync::Arc::new(Inner {
             kind,
@@ -124,6 +133,7 @@ impl Error {
             unknown_outcome: false,
             retry_after: None,
             safe_offset: None,
+            next_offset: None,
             lost: None,
         }))
     }
@@ -180,6 +190,16 @@ impl Error {
         Self::new(Kind::Batch, message, "", false)
     }
 
+    /// Records up to `next` cannot be read.
+    pub(crate) fn unreadable(message: impl Into<String>, next: u64) -> Self {
+        let hint = format!("Seek to offset {next} to go on behind it.");
+        let mut error = Self::new(Kind::Batch, message, &hint, false);
+        if let Some(inner) = std::sync::Arc::get_mut(&mut error.0) {
+            inner.next_offset = Some(next);
+        }
+        error
+    }
+
     pub(crate) fn refused(error: messages::Error) -> Self {
         Self(std::sync::Arc::new(Inner {
             kind: Kind::Refused,
@@ -191,6 +211,7 @@ impl Error {
             retry_after: (error.retry_after_ms > 0)
                 .then(|| Duration::from_millis(error.retry_after_ms.into())),
             safe_offset: error.safe_offset,
+            next_offset: error.next_offset,
             lost: None,
         }))
     }
@@ -206,6 +227,7 @@ impl Error {
             unknown_outcome: true,
             retry_after: self.0.retry_after,
             safe_offset: self.0.safe_offset,
+            next_offset: self.0.next_offset,
             lost: self.0.lost.clone(),
         }))
     }
@@ -229,6 +251,7 @@ impl Error {
             unknown_outcome: self.0.unknown_outcome,
             retry_after: self.0.retry_after,
             safe_offset: self.0.safe_offset,
+            next_offset: self.0.next_offset,
             lost: self.0.lost.clone(),
         }))
     }

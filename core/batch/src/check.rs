@@ -1,16 +1,18 @@
-//! The check at the door: header, length and CRC-32C over a batch that arrives in parts.
+//! The check at the door: header, length, CRC-32C and plain records of a batch that arrives in parts.
 //!
 //! Protocol of use of [`Checker`]: `push` every part in order, in any sizes, then `finish` or
 //! `finish_produced` once. No part is kept or copied but for the first 61 bytes. The first error is
 //! final: drop the checker.
 //!
-//! Absent: the records. A CRC over well-formed header fields is what a produce needs; the records
-//! are walked by who reads them ([`crate::Records`], [`crate::OpenBatch`]).
+//! A checksum holds over whatever its sender wrote, so the records of a produced batch are walked too: one
+//! that cannot be read would stop every consumer that comes to it. Absent: compressed records, which are
+//! walked where they are inflated ([`crate::OpenBatch`]).
 
 use crc_fast::{CrcAlgorithm, Digest};
 
-use crate::BatchError;
 use crate::header::{BatchHeader, CRC_FROM, HEADER_BYTES};
+use crate::walk::check_records;
+use crate::{BatchError, Compression};
 
 /// Checks one batch as its bytes come in.
 #[derive(Debug)]
@@ -127,13 +129,16 @@ pub fn check_parts<P: AsRef<[u8]>>(parts: &[P]) -> Result<BatchHeader, BatchErro
     checker.finish()
 }
 
-/// As [`check_parts`], with the rules for a batch that a client produces.
+/// As [`check_parts`], with the rules for a batch that a client produces; plain records are walked.
 ///
 /// # Errors
-/// Those of [`check_parts`] and of [`BatchHeader::check_produced`].
+/// Those of [`check_parts`], of [`BatchHeader::check_produced`] and of [`check_records`].
 pub fn check_produced_parts<P: AsRef<[u8]>>(parts: &[P]) -> Result<BatchHeader, BatchError> {
     let header = check_parts(parts)?;
     header.check_produced()?;
+    if header.attributes.compression == Compression::None {
+        check_records(&header, parts)?;
+    }
     Ok(header)
 }
 

@@ -30,6 +30,7 @@ mod parts;
 mod record;
 mod snappy;
 mod varint;
+mod walk;
 
 pub use batch::{Batch, BatchView, Served};
 pub use builder::{AppendError, BatchBuilder};
@@ -44,3 +45,4 @@ pub use index::{NULL, RecordIndex, STRIDE};
 pub use open::{KeptOffsets, OpenBatch};
 pub use parts::Parts;
 pub use record::{Header, Headers, Record, Records};
+pub use walk::check_records;

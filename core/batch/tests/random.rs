@@ -6,7 +6,7 @@ use millstream_batch::ids::{Offset, Term};
 use millstream_batch::{
     AppendError, Batch, BatchBuilder, BatchError, BatchView, Checker, Codec, Encoding,
     HEADER_BYTES, KeptOffsets, NULL, OpenBatch, RecordIndex, STRIDE, check_parts,
-    check_produced_parts,
+    check_produced_parts, check_records,
 };
 
 const ENCODINGS: [Encoding; 3] = [Encoding::None, Encoding::Lz4, Encoding::Zstd];
@@ -481,4 +481,41 @@ fn header_bytes_is_where_records_begin() {
         batch.section().as_ptr(),
         batch.bytes()[HEADER_BYTES..].as_ptr()
     );
+}
+
+/// The walk over parts and the walk over one piece say the same of every batch, whole or changed.
+#[test]
+fn the_walk_at_the_door_agrees_with_who_reads_the_records() {
+    let (mut refused, mut survived) = (0, 0);
+    for seed in 0..2_000 {
+        let mut draw = Draw(seed);
+        let batch = encode(Encoding::None, &draw_records(&mut draw));
+        let mut bytes = batch.bytes().to_vec();
+        let section = HEADER_BYTES..bytes.len();
+        for _ in 0..draw.below(3) {
+            let at = section.start + draw.below(section.len().min(40));
+            bytes[at] = match draw.below(3) {
+                0 => draw.below(256) as u8,
+                1 => 0xff,
+                _ => bytes[at] ^ (1 << draw.below(8)),
+            };
+        }
+        let read = batch
+            .header()
+            .records(&bytes[HEADER_BYTES..])
+            .find_map(Result::err);
+        let mut parts: Vec<&[u8]> = Vec::new();
+        let mut rest = &bytes[..];
+        while !rest.is_empty() {
+            let most = [3, 30, 500, bytes.len()][draw.below(4)];
+            let (part, behind) = rest.split_at(draw.below(most + 1).min(rest.len()));
+            parts.push(part);
+            rest = behind;
+        }
+        let walked = check_records(batch.header(), &parts);
+        refused += usize::from(walked.is_err());
+        survived += usize::from(walked.is_ok());
+        assert_eq!(walked.err(), read, "seed {seed}");
+    }
+    assert!(refused > 300 && survived > 300, "{refused} {survived}");
 }

@@ -4,14 +4,19 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 
 use millstream_protocol::Code;
 use millstream_protocol::messages;
 use rustc_hash::FxHashMap;
 use rustls_pki_types::CertificateDer;
 use sha2::{Digest as _, Sha256};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::config::{Config, PrincipalSettings};
+
+/// Requests for much that are answered at a time for one principal.
+const TURNS: usize = 4;
 
 /// What one may be allowed to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +45,10 @@ impl fmt::Display for Right {
 pub(crate) struct Principal {
     pub(crate) name: String,
     grants: Vec<Grant>,
+    /// Partitions that its subscriptions read, on all threads.
+    reading: Arc<AtomicUsize>,
+    /// Turns for requests that ask for much.
+    turns: Arc<Semaphore>,
 }
 
 /// Rights for names that begin with `prefix`.
@@ -59,7 +68,21 @@ impl Principal {
                 rights,
                 prefix: String::new(),
             }],
+            reading: Arc::default(),
+            turns: turns(),
         }
+    }
+
+    /// Wait for a turn to ask for much: lists and descriptions of one principal take turns, so that the shards
+    /// have time for others.
+    pub(crate) async fn turn(&self) -> Option<OwnedSemaphorePermit> {
+        // It is never closed.
+        Arc::clone(&self.turns).acquire_owned().await.ok()
+    }
+
+    /// How many partitions its subscriptions read.
+    pub(crate) fn reading(&self) -> &Arc<AtomicUsize> {
+        &self.reading
     }
 
     /// Whether this right holds for the topic or group of this name.
@@ -138,6 +161,8 @@ impl Authority {
             let principal = by_name.entry(name).or_insert_with(|| Principal {
                 name: name.to_owned(),
                 grants: Vec::new(),
+                reading: Arc::default(),
+                turns: turns(),
             });
             principal.grants.push(Grant {
                 rights: rights(settings),
@@ -208,6 +233,10 @@ impl Authority {
             .find_map(|name| self.by_certificate.get(name));
         principal.cloned()
     }
+}
+
+fn turns() -> Arc<Semaphore> {
+    Arc::new(Semaphore::new(TURNS))
 }
 
 fn rights(settings: &PrincipalSettings) -> u8 {

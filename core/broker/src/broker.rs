@@ -28,6 +28,7 @@ use crate::directory::{Directory, Meta};
 use crate::endpoint::{self, Socket};
 use crate::memory::Bounds;
 use crate::metrics::Metrics;
+use crate::places::Places;
 use crate::secrets::Secrets;
 use crate::shards::Shards;
 use crate::thread::{self, ShardStart, Start};
@@ -64,6 +65,7 @@ pub(crate) struct Shared {
     pub(crate) spread: Spread,
     pub(crate) bounds: Bounds,
     pub(crate) windows: Windows,
+    pub(crate) places: Places,
     pub(crate) authority: Authority,
     pub(crate) secrets: Secrets,
     pub(crate) components: Arc<Components>,
@@ -149,6 +151,7 @@ impl Broker {
             shards: Shards::new(handles),
             spread: Spread::default(),
             bounds: Bounds::new(&config.memory),
+            places: Places::new(&config.limits),
             windows: Windows::new(&config),
             authority: Authority::new(&config),
             secrets: Secrets::open(&directory)?,

@@ -25,6 +25,8 @@ use crate::shards::{Shards, ask, unexpected};
 const WATCH_MS: u32 = 10_000;
 /// Changes that come together are taken together: each look carries the whole catalog.
 const SETTLE: Duration = Duration::from_millis(20);
+/// Ids remembered that no topic has; past it they are forgotten and asked for again.
+const STRANGERS_MAX: usize = 4_096;
 /// Pause before a failed look is repeated.
 const RETRY: Duration = Duration::from_millis(200);
 
@@ -37,6 +39,9 @@ pub(crate) struct Catalog {
     changes: watch::Sender<()>,
     by_name: RefCell<FxHashMap<String, Rc<TopicMeta>>>,
     by_id: RefCell<FxHashMap<TopicId, Rc<TopicMeta>>>,
+    /// Ids that no topic has. None will: an id is drawn when its topic is created, and told when every shard
+    /// knows it; of a deleted one it is never used again.
+    strangers: RefCell<FxHashSet<TopicId>>,
 }
 
 impl Catalog {
@@ -49,6 +54,7 @@ impl Catalog {
             changes: watch::Sender::new(()),
             by_name: RefCell::default(),
             by_id: RefCell::default(),
+            strangers: RefCell::default(),
         }
     }
 
@@ -96,9 +102,26 @@ impl Catalog {
         if let Some(topic) = self.cached(id) {
             return Ok(topic);
         }
-        self.refresh(0).await?;
-        self.cached(id)
-            .ok_or_else(|| Code::UnknownTopic.error(format!("no topic with the id {id}")))
+        let unknown = || Code::UnknownTopic.error(format!("no topic with the id {id}"));
+        if self.strangers.borrow().contains(&id) {
+            return Err(unknown());
+        }
+        match ask(&self.shard, Request::TopicById { id }).await {
+            Ok(Reply::Topic(meta)) => {
+                let newest = self.insert(meta);
+                (newest.id == id).then_some(newest).ok_or_else(unknown)
+            }
+            Ok(other) => Err(unexpected(&other)),
+            Err(error) if error.code == Code::UnknownTopic.number() => {
+                let mut strangers = self.strangers.borrow_mut();
+                if strangers.len() >= STRANGERS_MAX {
+                    strangers.clear();
+                }
+                strangers.insert(id);
+                Err(unknown())
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// Read the whole catalog now.

@@ -1,6 +1,7 @@
 //! The QUIC endpoint of one thread, the transport's settings, and who is let in to a handshake.
 
-use std::net::UdpSocket;
+use std::cell::Cell;
+use std::net::{IpAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use rustls::crypto::ring;
 use crate::Error;
 use crate::broker::Shared;
 use crate::config::Config;
-use crate::session::STREAMS_FIRST;
+use crate::session::STREAMS_UNKNOWN;
 use crate::steering::SteeredIds;
 use crate::windows;
 
@@ -74,11 +75,19 @@ pub(crate) fn open(socket: Socket, index: usize, shared: &Shared) -> Result<Endp
 pub(crate) struct Admitted {
     pub(crate) incoming: Incoming,
     pub(crate) handshake: Handshake,
+    pub(crate) place: Place,
 }
 
 /// Counts a handshake while it is under way.
 #[derive(Debug)]
 pub(crate) struct Handshake(Arc<Shared>);
+
+impl Handshake {
+    fn begin(shared: &Arc<Shared>) -> Self {
+        shared.metrics.handshakes.add(1);
+        Self(Arc::clone(shared))
+    }
+}
 
 impl Drop for Handshake {
     fn drop(&mut self) {
@@ -86,33 +95,93 @@ impl Drop for Handshake {
     }
 }
 
+/// The place of a connection, from its first packet on: that of a stranger until it is introduced.
+#[derive(Debug)]
+pub(crate) struct Place {
+    shared: Arc<Shared>,
+    is_stranger: Cell<bool>,
+    /// Counted there, once it is proven that it is the sender's: or who forges packets would use up the share
+    /// of others.
+    address: Cell<Option<IpAddr>>,
+}
+
+impl Place {
+    fn take(shared: &Arc<Shared>) -> Self {
+        shared.metrics.strangers.add(1);
+        Self {
+            shared: Arc::clone(shared),
+            is_stranger: Cell::new(true),
+            address: Cell::new(None),
+        }
+    }
+
+    /// The address is the sender's own. `false`: it has its share already.
+    pub(crate) fn prove(&self, address: IpAddr) -> bool {
+        if self.address.get().is_some() {
+            return true;
+        }
+        let entered = self.shared.places.enter(address);
+        if entered {
+            self.address.set(Some(address));
+        }
+        entered
+    }
+
+    /// HELLO said whose connection it is.
+    pub(crate) fn introduce(&self) {
+        if self.is_stranger.replace(false) {
+            self.shared.metrics.strangers.sub(1);
+            if let Some(address) = self.address.get() {
+                self.shared.places.introduce(address);
+            }
+        }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let is_stranger = self.is_stranger.get();
+        self.shared.metrics.strangers.sub(u64::from(is_stranger));
+        if let Some(address) = self.address.get() {
+            self.shared.places.leave(address, is_stranger);
+        }
+    }
+}
+
 /// Let a client in, or have it prove its address, or turn it away. Packets with forged senders are cheap
-/// to make: past a number of handshakes under way they get no state here, and no more than a Retry.
+/// to make, and so are connections that say nothing: past a number of them, new ones get no state here, and no
+/// more than a Retry.
 pub(crate) fn admit(shared: &Arc<Shared>, incoming: Incoming) -> Option<Admitted> {
     let (metrics, limits) = (&shared.metrics, &shared.config.limits);
-    let under_way = metrics.handshakes.value();
-    if under_way >= limits.handshakes_unproven_max as u64 && !incoming.remote_address_validated() {
+    let strangers = metrics.strangers.value();
+    if strangers >= limits.handshakes_unproven_max as u64 && !incoming.remote_address_validated() {
         metrics.handshakes_retried.add(1);
         if incoming.retry().is_err() {
             tracing::debug!("an address that is not validated may always be asked to prove itself");
         }
         return None;
     }
-    if under_way >= limits.handshakes_max as u64 {
+    if strangers >= limits.handshakes_max as u64 {
         metrics.handshakes_ignored.add(1);
         incoming.ignore();
         return None;
     }
+    let under_way = metrics.handshakes.value();
     if metrics.connections.value() + under_way >= limits.connections_max as u64 {
         metrics.connections_refused.add(1);
         incoming.refuse();
         return None;
     }
-    metrics.handshakes.add(1);
-    let handshake = Handshake(Arc::clone(shared));
+    let place = Place::take(shared);
+    if incoming.remote_address_validated() && !place.prove(incoming.remote_address().ip()) {
+        metrics.handshakes_ignored.add(1);
+        incoming.ignore();
+        return None;
+    }
     Some(Admitted {
         incoming,
-        handshake,
+        handshake: Handshake::begin(shared),
+        place,
     })
 }
 
@@ -128,11 +197,11 @@ fn transport(config: &Config) -> Result<TransportConfig, Error> {
         .max_idle_timeout(Some(idle))
         .keep_alive_interval(Some(Duration::from_millis(quic.keep_alive_ms)))
         .max_concurrent_bidi_streams(VarInt::from_u32(
-            STREAMS_FIRST.min(config.limits.streams_max),
+            STREAMS_UNKNOWN.min(config.limits.streams_max),
         ))
         .max_concurrent_uni_streams(VarInt::from_u32(0))
         .stream_receive_window(VarInt::from_u32(windows::of_stream(config)))
-        .receive_window(VarInt::from_u32(windows::first(config)))
+        .receive_window(VarInt::from_u32(windows::UNKNOWN_BYTES))
         .send_window(quic.send_window_bytes)
         .datagram_receive_buffer_size(None);
     Ok(transport)

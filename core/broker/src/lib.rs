@@ -14,6 +14,7 @@ mod error;
 mod http;
 mod memory;
 mod metrics;
+mod places;
 mod producer;
 mod refusals;
 mod requests;

@@ -32,12 +32,16 @@ pub(crate) struct Metrics {
     pub(crate) connections_refused: Counter,
     /// Taken, and not established yet.
     pub(crate) handshakes: Counter,
+    /// Taken, and HELLO not answered yet.
+    pub(crate) strangers: Counter,
     pub(crate) handshakes_failed: Counter,
     /// Asked to prove their address first.
     pub(crate) handshakes_retried: Counter,
     /// Over the limit, and left unanswered.
     pub(crate) handshakes_ignored: Counter,
     pub(crate) streams: Counter,
+    /// Past the share of their connection.
+    pub(crate) streams_refused: Counter,
     pub(crate) producers: Counter,
     pub(crate) subscriptions: Counter,
     pub(crate) requests: Counter,

@@ -32,6 +32,7 @@ pub(crate) fn of_shard(error: &Error) -> messages::Error {
         Error::Busy { .. } => wire.retry_after_ms = BUSY_RETRY_MS,
         Error::DiskFull => wire.retry_after_ms = DISK_FULL_RETRY_MS,
         Error::Refused(Refusal::OffsetTruncated { safe, .. }) => wire.safe_offset = Some(safe.0),
+        Error::Damaged { to, .. } => wire.next_offset = to.0.checked_add(1),
         Error::Filter { retriable, .. } => wire.retriable = *retriable,
         _ => {}
     }

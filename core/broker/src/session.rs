@@ -16,7 +16,7 @@ use tokio::sync::watch;
 
 use crate::authority::Principal;
 use crate::broker::{Phase, Shared};
-use crate::endpoint::Admitted;
+use crate::endpoint::{Admitted, Place};
 use crate::memory::{IngressShare, SendShare};
 use crate::metrics::Alive;
 use crate::stream::{FrameReader, ReadEnd, Received, refuse, write_frame};
@@ -24,9 +24,11 @@ use crate::thread::Thread;
 use crate::windows::Window;
 use crate::{producer, refusals, requests, subscription};
 
-/// Streams that a connection may have open at first; twice as many whenever half of them are, up to
-/// `limits.streams_max`. QUIC keeps 70 bytes for every stream that could be opened.
-pub(crate) const STREAMS_FIRST: u32 = 64;
+/// Streams that a connection may have open until it has said who it is.
+pub(crate) const STREAMS_UNKNOWN: u32 = 4;
+/// From then on; twice as many whenever half of them are, up to `limits.streams_max`. QUIC keeps 70 bytes for
+/// every stream that could be opened.
+const STREAMS_FIRST: u32 = 64;
 
 /// What the streams of one connection share.
 #[derive(Debug)]
@@ -37,6 +39,7 @@ pub(crate) struct Session {
     pub(crate) send: SendShare,
     connection: Connection,
     window: Window,
+    place: Place,
     principal: watch::Sender<Option<Arc<Principal>>>,
     /// What the client calls itself, for messages.
     client: RefCell<String>,
@@ -59,6 +62,7 @@ pub(crate) async fn serve(
     Admitted {
         incoming,
         handshake,
+        place,
     }: Admitted,
 ) {
     let shared = Arc::clone(&thread.shared);
@@ -81,6 +85,12 @@ pub(crate) async fn serve(
         }
     };
     drop(handshake);
+    // Its handshake proved the address, if nothing did before.
+    if !place.prove(connection.remote_address().ip()) {
+        metrics.connections_refused.add(1);
+        let code = VarInt::from_u32(Code::Busy.number());
+        return connection.close(code, b"too many connections from this address");
+    }
     metrics.connections_total.add(1);
     let _alive = Alive::new(&metrics.connections);
     let session = Rc::new(Session {
@@ -88,6 +98,7 @@ pub(crate) async fn serve(
         send: SendShare::new(&shared.bounds.send),
         connection: connection.clone(),
         window: Window::default(),
+        place,
         principal: watch::Sender::new(None),
         client: RefCell::default(),
         shared: Arc::clone(&shared),
@@ -98,16 +109,28 @@ pub(crate) async fn serve(
     // Until the peer or the stop of the broker closes the connection.
     let streams_max = shared.config.limits.streams_max;
     let mut allowed = STREAMS_FIRST.min(streams_max);
-    while let Ok((send, recv)) = connection.accept_bi().await {
+    while let Ok((mut send, mut recv)) = connection.accept_bi().await {
+        if !shared.places.begin_stream(open.get()) {
+            // It holds nothing here, and its end tells the client to come again.
+            metrics.streams_refused.add(1);
+            let code = VarInt::from_u32(Code::Busy.number());
+            drop(recv.stop(code)); // it may have finished
+            drop(send.reset(code)); // nothing was written
+            continue;
+        }
         let open = Rc::clone(&open);
         open.set(open.get() + 1);
-        if open.get() > allowed / 2 && allowed < streams_max {
+        // A stranger keeps to what it began with.
+        if session.is_authenticated() && open.get() > allowed as usize / 2 && allowed < streams_max
+        {
             allowed = allowed.saturating_mul(2).min(streams_max);
             connection.set_max_concurrent_bi_streams(VarInt::from_u32(allowed));
         }
         let session = Rc::clone(&session);
         tokio::task::spawn_local(async move {
+            let shared = Arc::clone(&session.shared);
             stream(session, send, recv).await;
+            shared.places.end_stream();
             open.set(open.get() - 1);
         });
     }
@@ -221,6 +244,11 @@ impl Session {
             .collect::<String>()
             .clone_into(&mut self.client.borrow_mut());
         self.principal.send_replace(Some(principal));
+        self.place.introduce();
+        let streams = STREAMS_FIRST.min(config.limits.streams_max);
+        self.connection
+            .set_max_concurrent_bi_streams(VarInt::from_u32(streams));
+        self.set_window(Some(self.shared.windows.first()));
         Ok(response)
     }
 }
@@ -266,12 +294,13 @@ async fn stream(session: Rc<Session>, mut send: SendStream, recv: RecvStream) {
         .await;
     }
     match kind.map(Kind::role) {
-        Some(Role::Request) => request(&session, send, reader, received).await,
+        // Each in memory of its own: a stream that has said nothing yet holds none of it.
+        Some(Role::Request) => Box::pin(request(&session, send, reader, received)).await,
         Some(Role::Opens) if kind == Some(Kind::ProducerOpen) => {
-            producer::serve(session, send, reader, received).await;
+            Box::pin(producer::serve(session, send, reader, received)).await;
         }
         Some(Role::Opens) => {
-            subscription::serve(session, send, reader, received).await;
+            Box::pin(subscription::serve(session, send, reader, received)).await;
         }
         Some(Role::FromClient | Role::FromBroker) => {
             let message = format!("{} opens no stream", name_of(received.frame.kind));

@@ -16,6 +16,8 @@ use crate::config::Config;
 const PART_OF_INGRESS: usize = 4;
 /// A connection that does not produce; and for one that does, what is left beside a stream that is not read.
 const LEAST_BYTES: u32 = 256 << 10;
+/// A connection that has not said who it is: HELLO fits, and little else is held for it.
+pub(crate) const UNKNOWN_BYTES: u32 = 64 << 10;
 /// Streams that all windows together have room for.
 const STREAMS_MIN: u32 = 8;
 
@@ -34,6 +36,11 @@ pub(crate) struct Windows {
 }
 
 impl Windows {
+    /// For a connection that does not produce.
+    pub(crate) fn first(&self) -> u32 {
+        self.first
+    }
+
     pub(crate) fn new(config: &Config) -> Self {
         Self {
             total: total(config),
@@ -61,7 +68,7 @@ pub(crate) fn rest_of_ingress(ingress_bytes: usize) -> usize {
     ingress_bytes - ingress_bytes / PART_OF_INGRESS
 }
 
-/// The window that every connection begins with.
+/// The window that every connection has from HELLO on.
 pub(crate) fn first(config: &Config) -> u32 {
     LEAST_BYTES.min(config.quic.connection_window_bytes)
 }

@@ -110,7 +110,9 @@ pub fn decide(
         Request::DeleteGroup { group } => groups::delete(state, group),
 
         Request::ListTopics => Ok(topics::list(state)),
+        Request::TopicsAfter { after } => Ok(topics::list_after(state, *after)),
         Request::DescribeTopic { name } => topics::describe(state, name),
+        Request::TopicById { id } => topics::describe_id(state, *id),
         Request::ListGroups => Ok(groups::list(state)),
         Request::DescribeGroup { group } => groups::describe(state, group),
 

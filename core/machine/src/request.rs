@@ -10,6 +10,9 @@ use millstream_batch::ids::{
 
 use crate::topic::{FilterBinding, TopicConfig, TopicMeta};
 
+/// Topics of one page of a listing, fewer when their filters' parameters are long.
+pub const TOPICS_A_PAGE: usize = 500;
+
 #[derive(Clone, Debug)]
 pub enum Request {
     // --- catalog shard only -------------------------------------------------------------------
@@ -131,8 +134,16 @@ pub enum Request {
 
     // --- look-ups --------------------------------------------------------------------------
     ListTopics,
+    /// Topics in the order of their ids, behind `after`: a page of them, see [`TOPICS_A_PAGE`].
+    TopicsAfter {
+        after: Option<TopicId>,
+    },
     DescribeTopic {
         name: String,
+    },
+    /// As `DescribeTopic`, by id.
+    TopicById {
+        id: TopicId,
     },
     ListGroups,
     DescribeGroup {

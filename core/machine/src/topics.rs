@@ -5,6 +5,7 @@
 //! the description from shard to shard (the broker does, and repeats it at start).
 
 use std::collections::BTreeMap;
+use std::ops::Bound;
 
 use millstream_batch::ids::{CATALOG_SHARD, Lsn, Partition, PartitionSlot, TimestampMs, TopicId};
 use millstream_batch::limits::{TOPIC_PARTITIONS_MAX, is_name};
@@ -13,11 +14,14 @@ use rustc_hash::FxHashMap;
 use crate::decide::{Decision, full};
 use crate::fact::Fact;
 use crate::fact::archive::{SlotRecord, TopicApplied, TopicForgotten};
-use crate::request::{Refusal, Reply};
+use crate::request::{Refusal, Reply, TOPICS_A_PAGE};
 use crate::settings;
 use crate::snapshot::key;
 use crate::state::State;
 use crate::topic::{FilterBinding, TopicConfig, TopicMeta};
+
+/// A page of topics is full with so many bytes of descriptions.
+const PAGE_BYTES: usize = 1 << 20;
 
 /// A topic and where this shard keeps its part of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -268,6 +272,35 @@ pub(crate) fn describe(state: &State, name: &str) -> Result<Decision, Refusal> {
     Ok(Decision::look(Reply::Topic(
         by_name(state, name)?.meta.clone(),
     )))
+}
+
+pub(crate) fn describe_id(state: &State, id: TopicId) -> Result<Decision, Refusal> {
+    let topic = state.topics.cell(id);
+    let topic = topic.ok_or_else(|| Refusal::UnknownTopic(id.to_string()))?;
+    Ok(Decision::look(Reply::Topic(topic.meta.clone())))
+}
+
+/// A page of topics behind one, in the order of their ids: none when that was the last.
+pub(crate) fn list_after(state: &State, after: Option<TopicId>) -> Decision {
+    let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+    let mut bytes = 0;
+    let page = state
+        .topics
+        .cells
+        .range((from, Bound::Unbounded))
+        .map(|(_, topic)| &topic.meta)
+        .take(TOPICS_A_PAGE)
+        .take_while(|meta| {
+            let fits = bytes < PAGE_BYTES; // the first always
+            bytes += size_of::<TopicMeta>() + parameter_bytes(meta);
+            fits
+        });
+    Decision::look(Reply::Topics(page.cloned().collect()))
+}
+
+fn parameter_bytes(meta: &TopicMeta) -> usize {
+    let parameters = meta.filters.iter().flat_map(|filter| &filter.parameters);
+    parameters.map(|(key, value)| key.len() + value.len()).sum()
 }
 
 pub(crate) fn list(state: &State) -> Decision {

@@ -127,6 +127,7 @@ impl Code {
             retry_after_ms: 0,
             tag: 0,
             safe_offset: None,
+            next_offset: None,
         }
     }
 }

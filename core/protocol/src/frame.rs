@@ -19,6 +19,7 @@ use millstream_batch::Parts;
 use millstream_batch::limits::{FRAME_HEADER_BYTES_MAX, FRAME_PAYLOAD_BYTES_MAX};
 use prost::Message;
 
+use crate::density::{self, BYTES_AN_ELEMENT};
 use crate::kinds::{Kind, name_of};
 
 /// Bytes before the header.
@@ -41,6 +42,15 @@ pub enum FrameError {
     Truncated { missing: usize },
     #[error("{}: the header is not the message it should be", name_of(*kind))]
     Header { kind: u16 },
+    #[error(
+        "{}: {bytes} bytes hold {elements} strings and messages, more than one in {BYTES_AN_ELEMENT}",
+        name_of(*kind)
+    )]
+    Dense {
+        kind: u16,
+        bytes: usize,
+        elements: usize,
+    },
 }
 
 impl FrameError {
@@ -49,7 +59,7 @@ impl FrameError {
     pub fn is_limit(self) -> bool {
         matches!(
             self,
-            Self::HeaderTooLarge { .. } | Self::PayloadTooLarge { .. }
+            Self::HeaderTooLarge { .. } | Self::PayloadTooLarge { .. } | Self::Dense { .. }
         )
     }
 }
@@ -134,14 +144,27 @@ impl Frame {
     /// the header is empty then (see [`encode`]).
     ///
     /// # Errors
-    /// When the bytes are not that message.
+    /// When the bytes are not that message, or would take more than
+    /// [`GROWTH_MAX`](crate::density::GROWTH_MAX) times their size in memory.
     pub fn message<M: Message + Default>(&self) -> Result<M, FrameError> {
-        let error = |_| FrameError::Header { kind: self.kind };
         let raw_payload = self.known().is_some_and(Kind::has_raw_payload);
         if self.header.is_empty() && !self.payload.is_empty() && !raw_payload {
-            return M::decode(self.payload.clone().into_contiguous()).map_err(error);
+            return self.decode(self.payload.clone().into_contiguous());
         }
-        M::decode(self.header.clone()).map_err(error)
+        self.decode(self.header.clone())
+    }
+
+    fn decode<M: Message + Default>(&self, bytes: Bytes) -> Result<M, FrameError> {
+        let kind = self.kind;
+        if let Some(elements) = density::excess(&bytes) {
+            let bytes = bytes.len();
+            return Err(FrameError::Dense {
+                kind,
+                bytes,
+                elements,
+            });
+        }
+        M::decode(bytes).map_err(|_| FrameError::Header { kind })
     }
 }
 

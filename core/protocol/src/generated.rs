@@ -25,6 +25,9 @@ pub struct Error {
     /// OFFSET_TRUNCATED: up to here nothing was lost
     #[prost(uint64, optional, tag = "8")]
     pub safe_offset: ::core::option::Option<u64>,
+    /// DATA_DAMAGED, FILTER_FAILED of a subscription: seek here to go on behind what cannot be read
+    #[prost(uint64, optional, tag = "9")]
+    pub next_offset: ::core::option::Option<u64>,
 }
 /// --- connection -----------------------------------------------------------------------------------
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -158,13 +161,17 @@ pub struct AddPartitionsResponse {
     #[prost(message, optional, tag = "1")]
     pub topic: ::core::option::Option<TopicInfo>,
 }
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ListTopicsRequest {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub after: ::prost::bytes::Bytes,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ListTopicsResponse {
     #[prost(message, repeated, tag = "1")]
     pub topics: ::prost::alloc::vec::Vec<TopicInfo>,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub next: ::prost::bytes::Bytes,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DescribeTopicRequest {
@@ -172,6 +179,8 @@ pub struct DescribeTopicRequest {
     pub name: ::prost::alloc::string::String,
     #[prost(bool, tag = "2")]
     pub partitions: bool,
+    #[prost(uint32, tag = "3")]
+    pub from_partition: u32,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct DescribeTopicResponse {
@@ -179,6 +188,8 @@ pub struct DescribeTopicResponse {
     pub topic: ::core::option::Option<TopicInfo>,
     #[prost(message, repeated, tag = "2")]
     pub partitions: ::prost::alloc::vec::Vec<PartitionInfo>,
+    #[prost(uint32, tag = "3")]
+    pub next_partition: u32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct OffsetAtRequest {
@@ -630,13 +641,17 @@ pub struct DeployFilterResponse {
     #[prost(uint64, tag = "2")]
     pub revision: u64,
 }
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ListFiltersRequest {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub after: ::prost::bytes::Bytes,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ListFiltersResponse {
     #[prost(message, repeated, tag = "1")]
     pub filters: ::prost::alloc::vec::Vec<FilterInfo>,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub next: ::prost::bytes::Bytes,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RemoveFilterRequest {

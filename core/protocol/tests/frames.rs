@@ -159,6 +159,7 @@ fn a_message_too_long_for_a_header_travels_as_the_payload() {
     };
     let long = ListTopicsResponse {
         topics: vec![topic; 1000],
+        ..ListTopicsResponse::default()
     };
     assert!(fits(&long));
     let frames = Decoder::decode_all(&encode(Kind::ListTopics, &long)).expect("well formed");

@@ -139,7 +139,7 @@ pub enum Error {
         end: Offset,
     },
     #[error(
-        "offsets {from} to {to} are damaged on disk: see `millstream log verify`; skip them with an explicit seek"
+        "offsets {from} to {to} are damaged on disk: see `millstream log verify`; seek past {to} to go on behind them"
     )]
     Damaged { from: Offset, to: Offset },
     #[error("the disk is full: free space or lower retention; the broker resumes by itself")]

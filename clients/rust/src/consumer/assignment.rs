@@ -48,6 +48,8 @@ pub(super) struct Assignment {
     processed: AtomicU64,
     committed: AtomicU64,
     paused: AtomicBool,
+    /// A batch of it cannot be read: nothing behind it is given before a seek.
+    stopped: AtomicBool,
     epochs: Mutex<Epochs>,
 }
 
@@ -86,6 +88,7 @@ impl Assignment {
             processed: AtomicU64::new(offset),
             committed: AtomicU64::new(offset),
             paused: AtomicBool::new(false),
+            stopped: AtomicBool::new(false),
             epochs: Mutex::default(),
         }
     }
@@ -154,6 +157,19 @@ impl Assignment {
 
     pub(super) fn is_paused(&self) -> bool {
         self.paused.load(Ordering::Acquire)
+    }
+
+    pub(super) fn is_stopped(&self) -> bool {
+        self.stopped.load(Ordering::Acquire)
+    }
+
+    pub(super) fn stop(&self) {
+        self.stopped.store(true, Ordering::Release);
+    }
+
+    /// Go on; whether it was stopped.
+    pub(super) fn take_stopped(&self) -> bool {
+        self.stopped.swap(false, Ordering::AcqRel)
     }
 
     pub(super) fn set_paused(&self, paused: bool) {

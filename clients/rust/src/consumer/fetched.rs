@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use millstream_batch::{Batch, BatchHeader, Codec, Record};
+use millstream_batch::{Batch, BatchError, BatchHeader, Codec, Record};
 
 use super::assignment::TopicPartition;
 use crate::error::{Error, Result};
@@ -84,6 +84,8 @@ impl FetchedBatch {
             header: *self.batch.header(),
             raw,
             skip_below: self.skip_below,
+            first_offset: self.first_offset,
+            last_offset: self.last_offset,
             append_time_ms: self.append_time_ms,
         })
     }
@@ -101,11 +103,8 @@ impl FetchedBatch {
         Ok(records)
     }
 
-    fn unreadable(&self, error: &millstream_batch::BatchError) -> Error {
-        Error::batch(format!(
-            "{} at offset {}: {error}",
-            self.name, self.first_offset
-        ))
+    fn unreadable(&self, error: &BatchError) -> Error {
+        unreadable(&self.name, self.first_offset, self.last_offset, error)
     }
 }
 
@@ -116,6 +115,8 @@ pub struct OpenedBatch {
     header: BatchHeader,
     raw: Bytes,
     skip_below: u64,
+    first_offset: u64,
+    last_offset: u64,
     append_time_ms: i64,
 }
 
@@ -127,7 +128,12 @@ impl OpenedBatch {
             .filter_map(|record| match record {
                 Ok(record) if (record.offset as u64) < self.skip_below => None,
                 Ok(record) => Some(Ok(record)),
-                Err(error) => Some(Err(Error::batch(format!("{}: {error}", self.name)))),
+                Err(error) => Some(Err(unreadable(
+                    &self.name,
+                    self.first_offset,
+                    self.last_offset,
+                    &error,
+                ))),
             })
     }
 
@@ -152,4 +158,10 @@ impl OpenedBatch {
                 .collect(),
         }
     }
+}
+
+/// A batch that cannot be read: nobody knows how many records are lost with it, so all of it is passed over.
+fn unreadable(name: &TopicPartition, first: u64, last: u64, error: &BatchError) -> Error {
+    let message = format!("{name}: the batch of offsets {first} to {last} cannot be read: {error}");
+    Error::unreadable(message, last + 1)
 }

@@ -227,6 +227,7 @@ impl Consumer {
     pub async fn seek(&mut self, partition: &TopicPartition, to: StartAt) -> Result<u64> {
         let assignment = Arc::clone(self.ours(partition)?);
         let generation = assignment.next_generation();
+        let resumed = assignment.take_stopped() && !assignment.is_paused();
         let is_of = |other: &Arc<Assignment>| Arc::ptr_eq(other, &assignment);
         if self
             .given
@@ -244,11 +245,17 @@ impl Consumer {
         }
         let (reply, answer) = oneshot::channel();
         self.send(Command::Seek {
-            assignment,
+            assignment: Arc::clone(&assignment),
             to,
             generation,
             reply,
         })?;
+        if resumed {
+            self.send(Command::Pause {
+                assignments: vec![assignment],
+                paused: false,
+            })?;
+        }
         answer
             .await
             .unwrap_or_else(|_| Err(Error::closed("consumer")))
@@ -342,7 +349,15 @@ impl Consumer {
                         self.records = records.into();
                         self.records_of = Some((assignment, generation, batch.last_offset + 1));
                     }
-                    Err(error) => return Poll::Ready(Some(Err(error))),
+                    Err(error) => {
+                        // What comes behind it is not given as if nothing were missing.
+                        assignment.stop();
+                        let _ = self.commands.send(Command::Pause {
+                            assignments: vec![assignment],
+                            paused: true,
+                        });
+                        return Poll::Ready(Some(Err(error)));
+                    }
                 },
                 Arrived::CaughtUp { .. } | Arrived::Fault(_) | Arrived::Failed(_) => {}
             }
@@ -595,6 +610,9 @@ enum Next {
 
 impl Arrival {
     fn is_current(&self) -> bool {
-        self.assignment.is_live() && self.assignment.generation() == self.generation
+        let assignment = &self.assignment;
+        assignment.is_live()
+            && assignment.generation() == self.generation
+            && !assignment.is_stopped()
     }
 }

@@ -234,3 +234,53 @@ async fn what_was_queued_before_a_seek_is_dropped() {
             .is_err()
     );
 }
+
+#[tokio::test]
+async fn a_batch_that_cannot_be_read_stops_its_partition_until_a_seek() {
+    let (mut consumer, mut task) = consumer(true);
+    let (ours, other) = (assignment(0), assignment(1));
+    task.assign(&[&ours, &other]);
+    task.give(batch(&ours, 0..2));
+    let mut bad = batch(&ours, 2..5);
+    if let Arrived::Batch(batch) = &mut bad.what {
+        let mut bytes = batch.batch.bytes().to_vec();
+        bytes[millstream_batch::HEADER_BYTES] ^= 2; // the first record's length
+        batch.batch = millstream_batch::Batch::parse(bytes.into()).unwrap();
+    }
+    task.give(bad);
+    task.give(batch(&ours, 5..6));
+    task.give(batch(&other, 0..1));
+    for offset in 0..2 {
+        assert_eq!(consumer.next().await.unwrap().unwrap().offset, offset);
+    }
+    let error = consumer.next().await.unwrap().unwrap_err();
+    assert_eq!(
+        (error.kind(), error.next_offset()),
+        (crate::error::Kind::Batch, Some(5))
+    );
+    assert!(error.to_string().contains("offsets 2 to 4"), "{error}");
+    // The other partition goes on, this one does not as if nothing were missing.
+    let record = consumer.next().await.unwrap().unwrap();
+    assert_eq!((record.partition, record.offset), (1, 0));
+    assert_eq!(ours.processed(), 2);
+    assert!(
+        matches!(&task.heard()[..], [Command::Pause { paused: true, .. }]),
+        "the broker need not send more"
+    );
+    let name = ours.name.clone();
+    let seeking = consumer.seek(&name, StartAt::Offset(5));
+    let answering = async {
+        let Some(Command::Seek { reply, .. }) = task.commands.recv().await else {
+            panic!("no seek")
+        };
+        reply.send(Ok(5)).unwrap();
+        let unpaused = task.commands.recv().await;
+        assert!(matches!(
+            unpaused,
+            Some(Command::Pause { paused: false, .. })
+        ));
+    };
+    assert_eq!(tokio::join!(seeking, answering).0.unwrap(), 5);
+    task.give(batch(&ours, 5..6));
+    assert_eq!(consumer.next().await.unwrap().unwrap().offset, 5);
+}

@@ -191,6 +191,7 @@ impl Producer {
         let request = DescribeTopicRequest {
             name: name.to_owned(),
             partitions: false,
+            from_partition: 0,
         };
         let deadline = tokio::time::Instant::now() + self.core.lookup_timeout;
         let answer: DescribeTopicResponse = self

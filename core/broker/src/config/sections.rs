@@ -290,13 +290,22 @@ impl Memory {
 #[serde(default, deny_unknown_fields)]
 pub struct Limits {
     pub connections_max: usize,
-    /// Handshakes under way at once; more are left unanswered, and come again.
+    /// Of them, from one address (of IPv6: one /64).
+    pub connections_address_max: usize,
+    /// Connections under way that have not said who they are (HELLO); more are left unanswered, and come again.
     pub handshakes_max: usize,
-    /// Past so many, whoever has not proven its address is asked to (QUIC Retry: one round trip more).
+    /// Of them, from one address.
+    pub handshakes_address_max: usize,
+    /// Past so many of them, whoever has not proven its address is asked to (QUIC Retry: one round trip more).
     /// 0: always.
     pub handshakes_unproven_max: usize,
     /// Streams of one connection.
     pub streams_max: u32,
+    /// Streams of all connections together, beside the first few of each.
+    pub streams_total_max: usize,
+    /// Partitions that one subscription reads, and that all of one principal's do. Each takes about 1.5 KiB.
+    pub subscription_partitions_max: usize,
+    pub principal_partitions_max: usize,
     /// `PRODUCE` frames unanswered on one stream.
     pub in_flight_max: u32,
     /// Bytes of them.
@@ -319,9 +328,14 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             connections_max: 10_000,
+            connections_address_max: 8_000,
             handshakes_max: 1_024,
+            handshakes_address_max: 512,
             handshakes_unproven_max: 128,
             streams_max: 10_240,
+            streams_total_max: 65_536,
+            subscription_partitions_max: 20_000,
+            principal_partitions_max: 200_000,
             in_flight_max: 1_024,
             in_flight_bytes_max: 16 << 20,
             shard_calls_max: 100_000,
@@ -338,7 +352,12 @@ impl Limits {
     pub(super) fn check(&self) -> Result<(), ConfigError> {
         if self.connections_max == 0
             || self.handshakes_max == 0
+            || self.connections_address_max == 0
+            || self.handshakes_address_max == 0
             || self.streams_max == 0
+            || self.streams_total_max == 0
+            || self.subscription_partitions_max == 0
+            || self.principal_partitions_max == 0
             || self.in_flight_max == 0
             || self.shard_calls_max == 0
         {

@@ -90,7 +90,7 @@ fn broker(shared: &Shared, report: &Report) -> Vec<Family> {
 fn sessions(shared: &Shared) -> Vec<Family> {
     let metrics = &shared.metrics;
     let bounds = &shared.bounds;
-    let gauges: [(&'static str, &'static str, u64); 8] = [
+    let gauges: [(&'static str, &'static str, u64); 9] = [
         (
             "millstream_connections",
             "Open connections",
@@ -117,6 +117,11 @@ fn sessions(shared: &Shared) -> Vec<Family> {
             metrics.handshakes.value(),
         ),
         (
+            "millstream_strangers",
+            "Connections and handshakes that have not said who they are",
+            metrics.strangers.value(),
+        ),
+        (
             "millstream_subscriptions",
             "Open subscriptions",
             metrics.subscriptions.value(),
@@ -132,7 +137,7 @@ fn sessions(shared: &Shared) -> Vec<Family> {
             bounds.send.bytes() as u64,
         ),
     ];
-    let counters: [(&'static str, &'static str, &Counter); 14] = [
+    let counters: [(&'static str, &'static str, &Counter); 15] = [
         (
             "millstream_connections_total",
             "Connections taken",
@@ -157,6 +162,11 @@ fn sessions(shared: &Shared) -> Vec<Family> {
             "millstream_handshakes_ignored_total",
             "Handshakes over the limit, left unanswered",
             &metrics.handshakes_ignored,
+        ),
+        (
+            "millstream_streams_refused_total",
+            "Streams past the share of their connection",
+            &metrics.streams_refused,
         ),
         ("millstream_requests_total", "Requests", &metrics.requests),
         (

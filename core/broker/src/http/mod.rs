@@ -3,32 +3,36 @@
 
 mod metrics;
 mod otlp;
+mod places;
 mod prometheus;
 pub(crate) mod report;
 
 use std::convert::Infallible;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
-use hyper::header::CONTENT_TYPE;
+use hyper::header::{CONTENT_TYPE, HOST};
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 
+use self::places::Places;
 use self::report::Report;
 use crate::Error;
 use crate::broker::{Phase, Shared};
 use crate::thread::keep_reconciled;
 
-/// Connections at a time; more wait in the kernel.
+/// Connections at a time; past it the oldest goes.
 const CONNECTIONS_MAX: usize = 64;
 /// A client that does not send its request in time is dropped.
 const HEADER_WAIT: Duration = Duration::from_secs(10);
+/// A client that has not taken its answer by then is dropped. One request a connection.
+const CONNECTION_WAIT: Duration = Duration::from_secs(30);
 
 /// The operators' thread.
 #[derive(Debug)]
@@ -106,11 +110,8 @@ async fn operate(
 }
 
 async fn accept(shared: &Arc<Shared>, listener: &tokio::net::TcpListener) {
-    let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let mut places = Places::new(CONNECTIONS_MAX);
     loop {
-        let Ok(permit) = Arc::clone(&room).acquire_owned().await else {
-            return;
-        };
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
             Err(error) => {
@@ -119,25 +120,43 @@ async fn accept(shared: &Arc<Shared>, listener: &tokio::net::TcpListener) {
                 continue;
             }
         };
+        if places.make_room() {
+            tracing::debug!("the oldest HTTP connection went: {CONNECTIONS_MAX} were there");
+        }
+        let local = stream.local_addr().map(|address| address.ip());
+        let loopback = local.is_ok_and(|address| address.to_canonical().is_loopback());
         let shared = Arc::clone(shared);
-        tokio::spawn(async move {
+        let serving = tokio::spawn(async move {
             let service = service_fn(|request| {
                 let shared = Arc::clone(&shared);
-                async move { Ok::<_, Infallible>(answer(&shared, &request).await) }
+                async move { Ok::<_, Infallible>(answer(&shared, &request, loopback).await) }
             });
             let serving = hyper::server::conn::http1::Builder::new()
                 .timer(TokioTimer::new())
                 .header_read_timeout(HEADER_WAIT)
+                .keep_alive(false)
                 .serve_connection(TokioIo::new(stream), service);
-            if let Err(error) = serving.await {
-                tracing::debug!(%error, "an HTTP connection ended badly");
+            match tokio::time::timeout(CONNECTION_WAIT, serving).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::debug!(%error, "an HTTP connection ended badly"),
+                Err(_) => tracing::debug!("an HTTP client did not take its answer in time"),
             }
-            drop(permit);
         });
+        places.take(serving.abort_handle());
     }
 }
 
-async fn answer(shared: &Shared, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+async fn answer(
+    shared: &Shared,
+    request: &Request<Incoming>,
+    loopback: bool,
+) -> Response<Full<Bytes>> {
+    let host = request.headers().get(HOST).map(|host| host.to_str());
+    if loopback && !host.is_none_or(|host| host.is_ok_and(names_loopback)) {
+        let why =
+            "this address is asked for under another name: ask localhost, 127.0.0.1 or [::1]\n";
+        return text(StatusCode::MISDIRECTED_REQUEST, why.to_owned());
+    }
     if request.method() != Method::GET && request.method() != Method::HEAD {
         return text(StatusCode::METHOD_NOT_ALLOWED, "GET only\n".to_owned());
     }
@@ -167,6 +186,19 @@ async fn answer(shared: &Shared, request: &Request<Incoming>) -> Response<Full<B
             "there are /livez /readyz /metrics /status\n".to_owned(),
         ),
     }
+}
+
+/// Whether a `Host` is one that a client on this machine has. A page from elsewhere whose name was made to
+/// point here (DNS rebinding) asks under its own name, and must not read what its browser reaches.
+fn names_loopback(host: &str) -> bool {
+    let name = match host.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+        Some((v6, _port)) => v6,
+        None => host.split_once(':').map_or(host, |(name, _port)| name),
+    };
+    name.eq_ignore_ascii_case("localhost")
+        || name
+            .parse::<IpAddr>()
+            .is_ok_and(|address| address.to_canonical().is_loopback())
 }
 
 /// Ready: clients can connect and every shard takes writes.
@@ -203,4 +235,32 @@ fn text(status: StatusCode, body: String) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(Bytes::from(body)));
     *response.status_mut() = status;
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn loopback_is_asked_under_its_own_names() {
+        for host in [
+            "localhost",
+            "LOCALHOST:7412",
+            "127.0.0.1:7412",
+            "127.0.0.5",
+            "[::1]:7412",
+        ] {
+            assert!(names_loopback(host), "{host}");
+        }
+        for host in [
+            "",
+            "evil.example",
+            "localhost.evil.example:7412",
+            "10.0.0.1",
+            "[2001:db8::1]",
+            "[::1",
+        ] {
+            assert!(!names_loopback(host), "{host}");
+        }
+    }
 }

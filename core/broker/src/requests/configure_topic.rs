@@ -13,6 +13,7 @@ pub(super) async fn handle(
     request: ConfigureTopicRequest,
 ) -> Result<ConfigureTopicResponse, messages::Error> {
     session.principal().check(Right::Admin, &request.name)?;
+    convert::check_settings(&request.set)?;
     let set = request
         .set
         .into_iter()

@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use millstream_machine::settings;
 use millstream_machine::topic::{FilterBinding, OnError, Stage, TopicConfig, TopicMeta};
+use millstream_protocol::Code;
 use millstream_protocol::messages::{self, FilterInfo, Setting, TopicInfo};
 use millstream_shard::call::Error;
 
@@ -60,11 +61,26 @@ pub(super) fn filter(meta: &TopicMeta, binding: &FilterBinding) -> FilterInfo {
     }
 }
 
+/// Settings that one request may name: there are fewer, and each is named once.
+const SETTINGS_MAX: usize = 64;
+
+/// Whether these are as many settings as a request may name.
+pub(super) fn check_settings(set: &[Setting]) -> Result<(), messages::Error> {
+    if set.len() <= SETTINGS_MAX {
+        return Ok(());
+    }
+    Err(Code::TooLarge.error(format!(
+        "{} settings in one request, over {SETTINGS_MAX}",
+        set.len()
+    )))
+}
+
 /// Settings of a new topic.
 pub(super) fn apply_settings(
     config: &mut TopicConfig,
     set: &[Setting],
 ) -> Result<(), messages::Error> {
+    check_settings(set)?;
     for setting in set {
         settings::apply(config, &setting.key, setting.value.as_deref())
             .map_err(|refusal| refusals::of_shard(&Error::Refused(refusal)))?;

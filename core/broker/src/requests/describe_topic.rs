@@ -14,7 +14,8 @@ use crate::refusals;
 use crate::session::Session;
 use crate::shards::{ask, unexpected};
 
-/// Partitions described at a time.
+/// Partitions described in one answer, and at a time.
+const PAGE: u32 = 1_000;
 const TOGETHER: usize = 64;
 
 pub(super) async fn handle(
@@ -33,9 +34,22 @@ pub(super) async fn handle(
         Reply::Topic(meta) => meta,
         other => return Err(unexpected(&other)),
     };
+    // Without partitions it is what every producer asks once.
+    let _turn = match request.partitions {
+        true => session.principal().turn().await,
+        false => None,
+    };
     let mut partitions = Vec::new();
+    let mut next_partition = 0;
     if request.partitions {
-        let indexes: Vec<u32> = (0..meta.partitions).collect();
+        let end = request
+            .from_partition
+            .saturating_add(PAGE)
+            .min(meta.partitions);
+        if end < meta.partitions {
+            next_partition = end;
+        }
+        let indexes: Vec<u32> = (request.from_partition..end).collect();
         for together in indexes.chunks(TOGETHER) {
             let mut waiting = tokio::task::JoinSet::new();
             for &index in together {
@@ -55,6 +69,7 @@ pub(super) async fn handle(
     Ok(DescribeTopicResponse {
         topic: Some(convert::topic(&meta)),
         partitions,
+        next_partition,
     })
 }
 

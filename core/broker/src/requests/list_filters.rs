@@ -1,13 +1,12 @@
-//! LIST_FILTERS: every binding of every topic that the principal sees.
+//! LIST_FILTERS: every binding of every topic that the principal sees, a page of topics at a time.
 
-use millstream_machine::request::{Reply, Request};
 use millstream_machine::topic::{FilterBinding, TopicMeta};
 use millstream_protocol::messages::{self, ListFiltersRequest, ListFiltersResponse};
 use millstream_sandbox::Placement;
 
 use super::convert;
+use super::list_topics::page;
 use crate::session::Session;
-use crate::shards::{ask, unexpected};
 
 /// How a filter fares: its component, then where it runs.
 pub(super) fn state(session: &Session, meta: &TopicMeta, binding: &FilterBinding) -> String {
@@ -23,15 +22,9 @@ pub(super) fn state(session: &Session, meta: &TopicMeta, binding: &FilterBinding
 
 pub(super) async fn handle(
     session: &Session,
-    _: ListFiltersRequest,
+    request: ListFiltersRequest,
 ) -> Result<ListFiltersResponse, messages::Error> {
-    let principal = session.principal();
-    let mut topics = match ask(session.shared.shards.catalog(), Request::ListTopics).await? {
-        Reply::Topics(topics) => topics,
-        other => return Err(unexpected(&other)),
-    };
-    topics.retain(|meta| principal.sees(&meta.name));
-    topics.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+    let (topics, next) = page(session, &request.after).await?;
     let filters = topics
         .iter()
         .flat_map(|meta| meta.filters.iter().map(move |binding| (meta, binding)))
@@ -40,5 +33,5 @@ pub(super) async fn handle(
             ..convert::filter(meta, binding)
         })
         .collect();
-    Ok(ListFiltersResponse { filters })
+    Ok(ListFiltersResponse { filters, next })
 }

@@ -55,6 +55,19 @@ macro_rules! table {
     };
 }
 
+/// Whether the answer grows with what the broker holds, not with the request.
+fn asks_for_much(kind: Kind) -> bool {
+    matches!(
+        kind,
+        Kind::Status
+            | Kind::ListTopics
+            | Kind::ListGroups
+            | Kind::DescribeGroup
+            | Kind::ResetGroup
+            | Kind::ListFilters
+    )
+}
+
 /// Answer one request: the frame to send, or why not.
 pub(crate) async fn answer(
     session: &Rc<Session>,
@@ -71,6 +84,10 @@ pub(crate) async fn answer(
 }
 
 async fn carry_out(session: &Rc<Session>, received: Received) -> Result<Bytes, messages::Error> {
+    let _turn = match received.frame.known() {
+        Some(kind) if asks_for_much(kind) => session.principal().turn().await,
+        _ => None,
+    };
     table! { session, received;
         Ping => ping;
         Status => status;

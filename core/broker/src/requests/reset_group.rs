@@ -2,6 +2,7 @@
 
 use millstream_batch::ids::{Offset, Partition};
 use millstream_machine::request::Request;
+use millstream_machine::topic::TopicMeta;
 use millstream_protocol::Code;
 use millstream_protocol::messages::{self, ResetGroupRequest, ResetGroupResponse};
 use millstream_shard::call::{Answer, Call};
@@ -22,6 +23,7 @@ pub(super) async fn handle(
     // The answer tells the topic's bounds, and what is committed decides who reads what of it.
     principal.check(Right::Consume, &request.topic)?;
     let topic = session.thread.catalog.topic(&request.topic).await?;
+    let indexes = indexes(request.partitions, &topic)?;
     let members = match gather(session, &request.group).await {
         Ok((home, _)) => home.members.len(),
         // Offsets may be set before the group's first member comes.
@@ -32,11 +34,6 @@ pub(super) async fn handle(
         let message = format!("group `{}` has {members} members", request.group);
         return Err(Code::GroupBusy.error(message));
     }
-    let indexes = if request.partitions.is_empty() {
-        (0..topic.partitions).collect()
-    } else {
-        request.partitions
-    };
     let at = position_of(request.to.as_ref());
     let mut offsets = Vec::new();
     for index in indexes {
@@ -77,4 +74,23 @@ pub(super) async fn handle(
         ));
     }
     Ok(ResetGroupResponse { offsets })
+}
+
+/// The partitions that are meant: those that are named, each once, or all.
+fn indexes(mut named: Vec<u32>, topic: &TopicMeta) -> Result<Vec<u32>, messages::Error> {
+    if named.is_empty() {
+        return Ok((0..topic.partitions).collect());
+    }
+    named.sort_unstable();
+    if let Some(pair) = named.windows(2).find(|pair| pair[0] == pair[1]) {
+        let message = format!("RESET_GROUP names partition {} twice", pair[0]);
+        return Err(Code::BadRequest.error(message));
+    }
+    match named.last() {
+        Some(&last) if last >= topic.partitions => Err(Code::UnknownPartition.error(format!(
+            "topic `{}` has {} partitions, no {last}",
+            topic.name, topic.partitions
+        ))),
+        _ => Ok(named),
+    }
 }

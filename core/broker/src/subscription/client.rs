@@ -16,9 +16,10 @@ use super::jobs::Opening;
 use crate::refusals;
 use crate::requests::position_of;
 
-/// Offsets in one COMMIT that every subscription may send, however few partitions it has.
-const COMMIT_OFFSETS: usize = 1_024;
-/// And at most, however many it has: the answer to all of them fits in a frame many times.
+/// Partitions that one frame may name on every subscription, however few it has.
+const NAMED: usize = 1_024;
+/// Offsets in one COMMIT at most, however many partitions there are: the answer to all of them fits in a
+/// frame many times.
 const COMMIT_OFFSETS_MAX: usize = 16 << 10;
 
 impl Subscription {
@@ -31,10 +32,12 @@ impl Subscription {
             Some(Kind::Commit) => self.commit(frame.message().map_err(refusals::of_frame)?)?,
             Some(Kind::Released) => {
                 let released: Released = frame.message().map_err(refusals::of_frame)?;
+                self.check_named("RELEASED", released.handles.len(), usize::MAX)?;
                 self.released(&released.handles);
             }
             Some(Kind::Pause) => {
                 let pause: Pause = frame.message().map_err(refusals::of_frame)?;
+                self.check_named("PAUSE", pause.handles.len(), usize::MAX)?;
                 for handle in pause.handles {
                     self.feeds.halt(handle, None, pause.paused);
                 }
@@ -48,18 +51,22 @@ impl Subscription {
         Ok(())
     }
 
+    /// A frame names each partition that was given once, and no more than `most`.
+    fn check_named(&self, kind: &str, named: usize, most: usize) -> Result<(), messages::Error> {
+        let most = self.feeds.given().max(NAMED).min(most);
+        if named <= most {
+            return Ok(());
+        }
+        Err(Code::TooLarge.error(format!(
+            "{kind} names {named} partitions, over {most}: name each once, in several frames"
+        )))
+    }
+
     fn commit(&mut self, commit: Commit) -> Result<(), messages::Error> {
         let Some(group) = self.group.clone() else {
             return Err(Code::BadRequest.error("COMMIT without a group"));
         };
-        let offsets_max = self.feeds.given().clamp(COMMIT_OFFSETS, COMMIT_OFFSETS_MAX);
-        if commit.offsets.len() > offsets_max {
-            let message = format!(
-                "COMMIT of {} offsets is over {offsets_max}: commit each partition once, in several COMMITs",
-                commit.offsets.len()
-            );
-            return Err(Code::TooLarge.error(message));
-        }
+        self.check_named("COMMIT", commit.offsets.len(), COMMIT_OFFSETS_MAX)?;
         let member = self
             .membership
             .as_ref()

@@ -60,6 +60,8 @@ pub(super) struct Feed {
     pub(super) caught_up: bool,
     /// CAUGHT_UP to be sent when `ready` is empty.
     pub(super) tell_caught_up: Option<Offset>,
+    /// What stops it when `ready` is empty: what came before is sent.
+    pub(super) tell_failed: Option<messages::Error>,
     /// Of the newest fetch, if it is sampled.
     pub(super) trace: Option<Box<Trace>>,
     /// It stands in the queue of those that want to fetch.
@@ -107,6 +109,7 @@ impl Feed {
             room: None,
             caught_up: false,
             tell_caught_up: None,
+            tell_failed: None,
             trace: None,
             queued: false,
         }
@@ -126,6 +129,7 @@ impl Feed {
             && self.fetching.is_none()
             && self.ready_bytes < low_water
             && self.tell_caught_up.is_none()
+            && self.tell_failed.is_none()
             && self.stop_at.is_none_or(|stop| self.next < stop)
     }
 
@@ -136,6 +140,7 @@ impl Feed {
         self.room = None;
         self.caught_up = false;
         self.tell_caught_up = None;
+        self.tell_failed = None;
         std::mem::take(&mut self.ready_bytes)
     }
 

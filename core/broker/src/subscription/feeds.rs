@@ -18,6 +18,7 @@ use super::feed::{Feed, Ready, State};
 use super::filters::Judged;
 use super::jobs::Event;
 use super::outbox::COPY_BELOW;
+use super::quota::Quota;
 use crate::refusals;
 use crate::traces::{Trace, Value, now_ns};
 
@@ -56,10 +57,11 @@ pub(super) struct Feeds {
     catching_up: usize,
     /// A fetch is held back because too many bytes are on their way out.
     pub(super) starved: bool,
+    pub(super) quota: Quota,
 }
 
 impl Feeds {
-    pub(super) fn new(credit_bytes: u64) -> Self {
+    pub(super) fn new(credit_bytes: u64, quota: Quota) -> Self {
         let mut feeds = Self {
             feeds: FxHashMap::default(),
             by_partition: FxHashMap::default(),
@@ -70,6 +72,7 @@ impl Feeds {
             ready_bytes: 0,
             catching_up: 0,
             starved: false,
+            quota,
         };
         feeds.add_credit(credit_bytes);
         feeds
@@ -90,18 +93,20 @@ impl Feeds {
             .all(|feed| matches!(feed.state, State::Ended | State::Failed))
     }
 
+    /// One more partition, if the principal may read so many.
     pub(super) fn insert(
         &mut self,
         topic: Rc<TopicMeta>,
         partition: Partition,
         epoch: GroupEpoch,
-    ) -> u32 {
+    ) -> Result<u32, messages::Error> {
+        self.quota.take()?;
         let handle = self.next_handle;
         self.next_handle += 1;
         self.by_partition.insert(partition, handle);
         self.feeds
             .insert(handle, Feed::new(handle, topic, partition, epoch));
-        handle
+        Ok(handle)
     }
 
     pub(super) fn feed(&mut self, handle: u32) -> Option<&mut Feed> {
@@ -127,6 +132,7 @@ impl Feeds {
         let mut feed = self.feeds.remove(&handle)?;
         self.by_partition.remove(&feed.partition);
         self.clear(&mut feed);
+        self.quota.give();
         Some(feed)
     }
 
@@ -271,6 +277,12 @@ impl Subscription {
         }
         metrics.bytes_out.add(sent as u64);
         if feed.ready.is_empty()
+            && let Some(error) = feed.tell_failed.take()
+        {
+            self.fail(handle, error);
+            return true;
+        }
+        if feed.ready.is_empty()
             && let Some(offset) = feed.tell_caught_up.take()
         {
             let ended = feed.stop_at.is_some_and(|stop| offset >= stop);
@@ -379,7 +391,7 @@ impl Subscription {
             Answer::Error(Error::Stopping) => {
                 return Err(Code::Stopping.error("the broker is stopping"));
             }
-            other => self.fail(handle, refusals::unexpected(&other)),
+            other => self.fail_behind_ready(handle, refusals::unexpected(&other)),
         }
         self.feeds.want(handle);
         Ok(())
@@ -395,6 +407,14 @@ impl Subscription {
                 error: Some(error),
             },
         );
+    }
+
+    /// As [`fail`](Self::fail), once the batches that came before are sent.
+    fn fail_behind_ready(&mut self, handle: u32, error: messages::Error) {
+        match self.feeds.feed(handle) {
+            Some(feed) if !feed.ready.is_empty() => feed.tell_failed = Some(error),
+            _ => self.fail(handle, error),
+        }
     }
 
     /// Fetch again, but not at once.
@@ -442,6 +462,7 @@ impl Subscription {
         let has_ready = |feed: &Feed| !feed.ready.is_empty();
         let idle = !self.feeds.feeds.get(&handle).is_some_and(has_ready);
         let mut dropped_last = false;
+        let mut stopped_by = None;
         let (mut came, mut records) = (0, 0);
         for (served, verdict) in batches {
             let Some(feed) = self.feeds.feeds.get_mut(&handle) else {
@@ -486,8 +507,14 @@ impl Subscription {
                     break;
                 }
                 Err(failure) => {
-                    self.fail(handle, Code::FilterFailed.error(failure.to_string()));
-                    return;
+                    stopped_by = Some(messages::Error {
+                        next_offset: Some(next.0),
+                        ..Code::FilterFailed.error(format!(
+                            "offsets {} to {}: {failure}; seek to {next} to go on behind them",
+                            served.base_offset, served.last_offset
+                        ))
+                    });
+                    break;
                 }
             }
         }
@@ -498,6 +525,12 @@ impl Subscription {
         let Some(feed) = feeds.feeds.get_mut(&handle) else {
             return;
         };
+        if idle && has_ready(feed) && stopped_by.is_some() {
+            feeds.turns.push_back(handle);
+        }
+        if let Some(error) = stopped_by {
+            return self.fail_behind_ready(handle, error);
+        }
         let at_end = feed.next >= end || feed.stop_at.is_some_and(|stop| feed.next >= stop);
         if at_end && feed.fetching.is_none() {
             if !feed.caught_up || dropped_last || feed.stop_at.is_some_and(|stop| feed.next >= stop)
@@ -588,13 +621,15 @@ mod tests {
             filters: Vec::new(),
             revision: 1,
         });
-        let mut feeds = Feeds::new(1 << 20);
+        let mut feeds = Feeds::new(1 << 20, Quota::unbounded());
         let handles = (0..partitions).map(|index| {
             let partition = Partition {
                 topic: topic.id,
                 index,
             };
-            feeds.insert(Rc::clone(&topic), partition, GroupEpoch(1))
+            feeds
+                .insert(Rc::clone(&topic), partition, GroupEpoch(1))
+                .expect("unbounded")
         });
         let handles = handles.collect();
         (feeds, handles)

@@ -21,8 +21,9 @@ use super::jobs::Event;
 use crate::authority::Right;
 use crate::session::Session;
 
-/// Filters of one subscription.
+/// Filters of one subscription, and bytes of all their parameters, which live as long as it does.
 const FILTERS_MAX: usize = 16;
+const PARAMETER_BYTES_MAX: usize = 64 << 10;
 /// Fetches of one subscription that are with workers; more are fetched again later.
 const WITH_WORKERS_MAX: usize = 8;
 
@@ -61,11 +62,27 @@ impl OwnFilters {
                 Code::TooLarge.error(format!("a subscription has at most {FILTERS_MAX} filters"))
             );
         }
+        let bytes: usize = subscribe
+            .filters
+            .iter()
+            .flat_map(|filter| &filter.parameters)
+            .map(|p| p.key.len() + p.value.as_ref().map_or(0, String::len))
+            .sum();
+        if bytes > PARAMETER_BYTES_MAX {
+            return Err(Code::TooLarge.error(format!(
+                "parameters of {bytes} bytes are over a subscription's {PARAMETER_BYTES_MAX}"
+            )));
+        }
         let principal = session.principal();
-        let topics = session.thread.catalog.topics();
+        // Nobody pays for the whole catalog who names no filter.
+        let topics = match subscribe.filters.is_empty() {
+            true => Vec::new(),
+            false => session.thread.catalog.topics(),
+        };
         let find = |name: &str| -> Option<FilterBinding> {
             topics
                 .iter()
+                .filter(|topic| !topic.filters.is_empty())
                 .filter(|topic| principal.may(Right::Consume, &topic.name))
                 .flat_map(|topic| &topic.filters)
                 .find(|binding| binding.name == name)

@@ -292,7 +292,13 @@ impl Subscription {
             .membership
             .as_ref()
             .map(|membership| (membership.member, epoch));
-        let handle = self.feeds.insert(topic, partition, epoch);
+        let handle = match self.feeds.insert(topic, partition, epoch) {
+            Ok(handle) => handle,
+            Err(error) => {
+                self.refused = Some(error); // others of the group may read it
+                return true;
+            }
+        };
         let opening = Opening {
             shard: self.session.shared.shards.of(partition).clone(),
             partition,

@@ -17,6 +17,7 @@ mod group;
 mod jobs;
 mod open;
 mod outbox;
+mod quota;
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -37,6 +38,7 @@ use self::filters::OwnFilters;
 use self::group::Membership;
 use self::jobs::Event;
 use self::outbox::Outbox;
+use self::quota::Quota;
 use crate::metrics::Alive;
 use crate::refusals;
 use crate::requests::{At, position_of};
@@ -79,6 +81,8 @@ struct Subscription {
     whole: Vec<(TopicId, u32)>,
     filters: OwnFilters,
     feeds: Feeds,
+    /// Partitions came that may not be read beside the others: the end of the stream.
+    refused: Option<messages::Error>,
     outbox: Outbox,
     jobs: JoinSet<Event>,
     answers: mpsc::UnboundedSender<(u64, Answer)>,
@@ -170,7 +174,8 @@ async fn begin(
         },
         whole: Vec::new(),
         filters,
-        feeds: Feeds::new(subscribe.credit_bytes),
+        feeds: Feeds::new(subscribe.credit_bytes, Quota::new(&session)),
+        refused: None,
         outbox: Outbox::new(session.send.clone()),
         jobs: JoinSet::new(),
         answers,
@@ -199,6 +204,9 @@ impl Subscription {
         self.open_added(); // what came between SUBSCRIBE and now
         loop {
             self.pump();
+            if let Some(error) = self.refused.take() {
+                return End::Refused(error);
+            }
             if self.is_over() {
                 return End::Finished;
             }

@@ -26,8 +26,16 @@ impl Subscription {
             }
             principal.check(Right::Consume, &subscribe.group)?;
         }
+        // Both lists are as long as the request, and stay so until it is known what they come to.
+        self.feeds
+            .quota
+            .check(subscribe.topics.len().max(subscribe.partitions.len()))?;
+        let mut named: FxHashSet<&str> = FxHashSet::default();
         let mut topics = Vec::new();
         for name in &subscribe.topics {
+            if !named.insert(name) {
+                return Err(twice(&format!("`{name}`")));
+            }
             topics.push(self.topic(name).await?);
         }
         let assigned = !subscribe.group.is_empty() && subscribe.partitions.is_empty();
@@ -49,6 +57,7 @@ impl Subscription {
                 .await;
         }
         let mut wanted: Vec<(Rc<TopicMeta>, u32, At)> = Vec::new();
+        let mut named: FxHashSet<(TopicId, u32)> = FxHashSet::default();
         for fixed in &subscribe.partitions {
             let topic = self.topic(&fixed.topic).await?;
             if fixed.partition >= topic.partitions {
@@ -58,17 +67,22 @@ impl Subscription {
                 );
                 return Err(Code::UnknownPartition.error(message));
             }
+            if !named.insert((topic.id, fixed.partition)) {
+                return Err(twice(&format!("`{}`/{}", topic.name, fixed.partition)));
+            }
             let from = fixed
                 .from
                 .as_ref()
                 .map_or(self.from, |from| position_of(Some(from)));
             wanted.push((topic, fixed.partition, from));
         }
-        // Of a topic that is read whole, those begin where `from` says that were not named themselves.
-        let named: FxHashSet<(TopicId, u32)> = wanted
+        let whole: FxHashSet<TopicId> = topics.iter().map(|topic| topic.id).collect();
+        let others = wanted
             .iter()
-            .map(|(topic, index, _)| (topic.id, *index))
-            .collect();
+            .filter(|(topic, _, _)| !whole.contains(&topic.id));
+        let all: usize = topics.iter().map(|topic| topic.partitions as usize).sum();
+        self.feeds.quota.check(all + others.count())?;
+        // Of a topic that is read whole, those begin where `from` says that were not named themselves.
         for topic in topics {
             let others = (0..topic.partitions).filter(|&index| !named.contains(&(topic.id, index)));
             wanted.extend(others.map(|index| (Rc::clone(&topic), index, self.from)));
@@ -85,11 +99,7 @@ impl Subscription {
                 topic: topic.id,
                 index,
             };
-            if self.feeds.of(partition).is_some() {
-                return Err(Code::BadRequest
-                    .error(format!("SUBSCRIBE names `{}`/{index} twice", topic.name)));
-            }
-            self.open_fixed(topic, partition, from);
+            self.open_fixed(topic, partition, from)?;
         }
         Ok(())
     }
@@ -110,12 +120,20 @@ impl Subscription {
                 topic: topic.id,
                 index,
             };
-            self.open_fixed(topic, partition, At::Position(Position::Start));
+            if let Err(error) = self.open_fixed(topic, partition, At::Position(Position::Start)) {
+                self.refused = Some(error);
+                return;
+            }
         }
     }
 
-    fn open_fixed(&mut self, topic: Rc<TopicMeta>, partition: Partition, from: At) {
-        let handle = self.feeds.insert(topic, partition, GroupEpoch(0));
+    fn open_fixed(
+        &mut self,
+        topic: Rc<TopicMeta>,
+        partition: Partition,
+        from: At,
+    ) -> Result<(), messages::Error> {
+        let handle = self.feeds.insert(topic, partition, GroupEpoch(0))?;
         if let Some(feed) = self.feeds.feed(handle) {
             feed.named = from.named();
         }
@@ -128,10 +146,15 @@ impl Subscription {
             stop_at_end: self.stop_at_end,
         };
         self.open_later(handle, opening);
+        Ok(())
     }
 
     async fn topic(&self, name: &str) -> Result<Rc<TopicMeta>, messages::Error> {
         self.session.principal().check(Right::Consume, name)?;
         self.session.thread.catalog.topic(name).await
     }
+}
+
+fn twice(what: &str) -> messages::Error {
+    Code::BadRequest.error(format!("SUBSCRIBE names {what} twice"))
 }

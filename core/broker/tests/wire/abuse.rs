@@ -263,7 +263,7 @@ fn who_is_not_known_or_not_allowed_gets_nothing() {
             .expect_err("no admin");
         assert_eq!(refused.code, Code::Forbidden.number());
         let topics: ListTopicsResponse = app
-            .request(Kind::ListTopics, &ListTopicsRequest {})
+            .request(Kind::ListTopics, &ListTopicsRequest::default())
             .await
             .expect("a list");
         assert!(topics.topics.is_empty());

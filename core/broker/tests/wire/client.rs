@@ -89,7 +89,7 @@ impl World {
         let mut stream = TcpStream::connect(http).expect("connected");
         stream.set_read_timeout(Some(PATIENCE)).expect("set");
         stream
-            .write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            .write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
             .expect("written");
         let mut answer = String::new();
         stream.read_to_string(&mut answer).expect("read");

@@ -4,13 +4,14 @@ use bytes::{Bytes, BytesMut};
 use millstream_protocol::frame::encode_head;
 use millstream_protocol::messages::{
     Batch, CaughtUp, DeployFilterRequest, DeployFilterResponse, FilterInfo, ListFiltersRequest,
-    ListFiltersResponse, Produce, Produced, ProducerOpen, RemoveFilterRequest,
-    RemoveFilterResponse, Setting, Subscribe, SubscriptionFilter,
+    ListFiltersResponse, PartitionError, Produce, Produced, ProducerOpen, RemoveFilterRequest,
+    RemoveFilterResponse, Seek, Setting, StartAt, Subscribe, SubscriptionFilter, start_at,
 };
 use millstream_protocol::{Code, Kind};
 
 use crate::client::{Client, Stream, World, batch, values, whole};
 use crate::common;
+use crate::poison::{not_compressed, poison};
 
 const JSON_FILTER: &[u8] = include_bytes!("../../../../plugins/dist/json-filter.wasm");
 const RECORDS: [&[u8]; 4] = [
@@ -156,7 +157,7 @@ fn a_filter_at_produce_drops_for_good() {
     world.run(async {
         let client = world.connect().await;
         let list: ListFiltersResponse = client
-            .request(Kind::ListFilters, &ListFiltersRequest {})
+            .request(Kind::ListFilters, &ListFiltersRequest::default())
             .await
             .expect("listed");
         assert_eq!(
@@ -166,7 +167,7 @@ fn a_filter_at_produce_drops_for_good() {
         let topics: millstream_protocol::messages::ListTopicsResponse = client
             .request(
                 Kind::ListTopics,
-                &millstream_protocol::messages::ListTopicsRequest {},
+                &millstream_protocol::messages::ListTopicsRequest::default(),
             )
             .await
             .expect("listed");
@@ -289,7 +290,7 @@ fn parameters_that_the_component_refuses_leave_the_deployment_as_it_was() {
                 refused.message
             );
             let list: ListFiltersResponse = client
-                .request(Kind::ListFilters, &ListFiltersRequest {})
+                .request(Kind::ListFilters, &ListFiltersRequest::default())
                 .await
                 .expect("listed");
             assert_eq!(list.filters, []);
@@ -334,7 +335,7 @@ fn a_filter_that_is_killed_goes_to_the_workers_then_pauses_and_order_is_kept() {
     let batches: [&[&[u8]]; 4] = [&[b"0", b"1", b"2"], &[b"3", b"4"], &[b"5"], &[b"6"]];
     let state = async |client: &Client| {
         let list: ListFiltersResponse = client
-            .request(Kind::ListFilters, &ListFiltersRequest {})
+            .request(Kind::ListFilters, &ListFiltersRequest::default())
             .await
             .expect("listed");
         list.filters[0].state.clone()
@@ -445,7 +446,7 @@ fn compiled_code_goes_with_the_last_deployment_and_at_a_start() {
         // It goes beside what is answered.
         while code() > 1 {
             let _: ListFiltersResponse = client
-                .request(Kind::ListFilters, &ListFiltersRequest {})
+                .request(Kind::ListFilters, &ListFiltersRequest::default())
                 .await
                 .expect("listed");
         }
@@ -454,4 +455,79 @@ fn compiled_code_goes_with_the_last_deployment_and_at_a_start() {
     std::fs::write(compiled.join("0123.compiled"), "of another version").expect("written");
     world.start_again();
     assert_eq!(code(), 1, "what the topic names stays");
+}
+
+/// Damage of before the walk at the door: what was compressed is stored as it came.
+#[test]
+fn a_batch_that_no_filter_can_read_is_named_behind_the_good_ones_before_it() {
+    let world = World::new(|_| {});
+    world.run(async {
+        let client = world.connect().await;
+        let topic_id = client.create_topic("t", 1).await;
+        deploy(
+            &client,
+            "subscribe",
+            expression("level == 'error'"),
+            Bytes::new(),
+            JSON_FILTER,
+        )
+        .await
+        .expect("deployed");
+        let mut producer = client.producer(&ProducerOpen::default()).await;
+        let good = batch(&RECORDS);
+        let bad = poison(&RECORDS, not_compressed);
+        for (tag, batch) in [
+            (1, &good[..]),
+            (2, &good[..]),
+            (3, &bad[..]),
+            (4, &good[..]),
+        ] {
+            let header = Produce {
+                tag,
+                topic_id: topic_id.clone(),
+                ..Produce::default()
+            };
+            producer.produce(header, batch).await;
+            producer.expect(Kind::Produced).await;
+        }
+        let mut stream = client.subscribe(&whole("t")).await;
+        let (mut read, mut handle) = (Vec::new(), 0);
+        let error = loop {
+            let frame = stream.next().await.expect("a frame");
+            match frame.known() {
+                Some(Kind::Batch) => {
+                    let header: Batch = frame.message().expect("BATCH");
+                    handle = header.handle;
+                    read.push(header.base_offset);
+                }
+                Some(Kind::PartitionError) => {
+                    let failed: PartitionError = frame.message().expect("PARTITION_ERROR");
+                    break failed.error.expect("why");
+                }
+                _ => {}
+            }
+        };
+        assert_eq!(read, [0, 4], "what came before is given");
+        let told = (error.code, error.next_offset);
+        assert_eq!(
+            told,
+            (Code::FilterFailed.number(), Some(12)),
+            "{}",
+            error.message
+        );
+        assert!(error.message.contains("8 to 11"), "{}", error.message);
+        let to = Some(StartAt {
+            at: Some(start_at::At::Offset(12)),
+            leader_epoch: None,
+        });
+        let seek = Seek {
+            handle,
+            to,
+            generation: 1,
+        };
+        stream.frame(Kind::Seek, &seek).await;
+        stream.expect(Kind::Sought).await;
+        let header: Batch = stream.expect(Kind::Batch).await.message().expect("BATCH");
+        assert_eq!(header.base_offset, 12);
+    });
 }

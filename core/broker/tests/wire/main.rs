@@ -3,6 +3,7 @@
 
 mod abuse;
 mod added;
+mod amounts;
 mod catalog;
 mod client;
 #[path = "../../../sandbox/tests/common/mod.rs"]
@@ -11,5 +12,7 @@ mod filters;
 mod groups;
 mod handshakes;
 mod operators;
+mod poison;
 mod producer_ids;
+mod strangers;
 mod streams;

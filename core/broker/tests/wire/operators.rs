@@ -18,7 +18,7 @@ fn get(world: &World, path: &str) -> (u16, String) {
     stream.set_read_timeout(Some(PATIENCE)).expect("set");
     write!(
         stream,
-        "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+        "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
     )
     .expect("written");
     let mut answer = String::new();

@@ -321,6 +321,7 @@ fn thousands_of_partitions_and_ten_thousand_batches_come_whole() {
                 &DescribeTopicRequest {
                     name: "t".to_owned(),
                     partitions: true,
+                    from_partition: 0,
                 },
             )
             .await

@@ -82,6 +82,7 @@ fn error() -> Error {
         retry_after_ms: 20,
         tag: 3,
         safe_offset: Some(41),
+        next_offset: Some(42),
     }
 }
 
@@ -185,6 +186,7 @@ fn topics() -> Vec<Sample> {
     let described = DescribeTopicResponse {
         topic: Some(topic()),
         partitions: vec![partition],
+        next_partition: 2_000,
     };
     let at = |at| OffsetAtRequest {
         topic: text("logs"),
@@ -257,7 +259,7 @@ fn topics() -> Vec<Sample> {
             "request",
             Kind::ListTopics,
             "ListTopicsRequest",
-            &ListTopicsRequest {},
+            &ListTopicsRequest { after: id() },
         ),
         sample(
             "response",
@@ -265,6 +267,7 @@ fn topics() -> Vec<Sample> {
             "ListTopicsResponse",
             &ListTopicsResponse {
                 topics: vec![topic()],
+                next: id(),
             },
         ),
         sample(
@@ -280,6 +283,7 @@ fn topics() -> Vec<Sample> {
                     };
                     250
                 ],
+                next: id(),
             },
         ),
         sample(
@@ -289,6 +293,7 @@ fn topics() -> Vec<Sample> {
             &DescribeTopicRequest {
                 name: name(),
                 partitions: true,
+                from_partition: 1_000,
             },
         ),
         sample(
@@ -653,7 +658,7 @@ fn filters() -> Vec<Sample> {
             "request",
             Kind::ListFilters,
             "ListFiltersRequest",
-            &ListFiltersRequest {},
+            &ListFiltersRequest { after: id() },
         ),
         sample(
             "response",
@@ -661,6 +666,7 @@ fn filters() -> Vec<Sample> {
             "ListFiltersResponse",
             &ListFiltersResponse {
                 filters: vec![filter()],
+                next: id(),
             },
         ),
         sample(

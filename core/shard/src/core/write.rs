@@ -29,7 +29,9 @@ impl Class {
             | R::CommittedOffset { .. }
             | R::GroupAssignment { .. }
             | R::ListTopics
+            | R::TopicsAfter { .. }
             | R::DescribeTopic { .. }
+            | R::TopicById { .. }
             | R::ListGroups
             | R::DescribeGroup { .. } => Self::Look,
             // Nobody owns it any more: lets go.

@@ -28,12 +28,13 @@ mod sys;
 mod thread;
 mod tls;
 mod traces;
+mod walk;
 mod windows;
 
 pub use broker::{Broker, run};
 pub use config::{
-    Config, ConfigError, DEFAULT_HTTP_PORT, DEFAULT_PORT, Flush, Limits, LogSettings, Memory,
-    Plugins, PrincipalSettings, Quic, Storage, Telemetry, Tls, TopicDefaults,
+    CheckRecords, Config, ConfigError, DEFAULT_HTTP_PORT, DEFAULT_PORT, Flush, Limits, LogSettings,
+    Memory, Plugins, PrincipalSettings, Quic, Storage, Telemetry, Tls, TopicDefaults,
 };
 pub use directory::{Directory, Meta, read_meta};
 pub use error::Error;

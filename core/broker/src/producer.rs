@@ -33,6 +33,7 @@ use crate::refusals;
 use crate::session::Session;
 use crate::stream::{FrameReader, ReadEnd, Received, refuse, write_frame};
 use crate::traces::{Trace, Value, now_ns};
+use crate::walk;
 
 /// Acknowledgements are written out when so many bytes are ready, at the latest when no more are.
 const ACKS_BYTES_MAX: usize = 16 << 10;
@@ -306,6 +307,7 @@ impl Stream {
             );
             return Err(Code::BatchTooLarge.error(message));
         }
+        let raw = walk::compressed(&self.session.shared, topic, &batch, raw).await?;
         let request = Produce {
             partition,
             pid: self.pid,

@@ -10,8 +10,8 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 pub use sections::{
-    Flush, Limits, LogSettings, Memory, Plugins, PrincipalSettings, Quic, Storage, Telemetry, Tls,
-    TopicDefaults,
+    CheckRecords, Flush, Limits, LogSettings, Memory, Plugins, PrincipalSettings, Quic, Storage,
+    Telemetry, Tls, TopicDefaults,
 };
 pub use source::ConfigError;
 

@@ -123,6 +123,17 @@ pub enum Flush {
     Interval,
 }
 
+/// Which records are walked before a batch is stored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CheckRecords {
+    /// Those that are not compressed.
+    #[default]
+    Plain,
+    /// All: compressed ones on a worker thread.
+    All,
+}
+
 /// How the disk is driven.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -222,6 +233,8 @@ pub struct TopicDefaults {
     pub retention_ms: i64,
     /// Of each partition. -1: unbounded.
     pub retention_bytes: i64,
+    /// A batch whose records cannot be read is refused where they are walked.
+    pub check_records: CheckRecords,
 }
 
 impl Default for TopicDefaults {
@@ -230,6 +243,7 @@ impl Default for TopicDefaults {
             partitions: 1,
             retention_ms: 7 * 24 * 3_600_000,
             retention_bytes: -1,
+            check_records: CheckRecords::default(),
         }
     }
 }

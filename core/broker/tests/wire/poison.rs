@@ -1,7 +1,9 @@
 //! Batches whose header and checksum hold, and whose records are none: a sender can make them by mistake or on
 //! purpose, and who reads them cannot go on.
 
-use millstream_protocol::messages::{Produce, ProducerOpen, Subscribe};
+use millstream_batch::{BatchBuilder, Encoding};
+use millstream_broker::CheckRecords;
+use millstream_protocol::messages::{self, Produce, Produced, ProducerOpen, Subscribe};
 use millstream_protocol::{Code, Kind};
 
 use crate::client::{World, batch, values, whole};
@@ -89,5 +91,62 @@ fn records_are_walked_at_the_door() {
             }
         }
         assert_eq!(read, values_of);
+    });
+}
+
+/// These values in a batch that is compressed.
+fn compressed(values: &[&[u8]]) -> Vec<u8> {
+    let mut builder = BatchBuilder::new(Encoding::Zstd, 8 << 20);
+    for value in values {
+        builder
+            .append(None, Some(value), [], 1_700_000_000_000)
+            .expect("it fits");
+    }
+    builder.build().expect("records").into_bytes().to_vec()
+}
+
+#[test]
+fn compressed_records_are_walked_where_that_is_asked_for_and_order_is_kept() {
+    let world = World::new(|config| config.topics.check_records = CheckRecords::All);
+    world.run(async {
+        let client = world.connect().await;
+        let topic_id = client.create_topic("t", 1).await;
+        let mut producer = client.producer(&ProducerOpen::default()).await;
+        let large = vec![7; 2 << 20]; // takes its time to inflate
+        let batches = [
+            compressed(&[&large]),
+            poison(&[b"one", b"two"], not_compressed),
+            batch(&[b"plain"]).to_vec(),
+            compressed(&[&large[..1_000], b"last"]),
+        ];
+        // All at once: whoever is quick must not overtake.
+        for (tag, batch) in (1..).zip(&batches) {
+            let header = Produce {
+                tag,
+                topic_id: topic_id.clone(),
+                ..Produce::default()
+            };
+            producer.produce(header, batch).await;
+        }
+        let mut answers = Vec::new();
+        for _ in &batches {
+            let frame = producer.next().await.expect("an answer");
+            answers.push(match frame.known() {
+                Some(Kind::Produced) => {
+                    let produced: Produced = frame.message().expect("PRODUCED");
+                    Ok(produced.base_offset)
+                }
+                _ => Err(frame.message::<messages::Error>().expect("an ERROR").code),
+            });
+        }
+        assert_eq!(
+            answers,
+            [
+                Ok(Some(0)),
+                Err(Code::BadBatch.number()),
+                Ok(Some(1)),
+                Ok(Some(2))
+            ]
+        );
     });
 }

@@ -9,6 +9,7 @@ pub(super) mod counts;
 pub(super) mod deployments;
 mod kept;
 pub(super) mod lanes;
+mod records;
 #[cfg(test)]
 mod tests;
 pub(super) mod workers;

@@ -200,6 +200,10 @@ impl Error {
         error
     }
 
+    pub(crate) fn batch_hint(message: impl Into<String>, hint: &str) -> Self {
+        Self::new(Kind::Batch, message, hint, false)
+    }
+
     pub(crate) fn refused(error: messages::Error) -> Self {
         Self(std::sync::Arc::new(Inner {
             kind: Kind::Refused,
@@ -270,14 +274,13 @@ impl fmt::Display for Error {
     }
 }
 
+/// What `?` in `main`, `unwrap` and `expect` print: for people too, with the hint.
 impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Error")
-            .field("name", &self.name())
-            .field("message", &self.0.message)
-            .field("retriable", &self.0.retriable)
-            .field("unknown_outcome", &self.0.unknown_outcome)
-            .finish_non_exhaustive()
+        if self.0.kind != Kind::Refused {
+            write!(f, "{}: ", self.name())?;
+        }
+        fmt::Display::fmt(self, f)
     }
 }
 
@@ -395,5 +398,28 @@ mod tests {
             ..Default::default()
         });
         assert_eq!((error.code(), error.name().as_str()), (None, "code 9999"));
+    }
+
+    /// What `?` in `main` prints is the Debug form.
+    #[test]
+    fn every_print_of_an_error_says_what_to_do() {
+        let wire = Code::UnknownTopic.error("there is no topic `t`");
+        for error in [
+            Error::refused(wire),
+            Error::transport("the broker does not answer").context("orders/0"),
+            Error::deadline("late").with_unknown_outcome(),
+            Error::usage_hint("wrong", "Do it right."),
+        ] {
+            for text in [error.to_string(), format!("{error:?}")] {
+                assert!(
+                    text.contains(error.message())
+                        && text.contains(&error.name())
+                            == (text != error.to_string() || error.kind() == Kind::Refused)
+                        && text.ends_with(error.hint())
+                        && !error.hint().is_empty(),
+                    "{text}"
+                );
+            }
+        }
     }
 }

@@ -52,8 +52,16 @@ pub use millstream_batch as batch;
 /// The broker's error codes.
 pub use millstream_protocol::Code;
 pub use producer::{
-    Compression, Delivery, Enqueued, Producer, ProducerBuilder, Report, Topic, partition_of_key,
+    Compression, Deliveries, Delivery, Enqueued, Producer, ProducerBuilder, Report, Topic,
+    partition_of_key,
 };
 /// What a connection ended with: the [`source`](std::error::Error::source) of an [`Error`].
 pub use quinn::ConnectionError;
 pub use record::{ConsumedRecord, Header, Record, RecordMetadata, RecordRef};
+
+/// The programs of the pages compile.
+#[doc = include_str!("../README.md")]
+#[doc = include_str!("../../../README.md")]
+#[cfg(doctest)]
+#[derive(Debug)]
+pub struct Pages;

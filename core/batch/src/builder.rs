@@ -11,7 +11,7 @@ use crate::batch::Batch;
 use crate::check::crc_of;
 use crate::codec::{Codec, Encoding};
 use crate::header::{Attributes, BatchHeader, HEADER_BYTES, LENGTH_PREFIX_BYTES};
-use crate::limits::{BATCH_BYTES_MAX, BATCH_RECORDS_MAX};
+use crate::limits::{BATCH_BYTES_MAX, BATCH_INFLATED_BYTES_MAX, BATCH_RECORDS_MAX};
 use crate::{Compression, varint};
 
 /// Why a record was not appended. The builder is unchanged.
@@ -62,6 +62,12 @@ impl BatchBuilder {
         }
     }
 
+    /// Another bound for the batches from now on, brought into 61 to [`BATCH_INFLATED_BYTES_MAX`]. Past
+    /// [`BATCH_BYTES_MAX`] only compression makes a batch that may be sent: look at its size.
+    pub fn set_bytes_max(&mut self, bytes_max: usize) {
+        self.bytes_max = bytes_max.clamp(HEADER_BYTES, BATCH_INFLATED_BYTES_MAX);
+    }
+
     /// Append a record and return its place in the batch, from 0. `timestamp` is in milliseconds
     /// since the Unix epoch.
     ///
@@ -95,7 +101,7 @@ impl BatchBuilder {
             + span_bytes(value)
             + varint::len_i32(headers.len() as i32)
             + headers.clone().map(|(key, value)| span_bytes(Some(key.as_bytes())) + span_bytes(value)).sum::<usize>();
-        let bytes = varint::len_i32(body.min(BATCH_BYTES_MAX) as i32) + body;
+        let bytes = varint::len_i32(body.min(BATCH_INFLATED_BYTES_MAX) as i32) + body;
         if self.buffer.len() + bytes > self.bytes_max || self.records as usize == BATCH_RECORDS_MAX
         {
             let alone = HEADER_BYTES + bytes;
@@ -236,7 +242,9 @@ fn write_header(header: &BatchHeader, batch: &mut [u8]) {
 fn span_bytes(bytes: Option<&[u8]>) -> usize {
     match bytes {
         // A longer one is refused for its size, whatever its length field would be.
-        Some(bytes) => varint::len_i32(bytes.len().min(BATCH_BYTES_MAX) as i32) + bytes.len(),
+        Some(bytes) => {
+            varint::len_i32(bytes.len().min(BATCH_INFLATED_BYTES_MAX) as i32) + bytes.len()
+        }
         None => 1,
     }
 }

@@ -297,7 +297,7 @@ pub enum Refusal {
         "a topic has 1 to {max} partitions, and their number only grows: asked {asked}, has {has}"
     )]
     BadPartitionCount { asked: u32, has: u32, max: u32 },
-    #[error("batch of {bytes} bytes is over the topic's {max}")]
+    #[error("batch of {bytes} bytes is over the topic's max.message.bytes of {max}")]
     BatchTooLarge { bytes: u32, max: u32 },
     #[error("producer {pid}: epoch {sent} is fenced by {current}")]
     ProducerFenced {

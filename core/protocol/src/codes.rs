@@ -71,7 +71,7 @@ codes! {
     UnknownPartition = 22, "UNKNOWN_PARTITION", false, "See the topic's partitions with `millstream topic describe`.";
     BadPartitionCount = 23, "BAD_PARTITION_COUNT", false, "Partitions can only be added, up to 10,000 a topic.";
 
-    BatchTooLarge = 40, "BATCH_TOO_LARGE", false, "Send smaller batches, or raise the topic's max.message.bytes.";
+    BatchTooLarge = 40, "BATCH_TOO_LARGE", false, "Send smaller batches (`pub --batch-bytes`, `--compression`), or raise the topic's max.message.bytes (`millstream topic config TOPIC --set max.message.bytes=N`).";
     /// The batch's header, checksum or records do not hold together.
     BadBatch = 41, "BAD_BATCH", false, "The batch was damaged on its way or built wrongly: it must be a Kafka v2 record batch with a correct CRC-32C.";
     ProducerFenced = 42, "PRODUCER_FENCED", false, "Another incarnation of this producer took over: stop this one, or ask for a new epoch.";

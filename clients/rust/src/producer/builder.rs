@@ -6,13 +6,14 @@ use std::time::{Duration, Instant};
 use millstream_batch::Encoding;
 use millstream_batch::limits::BATCH_BYTES_MAX;
 
+use super::alone::Alone;
 use super::driver::Driver;
 use super::gather::{Gathering, Shape};
 use super::identity::identify;
 use super::shared::Shared;
 use super::{Core, Producer};
 use crate::connection::Link;
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// How batches are compressed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -60,8 +61,8 @@ impl ProducerBuilder {
         self
     }
 
-    /// Size at which a batch is full, before compression, in bytes; also the largest record. Default
-    /// 128 KiB, at most 8 MiB.
+    /// Size at which a batch is full, before compression, in bytes. A larger record makes a batch of its own,
+    /// up to the topic's `max.message.bytes`. Default 128 KiB, at most what the broker takes (8 MiB).
     #[must_use]
     pub fn batch_bytes(mut self, bytes: usize) -> Self {
         self.batch_bytes = bytes;
@@ -116,22 +117,34 @@ impl ProducerBuilder {
     /// Connect if needed, and get an identity.
     ///
     /// # Errors
-    /// When the broker cannot be reached within the delivery timeout (at most 30 s), or refuses.
+    /// When the broker cannot be reached within the delivery timeout (at most 30 s), or refuses; when
+    /// [`batch_bytes`](Self::batch_bytes) is over what it takes.
     pub async fn build(self) -> Result<Producer> {
         let deadline = Instant::now() + self.delivery_timeout.min(Duration::from_secs(30));
         let identity = identify(&self.link, self.idempotent, deadline).await?;
         let session = self.link.session(deadline.into()).await?;
         let broker_max = match session.hello.batch_bytes_max as usize {
             0 => BATCH_BYTES_MAX,
-            max => max,
+            max => max.min(BATCH_BYTES_MAX),
+        };
+        if self.batch_bytes > broker_max {
+            return Err(Error::usage_hint(
+                format!(
+                    "a batch size of {} bytes is over the {broker_max} that the broker takes",
+                    self.batch_bytes
+                ),
+                "Choose a smaller one (`--batch-bytes`, `ProducerBuilder::batch_bytes`).",
+            ));
+        }
+        let encoding = match self.compression {
+            Compression::None => Encoding::None,
+            Compression::Lz4 => Encoding::Lz4,
+            Compression::Zstd => Encoding::Zstd,
         };
         let shape = Shape {
-            encoding: match self.compression {
-                Compression::None => Encoding::None,
-                Compression::Lz4 => Encoding::Lz4,
-                Compression::Zstd => Encoding::Zstd,
-            },
-            batch_bytes: self.batch_bytes.min(broker_max).min(BATCH_BYTES_MAX),
+            encoding,
+            batch_bytes: self.batch_bytes,
+            batch_bytes_max: broker_max,
             batch_records: self.batch_records,
             buffer_bytes: self.buffer_bytes,
             linger: self.linger,
@@ -151,6 +164,10 @@ impl ProducerBuilder {
         let core = Core {
             shared,
             link: self.link,
+            alone: Alone {
+                encoding,
+                batch_bytes_max: broker_max,
+            },
             lookup_timeout,
             driver: tokio::sync::Mutex::new(Some(driver)),
         };

@@ -4,8 +4,9 @@
 //! reference count, not a channel. Deliberately absent: memory accounting and counters.
 
 use std::future::Future;
+use std::ops::Range;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
@@ -91,7 +92,7 @@ impl Completion {
 
     pub(crate) fn complete(&self, outcome: Result<Stored>) {
         let wakers = {
-            let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut state = self.lock();
             if state.outcome.is_some() {
                 return;
             }
@@ -101,6 +102,10 @@ impl Completion {
         for waker in wakers {
             waker.wake();
         }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -121,11 +126,7 @@ impl Delivery {
     /// The outcome, if it is known already.
     #[must_use]
     pub fn outcome(&self) -> Option<Result<RecordMetadata, Error>> {
-        let state = self
-            .completion
-            .state
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let state = self.completion.lock();
         state.outcome.as_ref().map(|outcome| self.of(outcome))
     }
 
@@ -146,15 +147,74 @@ impl Delivery {
     }
 }
 
+/// The outcomes of records that follow each other in one batch: see
+/// [`Topic::try_enqueue_tracked`](super::Topic::try_enqueue_tracked).
+#[derive(Clone, Debug)]
+pub struct Deliveries {
+    completion: Arc<Completion>,
+    first: u32,
+    len: u32,
+}
+
+impl Deliveries {
+    pub(crate) fn new(completion: Arc<Completion>, first: u32) -> Self {
+        Self {
+            completion,
+            first,
+            len: 1,
+        }
+    }
+
+    /// Place in the batch of the record that would come next.
+    pub(crate) fn next(&self) -> u32 {
+        self.first + self.len
+    }
+
+    /// One more record of the batch.
+    pub(crate) fn extend(&mut self) {
+        self.len += 1;
+    }
+
+    /// Number of records; never 0.
+    #[must_use]
+    #[expect(clippy::len_without_is_empty, reason = "never empty")]
+    pub fn len(&self) -> u32 {
+        self.len
+    }
+
+    /// The outcome of the record at this place, from 0, if it is known already.
+    #[must_use]
+    pub fn outcome(&self, index: u32) -> Option<Result<RecordMetadata>> {
+        (index < self.len)
+            .then(|| self.delivery(index).outcome())
+            .flatten()
+    }
+
+    /// Wait until the outcomes are known: their batch is stored or given up. Safe to cancel.
+    pub async fn settled(&self) {
+        // Its outcome is asked for by whoever wants to know it.
+        let _ = self.delivery(0).await;
+    }
+
+    /// What failed, once it is settled: stretches of records that share a reason, in order.
+    #[must_use]
+    pub fn failures(&self) -> Vec<(Range<u32>, Error)> {
+        match &self.completion.lock().outcome {
+            Some(Err(error)) => vec![(0..self.len, error.clone())],
+            Some(Ok(_)) | None => Vec::new(),
+        }
+    }
+
+    fn delivery(&self, index: u32) -> Delivery {
+        Delivery::new(Arc::clone(&self.completion), self.first + index)
+    }
+}
+
 impl Future for Delivery {
     type Output = Result<RecordMetadata>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let mut state = self
-            .completion
-            .state
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.completion.lock();
         if let Some(outcome) = &state.outcome {
             return Poll::Ready(self.of(outcome));
         }
@@ -231,5 +291,35 @@ mod tests {
         for (records, sent) in [(4, 10), (3, 17)] {
             assert_eq!(of(Kept::told(records, map.clone(), sent), 2), (None, false));
         }
+    }
+
+    #[tokio::test]
+    async fn a_stretch_of_records_fails_or_is_stored_as_its_batch() {
+        let outcome = |outcome: Result<Stored>| {
+            let completion = Arc::new(Completion::new("t".into(), 3));
+            let mut stretch = Deliveries::new(Arc::clone(&completion), 5);
+            stretch.extend();
+            assert!(stretch.outcome(0).is_none() && stretch.failures().is_empty());
+            completion.complete(outcome);
+            stretch
+        };
+        let stored = outcome(Ok(Stored {
+            base_offset: Some(40),
+            kept: Kept::All,
+            append_time_ms: 7,
+            duplicate: false,
+        }));
+        stored.settled().await;
+        let offset = |index| stored.outcome(index).map(|outcome| outcome.unwrap().offset);
+        assert_eq!(
+            (offset(0), offset(1), offset(2)),
+            (Some(Some(45)), Some(Some(46)), None)
+        );
+        assert!(stored.failures().is_empty());
+        let failed = outcome(Err(Error::closed("producer")));
+        failed.settled().await;
+        let failures = failed.failures();
+        assert_eq!(failures.len(), 1);
+        assert_eq!(failures[0].0, 0..2);
     }
 }

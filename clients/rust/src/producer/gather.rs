@@ -10,15 +10,15 @@ use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use millstream_batch::{AppendError, Batch, BatchBuilder, Encoding};
 
+use super::alone;
 use super::delivery::Completion;
 use super::lanes::LaneId;
 use crate::error::{Error, Result};
 use crate::record::RecordRef;
 use topics::Topics;
-pub(super) use topics::{Target, TopicIndex};
+pub(super) use topics::{Known, Target, TopicIndex};
 
 /// What a record costs in memory beside its key, value and headers.
 const RECORD_OVERHEAD_BYTES: usize = 24;
@@ -40,7 +40,10 @@ pub(super) fn cost(record: &RecordRef<'_>) -> usize {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Shape {
     pub(super) encoding: Encoding,
+    /// Size at which a batch is full, before compression.
     pub(super) batch_bytes: usize,
+    /// The largest batch that the broker takes.
+    pub(super) batch_bytes_max: usize,
     pub(super) batch_records: u32,
     pub(super) buffer_bytes: usize,
     pub(super) linger: Duration,
@@ -90,6 +93,9 @@ struct Open {
 pub(super) enum Taken {
     /// It is this record of the lane's open batch.
     At { lane: LaneId, index: u32 },
+    /// It is over the size of a batch and makes one of its own: build that, then `append_alone`. Nothing
+    /// was taken.
+    Alone,
     /// The memory bound is reached; nothing was taken.
     Full,
 }
@@ -160,15 +166,17 @@ impl Gathering {
         self.topics.partitions(topic)
     }
 
-    /// Learn of a topic, or that it has more partitions or another id than was known.
-    pub(super) fn learn(
-        &mut self,
-        name: &str,
-        id: &Bytes,
-        partitions: u32,
-        filtered: bool,
-    ) -> TopicIndex {
-        let topic = self.topics.learn(name, id, partitions, filtered);
+    /// Size at which a topic's batches are full, before compression: what was asked for, or less where the
+    /// topic takes less.
+    pub(super) fn batch_bytes(&self, topic: TopicIndex) -> usize {
+        self.shape
+            .batch_bytes
+            .min(self.topics.batch_bytes_max(topic))
+    }
+
+    /// Learn of a topic, or that it has more partitions, another bound or another id than was known.
+    pub(super) fn learn(&mut self, name: &str, known: &Known) -> TopicIndex {
+        let topic = self.topics.learn(name, known);
         self.open.resize_with(self.topics.lanes(), || None);
         topic
     }
@@ -228,7 +236,10 @@ impl Gathering {
                     if open.builder.is_empty() {
                         self.abandon(lane);
                     }
-                    return Err(Error::batch(error.to_string()));
+                    return match error {
+                        AppendError::RecordTooLarge { .. } => Ok(Taken::Alone),
+                        error => Err(Error::batch(error.to_string())),
+                    };
                 }
             }
         }
@@ -244,12 +255,46 @@ impl Gathering {
     ) -> Result<Option<Arc<Completion>>> {
         self.check_open()?;
         let lane = self.topics.lane(topic, partition)?;
+        self.append_whole(lane, batch, now)
+    }
+
+    /// Take the batch of a record that [`append`](Self::append) sent away as too large. `None`: the memory
+    /// bound is reached.
+    pub(super) fn append_alone(
+        &mut self,
+        topic: TopicIndex,
+        record: &RecordRef<'_>,
+        batch: &Batch,
+        now: Instant,
+    ) -> Result<Option<Arc<Completion>>> {
+        self.check_open()?;
+        let lane = self.topics.lane_of(topic, record)?;
+        // What is sealed moves records without a key on; a batch of its own does too.
+        let moves_on = self.open[lane].is_none();
+        let completion = self.append_whole(lane, batch, now)?;
+        if completion.is_some() && moves_on {
+            self.topics.advance(lane);
+        }
+        Ok(completion)
+    }
+
+    fn append_whole(
+        &mut self,
+        lane: LaneId,
+        batch: &Batch,
+        now: Instant,
+    ) -> Result<Option<Arc<Completion>>> {
         let charged = batch.bytes().len();
+        if charged > self.shape.batch_bytes_max {
+            return Err(alone::too_large(batch, self.shape.batch_bytes_max));
+        }
         if !self.has_room(charged) {
+            self.wanted = charged;
             return Ok(None);
         }
         // Records that came before in this partition go out before.
         self.seal(lane);
+        let (topic, partition) = self.topics.place(lane);
         let name = Arc::clone(self.topics.name(topic));
         let completion = Arc::new(Completion::new(name, partition));
         let id = self.next_id();
@@ -382,13 +427,13 @@ impl Gathering {
 
     fn open(&mut self, lane: LaneId, now: Instant) -> &mut Open {
         if self.open[lane].is_none() {
-            let builder = self.spare.pop().unwrap_or_else(|| {
-                Box::new(BatchBuilder::new(
-                    self.shape.encoding,
-                    self.shape.batch_bytes,
-                ))
-            });
             let (topic, partition) = self.topics.place(lane);
+            let batch_bytes = self.batch_bytes(topic);
+            let mut builder = self
+                .spare
+                .pop()
+                .unwrap_or_else(|| Box::new(BatchBuilder::new(self.shape.encoding, batch_bytes)));
+            builder.set_bytes_max(batch_bytes);
             let name = Arc::clone(self.topics.name(topic));
             let completion = Arc::new(Completion::new(name, partition));
             let id = self.next_id();

@@ -10,6 +10,7 @@
 //! lost answer or connection is stored once. One deadline bounds every record, from the moment it was
 //! taken; there are no retry counts. Deliberately absent: transactions.
 
+mod alone;
 mod builder;
 mod delivery;
 mod driver;
@@ -29,14 +30,19 @@ use millstream_protocol::Kind;
 use millstream_protocol::messages::{DescribeTopicRequest, DescribeTopicResponse};
 
 pub use builder::{Compression, ProducerBuilder};
-pub use delivery::Delivery;
+pub use delivery::{Deliveries, Delivery};
 pub use partitioner::partition_of_key;
 
 use crate::connection::{Link, Repeat};
 use crate::error::{Error, Result};
 use crate::record::{Record, RecordMetadata, RecordRef};
-use gather::{Taken, TopicIndex};
+use alone::Alone;
+use delivery::Completion;
+use gather::{Known, Taken, TopicIndex};
 use shared::Shared;
+
+/// The topic's setting for the largest batch.
+const MAX_MESSAGE_BYTES: &str = "max.message.bytes";
 
 /// Sends records. Cheap to clone; usable from any thread. Dropping the last handle sends what was
 /// enqueued in the background; [`close`](Self::close) waits for it.
@@ -49,6 +55,7 @@ pub struct Producer {
 struct Core {
     shared: Arc<Shared>,
     link: Arc<Link>,
+    alone: Alone,
     lookup_timeout: Duration,
     driver: tokio::sync::Mutex<Option<tokio::task::JoinHandle<()>>>,
 }
@@ -211,12 +218,17 @@ impl Producer {
         if topic.partitions == 0 {
             return Err(Error::protocol(format!("topic `{name}` has no partitions")));
         }
-        let filtered = topic.filters.iter().any(|filter| filter.stage == "produce");
-        Ok(self
-            .core
-            .shared
-            .lock()
-            .learn(name, &topic.id, topic.partitions, filtered))
+        let known = Known {
+            filtered: topic.filters.iter().any(|filter| filter.stage == "produce"),
+            batch_bytes_max: topic
+                .config
+                .iter()
+                .find(|setting| setting.key == MAX_MESSAGE_BYTES)
+                .and_then(|setting| setting.value.as_ref()?.parse().ok()),
+            partitions: topic.partitions,
+            id: topic.id,
+        };
+        Ok(self.core.shared.lock().learn(name, &known))
     }
 }
 
@@ -240,6 +252,13 @@ impl Topic {
         self.core.shared.lock().partitions(self.index)
     }
 
+    /// Size at which its batches are full, before compression, in bytes: [`ProducerBuilder::batch_bytes`], or
+    /// less where the topic's `max.message.bytes` is less, as of the look-up.
+    #[must_use]
+    pub fn batch_bytes(&self) -> usize {
+        self.core.shared.lock().batch_bytes(self.index)
+    }
+
     /// Take one record, waiting for memory if need be.
     ///
     /// # Errors
@@ -258,13 +277,19 @@ impl Topic {
     /// # Errors
     /// As [`enqueue`](Self::enqueue).
     pub fn try_enqueue(&self, record: RecordRef<'_>) -> Result<Option<Delivery>> {
+        let (now, now_ms) = (Instant::now(), now_ms());
         let (taken, wake) = {
             let mut gathering = self.core.shared.lock();
-            let taken = match gathering.append(self.index, &record, now_ms(), Instant::now())? {
+            let taken = match gathering.append(self.index, &record, now_ms, now)? {
                 Taken::At { lane, index } => gathering
                     .newest(lane)
                     .map(|completion| Delivery::new(completion, index)),
                 Taken::Full => None,
+                Taken::Alone => {
+                    drop(gathering);
+                    let completion = self.append_alone(&record, now_ms, now)?;
+                    return Ok(completion.map(|completion| Delivery::new(completion, 0)));
+                }
             };
             (taken, gathering.wakes())
         };
@@ -278,21 +303,71 @@ impl Topic {
     /// [`Producer::report`]. The fastest way in.
     #[must_use]
     pub fn try_enqueue_all(&self, records: &[RecordRef<'_>]) -> Enqueued {
+        self.enqueue_slice(records, |_, _, _| {})
+    }
+
+    /// The same, with the outcomes of the records taken, in their order: one [`Deliveries`] for each stretch of
+    /// them that went into one batch.
+    #[must_use]
+    pub fn try_enqueue_tracked(
+        &self,
+        records: &[RecordRef<'_>],
+        deliveries: &mut Vec<Deliveries>,
+    ) -> Enqueued {
+        let mut last_lane = None;
+        self.enqueue_slice(records, |lane, index, completion| {
+            match deliveries.last_mut() {
+                // Index 0 begins another batch, even of the same partition.
+                Some(last) if last_lane == lane && lane.is_some() && last.next() == index => {
+                    last.extend();
+                }
+                _ => {
+                    deliveries
+                        .extend(completion().map(|completion| Deliveries::new(completion, index)));
+                }
+            }
+            last_lane = lane;
+        })
+    }
+
+    /// Calls `taken` for each record taken, under the lock: with its lane (`None`: it has a batch of its own),
+    /// its place in the batch, and a way to the batch's outcome.
+    fn enqueue_slice(
+        &self,
+        records: &[RecordRef<'_>],
+        mut taken: impl FnMut(Option<usize>, u32, &dyn Fn() -> Option<Arc<Completion>>),
+    ) -> Enqueued {
         let (now, now_ms) = (Instant::now(), now_ms());
-        let mut gathering = self.core.shared.lock();
         let mut enqueued = Enqueued {
             taken: 0,
             refused: None,
         };
+        let mut gathering = self.core.shared.lock();
         for record in records {
             match gathering.append(self.index, record, now_ms, now) {
-                Ok(Taken::At { .. }) => enqueued.taken += 1,
+                Ok(Taken::At { lane, index }) => {
+                    taken(Some(lane), index, &|| gathering.newest(lane));
+                }
+                Ok(Taken::Alone) => {
+                    drop(gathering);
+                    let outcome = self.append_alone(record, now_ms, now);
+                    gathering = self.core.shared.lock();
+                    match outcome {
+                        Ok(Some(completion)) => taken(None, 0, &|| Some(Arc::clone(&completion))),
+                        Ok(None) => break,
+                        Err(error) => {
+                            enqueued.refused = Some(error);
+                            break;
+                        }
+                    }
+                }
                 Ok(Taken::Full) => break,
                 Err(error) => {
                     enqueued.refused = Some(error);
                     break;
                 }
             }
+            enqueued.taken += 1;
         }
         let wake = gathering.wakes();
         drop(gathering);
@@ -300,6 +375,22 @@ impl Topic {
             self.core.shared.wake.notify_one();
         }
         enqueued
+    }
+
+    /// A record in a batch of its own. `None`: the memory bound is reached.
+    fn append_alone(
+        &self,
+        record: &RecordRef<'_>,
+        now_ms: i64,
+        now: Instant,
+    ) -> Result<Option<Arc<Completion>>> {
+        let batch = self.core.alone.build(record, now_ms)?;
+        let mut gathering = self.core.shared.lock();
+        let completion = gathering.append_alone(self.index, record, &batch, now)?;
+        if gathering.wakes() {
+            self.core.shared.wake.notify_one();
+        }
+        Ok(completion)
     }
 
     /// Send a batch as it is, waiting for memory if need be. The delivery is that of its first record.

@@ -1,11 +1,14 @@
 //! Gathering, call by call.
 
+use bytes::Bytes;
+
 use super::*;
 
 fn shape() -> Shape {
     Shape {
         encoding: Encoding::None,
         batch_bytes: 1_000,
+        batch_bytes_max: 5_000,
         batch_records: u32::MAX,
         buffer_bytes: 10_000,
         linger: Duration::from_millis(5),
@@ -14,9 +17,18 @@ fn shape() -> Shape {
     }
 }
 
+fn known(id: u8, partitions: u32) -> Known {
+    Known {
+        id: Bytes::copy_from_slice(&[id; 16]),
+        partitions,
+        filtered: false,
+        batch_bytes_max: None,
+    }
+}
+
 fn gathering(shape: Shape) -> (Gathering, TopicIndex) {
     let mut gathering = Gathering::new(shape);
-    let topic = gathering.learn("t", &Bytes::from_static(&[0; 16]), 3, false);
+    let topic = gathering.learn("t", &known(0, 3));
     (gathering, topic)
 }
 
@@ -121,14 +133,62 @@ fn memory_is_bounded_and_comes_back() {
 }
 
 #[test]
-fn a_record_over_the_batch_size_is_refused_alone() {
+fn a_record_over_the_batch_size_makes_a_batch_of_its_own() {
     let (mut gathering, topic) = gathering(shape());
     let t = Instant::now();
-    let error = gathering
-        .append(topic, &RecordRef::new(&[0; 2_000]), 0, t)
-        .unwrap_err();
-    assert!(error.message().contains("over the 1000 allowed"), "{error}");
-    assert!(gathering.is_settled(gathering.newest_id()));
+    let alone = |shape: Shape| super::super::alone::Alone {
+        encoding: shape.encoding,
+        batch_bytes_max: shape.batch_bytes_max,
+    };
+    let keyed = |value| RecordRef {
+        partition: Some(1),
+        ..RecordRef::new(value)
+    };
+    let large = keyed(&[0; 2_000]);
+    assert!(matches!(
+        gathering.append(topic, &keyed(b"before"), 0, t),
+        Ok(Taken::At { lane: 1, index: 0 })
+    ));
+    assert_eq!(gathering.append(topic, &large, 0, t).unwrap(), Taken::Alone);
+    let batch = alone(shape()).build(&large, 7).unwrap();
+    let completion = gathering.append_alone(topic, &large, &batch, t).unwrap();
+    assert!(completion.is_some());
+    assert!(matches!(
+        gathering.append(topic, &keyed(b"behind"), 0, t),
+        Ok(Taken::At { lane: 1, index: 0 })
+    ));
+    gathering.seal_due(t, true);
+    assert_eq!(sealed(&mut gathering), [(1, 1), (1, 1), (1, 1)]);
+
+    // Over what the broker takes: both sizes, before it is built and after compression.
+    let mut noise = 1_u64;
+    let huge: Vec<u8> = std::iter::repeat_with(|| {
+        noise ^= noise << 13;
+        noise ^= noise >> 7;
+        noise ^= noise << 17;
+        noise as u8
+    })
+    .take(6_000)
+    .collect();
+    let huge = keyed(&huge);
+    let error = alone(shape()).build(&huge, 0).unwrap_err();
+    assert!(
+        error.message().contains("over the 5000") && error.message().contains("6070 bytes"),
+        "{error}"
+    );
+    let packed = Shape {
+        encoding: Encoding::Lz4,
+        ..shape()
+    };
+    let batch = alone(packed).build(&huge, 0).unwrap();
+    let error = gathering.append_alone(topic, &huge, &batch, t).unwrap_err();
+    assert!(error.message().contains("over the 5000"), "{error}");
+    // What compresses is judged by what is stored.
+    let zeros = keyed(&[0; 20_000]);
+    let batch = alone(packed).build(&zeros, 0).unwrap();
+    assert!(batch.bytes().len() < 1_000);
+    assert!(gathering.append_alone(topic, &zeros, &batch, t).is_ok());
+
     let bad = RecordRef {
         partition: Some(3),
         ..RecordRef::new(b"x")
@@ -143,14 +203,39 @@ fn a_record_over_the_batch_size_is_refused_alone() {
 }
 
 #[test]
+fn batches_are_as_large_as_the_topic_takes() {
+    let (mut gathering, topic) = gathering(shape());
+    let record = RecordRef {
+        partition: Some(0),
+        ..RecordRef::new(&[7; 100])
+    };
+    let t = Instant::now();
+    let fill = |gathering: &mut Gathering| {
+        for _ in 0..8 {
+            gathering.append(topic, &record, 0, t).unwrap();
+        }
+        gathering.seal_due(t, true);
+        sealed(gathering)
+    };
+    assert_eq!(fill(&mut gathering), [(0, 8)]);
+    for (bound, batches) in [(Some(600), vec![(0, 4), (0, 4)]), (None, vec![(0, 8)])] {
+        let known = Known {
+            batch_bytes_max: bound,
+            ..known(0, 3)
+        };
+        assert_eq!(gathering.learn("t", &known), topic);
+        assert_eq!(gathering.batch_bytes(topic), bound.unwrap_or(1_000));
+        // The first builder is used again with the other bound.
+        assert_eq!(fill(&mut gathering), batches);
+    }
+}
+
+#[test]
 fn a_topic_created_anew_has_its_own_lanes() {
     let (mut gathering, topic) = gathering(shape());
-    assert_eq!(
-        gathering.learn("t", &Bytes::from_static(&[0; 16]), 5, false),
-        topic
-    );
+    assert_eq!(gathering.learn("t", &known(0, 5)), topic);
     assert_eq!(gathering.partitions(topic), 5);
-    let again = gathering.learn("t", &Bytes::from_static(&[1; 16]), 2, true);
+    let again = gathering.learn("t", &known(1, 2));
     assert_ne!(again, topic);
     assert_eq!(
         (gathering.topic("t"), gathering.partitions(again)),

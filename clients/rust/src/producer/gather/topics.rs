@@ -24,6 +24,17 @@ pub(in crate::producer) struct Target {
     pub(in crate::producer) filtered: bool,
 }
 
+/// What the broker says of a topic.
+#[derive(Clone, Debug)]
+pub(in crate::producer) struct Known {
+    pub(in crate::producer) id: Bytes,
+    pub(in crate::producer) partitions: u32,
+    /// Filters at produce may drop records.
+    pub(in crate::producer) filtered: bool,
+    /// Its `max.message.bytes`, if it has one of its own.
+    pub(in crate::producer) batch_bytes_max: Option<usize>,
+}
+
 /// See the module's header.
 #[derive(Debug)]
 pub(super) struct Topics {
@@ -39,6 +50,7 @@ struct Topic {
     id: Bytes,
     name: Arc<str>,
     filtered: bool,
+    batch_bytes_max: usize,
     lanes: Vec<LaneId>,
     sticky: Sticky,
 }
@@ -77,19 +89,20 @@ impl Topics {
         self.topics[topic].lanes.len() as u32
     }
 
-    /// Learn of a topic, or that it has more partitions or another id than was known.
-    pub(super) fn learn(
-        &mut self,
-        name: &str,
-        id: &Bytes,
-        partitions: u32,
-        filtered: bool,
-    ) -> TopicIndex {
+    /// Largest batch that the topic is known to take.
+    pub(super) fn batch_bytes_max(&self, topic: TopicIndex) -> usize {
+        self.topics[topic].batch_bytes_max
+    }
+
+    /// Learn of a topic, or that it has more partitions, another bound or another id than was known.
+    pub(super) fn learn(&mut self, name: &str, known: &Known) -> TopicIndex {
+        let batch_bytes_max = known.batch_bytes_max.unwrap_or(usize::MAX);
         if let Some(index) = self.find(name)
-            && self.topics[index].id == *id
+            && self.topics[index].id == known.id
         {
-            self.topics[index].filtered = filtered;
-            self.add_lanes(index, partitions);
+            self.topics[index].filtered = known.filtered;
+            self.topics[index].batch_bytes_max = batch_bytes_max;
+            self.add_lanes(index, known.partitions);
             return index;
         }
         // A topic created anew under an old name has its own lanes: sequences do not carry over.
@@ -97,14 +110,15 @@ impl Topics {
         let name: Arc<str> = name.into();
         let start = Sticky::new(self.first_partition);
         self.topics.push(Topic {
-            id: id.clone(),
+            id: known.id.clone(),
             name: Arc::clone(&name),
-            filtered,
+            filtered: known.filtered,
+            batch_bytes_max,
             lanes: Vec::new(),
             sticky: start,
         });
         self.by_name.insert(name, index);
-        self.add_lanes(index, partitions);
+        self.add_lanes(index, known.partitions);
         index
     }
 

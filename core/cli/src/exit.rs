@@ -61,7 +61,9 @@ pub(crate) fn code(outcome: Outcome, output: Output) -> ExitCode {
     let mut stderr = io::stderr().lock();
     // Nobody is left to hear of a stderr that is closed.
     let _ = match output {
-        Output::Text => writeln!(stderr, "error: {text}"),
+        Output::Text | Output::Raw | Output::Hex | Output::Base64 => {
+            writeln!(stderr, "error: {text}")
+        }
         Output::Json => {
             let client = error.downcast_ref::<millstream_client::Error>();
             let mut object = json!({ "error": { "name": name, "message": text } });

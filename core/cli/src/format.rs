@@ -10,6 +10,74 @@ use millstream_client::ConsumedRecord;
 use serde::Serialize;
 use serde::ser::{SerializeMap, Serializer};
 
+use crate::output::{Output, hex};
+use crate::values::{Delimiter, escaped};
+
+/// How a record is printed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Rendering {
+    Format(Format),
+    Json,
+    /// The value, and what stands behind each.
+    Value(Bytes, Vec<u8>),
+}
+
+/// How the bytes of a value are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Bytes {
+    Raw,
+    Hex,
+    Base64,
+}
+
+impl Rendering {
+    /// From the command line: `-o`, `-f` and `--delimiter`.
+    pub(crate) fn of(
+        output: Output,
+        format: Option<Format>,
+        delimiter: Option<&Delimiter>,
+    ) -> Result<Self, String> {
+        let bytes = match output {
+            Output::Text | Output::Raw => Bytes::Raw,
+            Output::Hex => Bytes::Hex,
+            Output::Base64 => Bytes::Base64,
+            Output::Json => {
+                return match (format, delimiter) {
+                    (None, None) => Ok(Self::Json),
+                    _ => Err("-f and --delimiter do not go with -o json".into()),
+                };
+            }
+        };
+        match format {
+            Some(_) if output != Output::Text => Err("-f goes with -o text alone".into()),
+            Some(_) if delimiter.is_some() => {
+                Err("--delimiter does not go with -f: put it into the format".into())
+            }
+            Some(format) => Ok(Self::Format(format)),
+            None => Ok(Self::Value(
+                bytes,
+                delimiter.map_or_else(|| b"\n".to_vec(), |delimiter| delimiter.bytes().to_vec()),
+            )),
+        }
+    }
+
+    pub(crate) fn write(&self, record: &ConsumedRecord, out: &mut Vec<u8>) {
+        match self {
+            Self::Format(format) => format.write(record, out),
+            Self::Json => write_json(record, out),
+            Self::Value(bytes, delimiter) => {
+                let value = record.value.as_deref().unwrap_or_default();
+                match bytes {
+                    Bytes::Raw => out.extend_from_slice(value),
+                    Bytes::Hex => out.extend_from_slice(hex(value).as_bytes()),
+                    Bytes::Base64 => out.extend_from_slice(BASE64.encode(value).as_bytes()),
+                }
+                out.extend_from_slice(delimiter);
+            }
+        }
+    }
+}
+
 /// What `-f` understands, for `--help`.
 pub(crate) const FORMAT_HELP: &str = "\
 Format of a record:
@@ -69,24 +137,8 @@ impl Format {
                     }
                 },
                 '\\' => {
-                    literal.push(match chars.next() {
-                        Some('n') => b'\n',
-                        Some('t') => b'\t',
-                        Some('r') => b'\r',
-                        Some('0') => 0,
-                        Some('\\') => b'\\',
-                        Some('x') => {
-                            let digits: String = chars.by_ref().take(2).collect();
-                            u8::from_str_radix(&digits, 16)
-                                .map_err(|_| format!("`\\x{digits}` is not a byte"))?
-                        }
-                        other => {
-                            return Err(format!(
-                                "`\\{}` is not known in a format",
-                                other.unwrap_or(' ')
-                            ));
-                        }
-                    });
+                    literal
+                        .push(escaped(&mut chars).map_err(|error| format!("{error} in a format"))?);
                     continue;
                 }
                 other => {
@@ -103,13 +155,6 @@ impl Format {
             parts.push(Part::Literal(literal));
         }
         Ok(Self { parts })
-    }
-
-    /// The value and a line end.
-    pub(crate) fn plain() -> Self {
-        Self {
-            parts: vec![Part::Value, Part::Literal(b"\n".to_vec())],
-        }
     }
 
     pub(crate) fn write(&self, record: &ConsumedRecord, out: &mut Vec<u8>) {
@@ -251,6 +296,37 @@ mod tests {
                 && Format::parse("\\q").is_err()
                 && Format::parse("%").is_err()
         );
+    }
+
+    #[test]
+    fn values_alone_are_written_byte_for_byte() {
+        let odd = ConsumedRecord {
+            value: Some(vec![0xff, 0x00, b'\r', b'\n'].into()),
+            ..record()
+        };
+        let written = |output, delimiter: Option<&str>| {
+            let delimiter = delimiter.map(|text| crate::values::delimiter(text).unwrap());
+            let mut out = Vec::new();
+            Rendering::of(output, None, delimiter.as_ref())
+                .unwrap()
+                .write(&odd, &mut out);
+            out
+        };
+        assert_eq!(written(Output::Raw, None), b"\xff\0\r\n\n");
+        assert_eq!(written(Output::Text, None), b"\xff\0\r\n\n");
+        assert_eq!(written(Output::Raw, Some("")), b"\xff\0\r\n");
+        assert_eq!(written(Output::Hex, Some("\\0")), b"ff000d0a\0");
+        assert_eq!(written(Output::Base64, None), b"/wANCg==\n");
+        let format = || Some(Format::parse("%v").unwrap());
+        let delimiter = crate::values::delimiter(";").unwrap();
+        for (output, format, delimiter) in [
+            (Output::Json, format(), None),
+            (Output::Raw, format(), None),
+            (Output::Text, format(), Some(&delimiter)),
+            (Output::Json, None, Some(&delimiter)),
+        ] {
+            assert!(Rendering::of(output, format, delimiter).is_err());
+        }
     }
 
     #[test]

@@ -11,9 +11,17 @@ use crate::exit::Outcome;
 /// How results are printed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Output {
+    /// For people.
     #[default]
     Text,
+    /// For programs: JSON, one object a line.
     Json,
+    /// Of records (`sub`): the value's bytes as they are.
+    Raw,
+    /// Of records: the value in hexadecimal.
+    Hex,
+    /// Of records: the value in base64.
+    Base64,
 }
 
 impl Output {
@@ -21,11 +29,17 @@ impl Output {
         self == Self::Json
     }
 
+    /// Whether it prints the values of records and nothing else: what has no records cannot be printed so.
+    pub(crate) fn is_of_values(self) -> bool {
+        matches!(self, Self::Raw | Self::Hex | Self::Base64)
+    }
+
     /// One result: `text` for people, `json` for programs.
     pub(crate) fn show(self, text: impl AsRef<str>, json: &Value) -> Outcome {
         match self {
-            Self::Text => line(text.as_ref()),
             Self::Json => line(&json.to_string()),
+            // Commands without values were refused.
+            Self::Text | Self::Raw | Self::Hex | Self::Base64 => line(text.as_ref()),
         }
     }
 }
@@ -142,7 +156,15 @@ pub(crate) fn bytes(number: u64) -> String {
 
 /// Bytes as lower-case hexadecimal.
 pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    const DIGITS: [char; 16] = [
+        '0', '1', '2', '3', '4', '5', '6', '7', '8', '9', 'a', 'b', 'c', 'd', 'e', 'f',
+    ];
+    let mut out = String::with_capacity(2 * bytes.len());
+    for byte in bytes {
+        out.push(DIGITS[usize::from(byte >> 4)]);
+        out.push(DIGITS[usize::from(byte & 15)]);
+    }
+    out
 }
 
 /// Sixteen bytes as a UUID; anything else as hexadecimal.

@@ -97,6 +97,49 @@ pub(crate) fn start_at(text: &str) -> Result<StartAt, String> {
     }
 }
 
+/// The byte that an escape means, of which the backslash was read: `\n \t \r \0 \\ \xHH`.
+pub(crate) fn escaped(chars: &mut impl Iterator<Item = char>) -> Result<u8, String> {
+    match chars.next() {
+        Some('n') => Ok(b'\n'),
+        Some('t') => Ok(b'\t'),
+        Some('r') => Ok(b'\r'),
+        Some('0') => Ok(0),
+        Some('\\') => Ok(b'\\'),
+        Some('x') => {
+            let digits: String = chars.by_ref().take(2).collect();
+            match u8::from_str_radix(&digits, 16) {
+                Ok(byte) if digits.len() == 2 => Ok(byte),
+                _ => Err(format!("`\\x{digits}` is not a byte")),
+            }
+        }
+        Some(other) => Err(format!("`\\{other}` is not known")),
+        None => Err("nothing follows the last backslash".into()),
+    }
+}
+
+/// What stands between two records.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Delimiter(Vec<u8>);
+
+impl Delimiter {
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+/// Text with escapes.
+pub(crate) fn delimiter(text: &str) -> Result<Delimiter, String> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut chars = text.chars();
+    while let Some(c) = chars.next() {
+        match c {
+            '\\' => bytes.push(escaped(&mut chars)?),
+            other => bytes.extend_from_slice(other.encode_utf8(&mut [0; 4]).as_bytes()),
+        }
+    }
+    Ok(Delimiter(bytes))
+}
+
 /// Milliseconds since the Unix epoch, as RFC 3339 in UTC.
 pub(crate) fn time(ms: i64) -> String {
     jiff::Timestamp::from_millisecond(ms)
@@ -138,6 +181,19 @@ mod tests {
         assert!(matches!(start_at("-10m"), Ok(StartAt::Timestamp(_))));
         assert!(start_at("soon").is_err());
         assert_eq!(time(1_700_000_000_000), "2023-11-14T22:13:20.000Z");
+    }
+
+    #[test]
+    fn delimiters() {
+        let bytes = |text| delimiter(text).map(|delimiter| delimiter.bytes().to_vec());
+        assert_eq!(
+            bytes("\\r\\n--\\0\\xff\\\\"),
+            Ok(b"\r\n--\0\xff\\".to_vec())
+        );
+        assert_eq!(bytes("é"), Ok("é".as_bytes().to_vec()));
+        for wrong in ["\\q", "\\x1", "\\xzz", "\\"] {
+            assert!(bytes(wrong).is_err(), "{wrong}");
+        }
     }
 
     #[test]

@@ -16,7 +16,7 @@ mod topic;
 
 use clap::Subcommand;
 
-use crate::exit::Outcome;
+use crate::exit::{Failure, Outcome};
 use crate::{Global, logging};
 
 #[derive(Debug, Subcommand)]
@@ -28,7 +28,7 @@ pub(crate) enum Command {
     /// Create, list, describe, change and delete topics
     #[command(subcommand)]
     Topic(topic::Command),
-    /// Send lines from stdin as records
+    /// Send records: lines of standard input, messages or files
     #[command(visible_alias = "produce")]
     Pub(publish::Arguments),
     /// Print records
@@ -66,6 +66,11 @@ pub(crate) fn run(command: Command, global: &Global) -> Outcome {
             "warn"
         },
     );
+    if global.output.is_of_values() && !matches!(command, Command::Sub(_)) {
+        return Err(Failure::usage(
+            "-o raw, hex and base64 print the values of records, and only `sub` has them: use text or json",
+        ));
+    }
     match command {
         Command::Dev(arguments) => dev::run(arguments, global),
         Command::Serve(arguments) => serve::run(&arguments, global),

@@ -3,6 +3,10 @@
 //! With a group, offsets are committed after the records were written: a crash repeats some, and skips
 //! none.
 
+mod ends;
+mod last;
+mod topics;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::io::{self, Write};
@@ -10,15 +14,20 @@ use std::pin::pin;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use millstream_client::{Client, Consumer, ConsumerEvent, StartAt, TopicPartition};
+use millstream_client::{
+    Client, ConsumedRecord, Consumer, ConsumerBuilder, ConsumerEvent, OffsetSpec, StartAt,
+    TopicPartition,
+};
 
 use crate::Global;
 use crate::connect::{block_on, client};
 use crate::exit::{Failure, Outcome};
-use crate::format::{FORMAT_HELP, Format, write_json};
+use crate::format::{FORMAT_HELP, Format, Rendering};
 use crate::interrupt::Interrupt;
 use crate::output::note;
-use crate::values::{pair, start_at};
+use crate::values::{Delimiter, delimiter, pair, start_at};
+use ends::{Ends, Until};
+use last::Last;
 
 /// Written at once.
 const BLOCK_BYTES: usize = 64 << 10;
@@ -30,21 +39,38 @@ const COMMIT_EVERY: Duration = Duration::from_secs(1);
 #[command(after_long_help = FORMAT_HELP, after_help = "\
 Examples:
   millstream sub orders                                # from now on, until Ctrl-C
+  millstream sub orders --last 10 --exit-at-end        # the newest ten
   millstream sub orders --from start --count 10 -o json
   millstream sub orders --from -10m -f '%p:%o %k=%v\\n'
+  millstream sub orders --from 2026-01-31T12:00:00Z --until 2026-01-31T13:00:00Z
+  millstream sub 'orders-*' payments --from start --until end
+  millstream sub orders --partition 0 --from 41 --count 1 -o raw --delimiter '' > value.bin
   millstream sub orders --group billing                # share the topic; offsets are kept
   millstream sub orders --filter json-filter --param 'expr=total > 100'
 
 --help explains the format.")]
 pub(crate) struct Arguments {
-    topic: String,
-    /// How a record is printed. Default: its value and a line end.
+    /// Topics to read, by name or by a pattern with * and ?. A pattern stands for the topics that match when the
+    /// command begins.
+    #[arg(required = true, value_name = "TOPIC")]
+    topics: Vec<String>,
+    /// How a record is printed. Default: its value and the delimiter.
     #[arg(short, long, value_name = "FORMAT", value_parser = Format::parse)]
     format: Option<Format>,
+    /// What stands behind each value: text with \n \t \r \0 \\ \xHH. Default: a line feed.
+    #[arg(short = 'd', long, value_name = "TEXT", value_parser = delimiter)]
+    delimiter: Option<Delimiter>,
     /// Where to begin: start, end, an offset, @milliseconds, -10m, or a time. With a group: where the
-    /// group has no offset yet.
+    /// group has no offset yet. Default: end; with a group, start.
     #[arg(long, value_parser = start_at, value_name = "POSITION", allow_hyphen_values = true)]
     from: Option<StartAt>,
+    /// Begin with the newest N records, all partitions together (those that a --filter drops count too).
+    #[arg(long, value_name = "N", conflicts_with_all = ["from", "group"])]
+    last: Option<usize>,
+    /// Where to end, which is not printed: end (where the topic ends now), an offset of each partition, or a
+    /// time, written as with --from.
+    #[arg(long, value_parser = until, value_name = "POSITION", allow_hyphen_values = true)]
+    until: Option<Until>,
     /// End after so many records.
     #[arg(short = 'n', long, value_name = "N")]
     count: Option<u64>,
@@ -54,8 +80,8 @@ pub(crate) struct Arguments {
     /// Read only this partition; may be given several times.
     #[arg(short, long, value_name = "N")]
     partition: Vec<u32>,
-    /// End where the topic ends now.
-    #[arg(short = 'e', long)]
+    /// End where the topic ends now: the same as --until end.
+    #[arg(short = 'e', long, conflicts_with = "until")]
     exit_at_end: bool,
     /// Run this deployed component for this subscription.
     #[arg(long, value_name = "NAME")]
@@ -84,6 +110,25 @@ async fn subscribe(
     global: &Global,
     mut interrupt: Interrupt,
 ) -> Outcome {
+    let rendering = Rendering::of(
+        global.output,
+        arguments.format.clone(),
+        arguments.delimiter.as_ref(),
+    )
+    .map_err(Failure::Usage)?;
+    let until = match arguments.until {
+        None if arguments.exit_at_end => Some(Until::End),
+        until => until,
+    };
+    if arguments.group.is_some() && until.is_some_and(|until| until != Until::End) {
+        return Err(Failure::usage(
+            "--until OFFSET and --until TIME do not go with --group: its members read what the group gives them",
+        ));
+    }
+    if arguments.count == Some(0) {
+        return Ok(());
+    }
+    let topics = named(client, &arguments.topics).await?;
     let from = arguments.from.unwrap_or(if arguments.group.is_some() {
         StartAt::Start
     } else {
@@ -94,11 +139,16 @@ async fn subscribe(
         .from(from)
         .auto_commit(None)
         .verify(arguments.verify);
-    for &partition in &arguments.partition {
-        builder = builder.partition(arguments.topic.as_str(), partition);
-    }
-    if arguments.partition.is_empty() {
-        builder = builder.topic(&arguments.topic);
+    let mut last = None;
+    if let Some(count) = arguments.last {
+        let (starts, ends) = newest(client, &topics, &arguments.partition, count).await?;
+        for (partition, start) in starts {
+            let number = partition.partition;
+            builder = builder.partition_from(partition.topic, number, StartAt::Offset(start));
+        }
+        last = Some(Last::new(count, ends));
+    } else {
+        builder = with_partitions(builder, &topics, &arguments.partition);
     }
     if let Some(group) = &arguments.group {
         builder = builder.group(group);
@@ -106,31 +156,42 @@ async fn subscribe(
     if let Some(filter) = arguments.filter {
         builder = builder.filter(filter, arguments.param);
     }
-    if arguments.exit_at_end {
-        builder = builder.stop_at_end();
-    }
-    if arguments.count == Some(0) {
-        return Ok(());
-    }
+    let mut close_at = None;
+    let ends = match until {
+        None => None,
+        Some(Until::End) => {
+            builder = builder.stop_at_end();
+            None
+        }
+        Some(Until::Offset(offset)) => {
+            let all = partitions(client, &topics, &arguments.partition).await?;
+            Some(Ends::at_offset(all, offset))
+        }
+        Some(Until::Timestamp(before_ms)) => {
+            let all = partitions(client, &topics, &arguments.partition).await?;
+            close_at = Some(before_ms);
+            Some(Ends::before(all, before_ms))
+        }
+    };
     let consumer = builder.build().await?;
-    let format = arguments.format.unwrap_or_else(Format::plain);
     let mut printer = Printer {
         consumer,
         grouped: arguments.group.is_some(),
-        json: global.output.is_json(),
-        format,
+        rendering,
         left: arguments.count.unwrap_or(u64::MAX),
         out: Vec::with_capacity(2 * BLOCK_BYTES),
         done: BTreeMap::new(),
         committed: Instant::now(),
         failed: false,
         reading: BTreeSet::new(),
+        ends,
+        last,
     };
     let outcome = tokio::select! {
-        outcome = printer.run() => outcome,
+        outcome = printer.read(client, close_at) => outcome,
         () = interrupt.wait() => Ok(()),
     };
-    let outcome = outcome.and_then(|()| printer.write());
+    let outcome = outcome.and_then(|()| printer.finish());
     // What was not written must not be committed.
     if outcome.is_ok() {
         printer.commit().await?;
@@ -143,11 +204,95 @@ async fn subscribe(
     }
 }
 
+/// `--until`: what `--from` takes, but for the start.
+fn until(text: &str) -> Result<Until, String> {
+    match start_at(text)? {
+        StartAt::End => Ok(Until::End),
+        StartAt::Offset(offset) => Ok(Until::Offset(offset)),
+        StartAt::Timestamp(ms) => Ok(Until::Timestamp(ms)),
+        StartAt::Start | StartAt::After { .. } => {
+            Err("nothing is before the start: use end, an offset or a time".into())
+        }
+    }
+}
+
+/// The topics that are asked for, patterns resolved.
+async fn named(client: &Client, asked: &[String]) -> Outcome<Vec<String>> {
+    let known: Vec<String> = if asked.iter().any(|text| topics::is_pattern(text)) {
+        let topics = client.admin().list_topics().await?;
+        topics.into_iter().map(|topic| topic.name).collect()
+    } else {
+        Vec::new()
+    };
+    topics::resolve(asked, &known).map_err(Failure::failed)
+}
+
+fn with_partitions(
+    mut builder: ConsumerBuilder,
+    topics: &[String],
+    partitions: &[u32],
+) -> ConsumerBuilder {
+    for topic in topics {
+        for &partition in partitions {
+            builder = builder.partition(topic.as_str(), partition);
+        }
+        if partitions.is_empty() {
+            builder = builder.topic(topic);
+        }
+    }
+    builder
+}
+
+/// The partitions that are read: those asked for of each topic, or all there are.
+async fn partitions(
+    client: &Client,
+    topics: &[String],
+    asked: &[u32],
+) -> Outcome<Vec<TopicPartition>> {
+    let mut all = Vec::new();
+    for topic in topics {
+        let numbers = if asked.is_empty() {
+            let described = client.admin().describe_topic(topic, false).await?;
+            (0..described.partitions).collect()
+        } else {
+            asked.to_vec()
+        };
+        all.extend(
+            numbers
+                .into_iter()
+                .map(|number| TopicPartition::new(topic.as_str(), number)),
+        );
+    }
+    Ok(all)
+}
+
+/// Where each partition's newest `count` records begin, and where each ends.
+async fn newest(
+    client: &Client,
+    topics: &[String],
+    asked: &[u32],
+    count: usize,
+) -> Outcome<(Vec<(TopicPartition, u64)>, Ends)> {
+    let (mut starts, mut ends) = (Vec::new(), Vec::new());
+    let admin = client.admin();
+    for partition in partitions(client, topics, asked).await? {
+        let number = partition.partition;
+        let at = |at| admin.offset_at(&partition.topic, number, at);
+        let (start, _) = at(OffsetSpec::Start).await?;
+        let (end, _) = at(OffsetSpec::End).await?;
+        starts.push((
+            partition.clone(),
+            end.saturating_sub(count as u64).max(start),
+        ));
+        ends.push((partition, end));
+    }
+    Ok((starts, Ends::at_offsets(ends)))
+}
+
 struct Printer {
     consumer: Consumer,
     grouped: bool,
-    json: bool,
-    format: Format,
+    rendering: Rendering,
     left: u64,
     out: Vec<u8>,
     /// Next offset to read of what was printed and not yet committed.
@@ -156,11 +301,48 @@ struct Printer {
     failed: bool,
     /// Partitions that were given and have not failed.
     reading: BTreeSet<TopicPartition>,
+    /// Where to stop, if not where the broker ends the subscription.
+    ends: Option<Ends>,
+    /// The newest records, until all of them are here.
+    last: Option<Last>,
 }
 
 impl Printer {
+    /// Until the end, whatever it is.
+    async fn read(&mut self, client: &Client, close_at: Option<i64>) -> Outcome {
+        let Some(close_at) = close_at else {
+            return self.run().await;
+        };
+        // Before this time a record of an earlier one may still come; then, what there is is all.
+        let left = close_at.saturating_sub(jiff::Timestamp::now().as_millisecond());
+        let left = Duration::from_millis(u64::try_from(left).unwrap_or(0));
+        match tokio::time::timeout(left, self.run()).await {
+            Ok(outcome) => return outcome,
+            Err(_) => self.write()?,
+        }
+        let mut limits = Vec::new();
+        for partition in self.ends.iter().flat_map(Ends::open) {
+            let (topic, number) = (&partition.topic, partition.partition);
+            let (end, _) = client
+                .admin()
+                .offset_at(topic, number, OffsetSpec::End)
+                .await?;
+            limits.push((partition.clone(), end));
+        }
+        for (partition, limit) in limits {
+            let next = self.consumer.position(&partition);
+            if let Some(ends) = &mut self.ends {
+                ends.close([(partition.clone(), limit)]);
+            }
+            if let Some(next) = next {
+                self.reached(&partition, next)?;
+            }
+        }
+        self.run().await
+    }
+
     async fn run(&mut self) -> Outcome {
-        while self.left > 0 {
+        while self.left > 0 && !self.ends.as_ref().is_some_and(Ends::is_over) {
             let event = match self.ready().await {
                 Some(event) => event,
                 None => {
@@ -182,29 +364,25 @@ impl Printer {
             match event {
                 None => break,
                 Some(Ok(ConsumerEvent::Batch(batch))) => {
+                    let partition = TopicPartition::new(batch.topic().clone(), batch.partition());
                     let opened = batch.open()?;
                     let mut next = batch.last_offset + 1;
                     for record in opened.iter() {
                         let record = opened.share(&record?);
-                        if self.json {
-                            write_json(&record, &mut self.out);
-                        } else {
-                            self.format.write(&record, &mut self.out);
+                        if let Some(ends) = &mut self.ends
+                            && !ends.admits(&partition, record.offset, record.timestamp_ms)
+                        {
+                            next = record.offset;
+                            break;
                         }
-                        if self.out.len() >= BLOCK_BYTES {
-                            self.write()?;
-                        }
-                        self.left -= 1;
-                        if self.left == 0 {
+                        if self.print(&record)? == 0 {
                             next = record.offset + 1;
                             break;
                         }
                     }
+                    self.reached(&partition, next)?;
                     if self.grouped {
-                        self.done.insert(
-                            TopicPartition::new(batch.topic().clone(), batch.partition()),
-                            next,
-                        );
+                        self.done.insert(partition, next);
                         if self.committed.elapsed() >= COMMIT_EVERY {
                             self.write()?;
                             self.commit().await?;
@@ -226,15 +404,20 @@ impl Printer {
                     self.failed = true;
                     note(&format!("error: {partition}: {error}"));
                     self.reading.remove(&partition);
+                    self.give_up(&partition)?;
                     if !self.grouped && self.reading.is_empty() {
                         break; // nothing more can come
                     }
                 }
                 Some(Ok(ConsumerEvent::Assigned(partitions))) => {
-                    self.reading
-                        .extend(partitions.into_iter().map(|(partition, _)| partition));
+                    for (partition, start) in partitions {
+                        self.reached(&partition, start)?;
+                        self.reading.insert(partition);
+                    }
                 }
-                Some(Ok(ConsumerEvent::CaughtUp { .. })) => {}
+                Some(Ok(ConsumerEvent::CaughtUp {
+                    partition, offset, ..
+                })) => self.reached(&partition, offset)?,
                 Some(Err(error)) if error.kind() == millstream_client::ErrorKind::Gap => {
                     self.write()?;
                     self.failed = true;
@@ -247,6 +430,81 @@ impl Printer {
             }
         }
         Ok(())
+    }
+
+    /// Print a record, or keep it until it is known to be among the newest. Gives how many may follow.
+    fn print(&mut self, record: &ConsumedRecord) -> Outcome<u64> {
+        if let Some(last) = &mut self.last {
+            let mut printed = Vec::new();
+            self.rendering.write(record, &mut printed);
+            last.push(record, printed);
+            return Ok(self.left);
+        }
+        self.rendering.write(record, &mut self.out);
+        if self.out.len() >= BLOCK_BYTES {
+            self.write()?;
+        }
+        self.left -= 1;
+        Ok(self.left)
+    }
+
+    /// Everything before `next` was read.
+    fn reached(&mut self, partition: &TopicPartition, next: u64) -> Outcome {
+        if let Some(last) = &mut self.last {
+            last.ends.reached(partition, next);
+        }
+        self.release_last()?;
+        if let Some(ends) = &mut self.ends
+            && ends.reached(partition, next)
+            && self.consumer.assignment().contains(partition)
+        {
+            self.consumer.pause(std::slice::from_ref(partition))?;
+        }
+        Ok(())
+    }
+
+    /// Nothing more comes of this partition.
+    fn give_up(&mut self, partition: &TopicPartition) -> Outcome {
+        if let Some(ends) = &mut self.ends {
+            ends.give_up(partition);
+        }
+        if let Some(last) = &mut self.last {
+            last.ends.give_up(partition);
+        }
+        self.release_last()
+    }
+
+    /// Print the newest records when all of them are here.
+    fn release_last(&mut self) -> Outcome {
+        match self.last.take() {
+            Some(last) if last.ends.is_over() => self.print_last(last),
+            last => {
+                self.last = last;
+                Ok(())
+            }
+        }
+    }
+
+    fn print_last(&mut self, last: Last) -> Outcome {
+        for printed in last.into_printed() {
+            if self.left == 0 {
+                break;
+            }
+            self.left -= 1;
+            self.out.extend_from_slice(&printed);
+            if self.out.len() >= BLOCK_BYTES {
+                self.write()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What is still kept, and what is not written yet.
+    fn finish(&mut self) -> Outcome {
+        if let Some(last) = self.last.take() {
+            self.print_last(last)?;
+        }
+        self.write()
     }
 
     /// What is here already; `None` when that is nothing.

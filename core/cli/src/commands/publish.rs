@@ -205,8 +205,8 @@ pub(crate) fn run(arguments: &Arguments, global: &Global) -> Outcome {
             arguments.offsets.then_some(global.output),
         );
         // On a terminal, what is typed or printed and the line of progress do not share a place.
-        let own_line = !typed && !(arguments.offsets && io::stdout().is_terminal());
-        let mut progress = Progress::new(own_line);
+        let shares = typed || (arguments.offsets && io::stdout().is_terminal());
+        let mut progress = Progress::new(!shares);
         let mut tick = tokio::time::interval(Duration::from_millis(250));
         let read = loop {
             tokio::select! {

@@ -15,6 +15,7 @@ use rustls::crypto::ring;
 use crate::Error;
 use crate::broker::Shared;
 use crate::config::Config;
+use crate::ports::Transport;
 use crate::session::STREAMS_UNKNOWN;
 use crate::steering::SteeredIds;
 use crate::windows;
@@ -67,7 +68,7 @@ pub(crate) fn open(socket: Socket, index: usize, shared: &Shared) -> Result<Endp
         socket.socket,
         Arc::new(TokioRuntime),
     )
-    .map_err(|why| Error::Listen { address, why })
+    .map_err(|why| Error::listen(Transport::Udp, address, why))
 }
 
 /// A handshake that may go on.

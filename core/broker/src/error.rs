@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use crate::config::ConfigError;
+use crate::ports::{self, Transport};
 
 /// A failure of the broker as a whole. What clients are told is in `refusal`.
 #[derive(Debug, thiserror::Error)]
@@ -27,8 +28,12 @@ pub enum Error {
         path.display()
     )]
     Shards { path: PathBuf, has: u16, asked: u16 },
-    #[error("cannot listen on {address}: {why}: choose another address, or stop what uses it")]
-    Listen { address: SocketAddr, why: io::Error },
+    #[error("cannot listen on {address}: {why}: {advice}")]
+    Listen {
+        address: SocketAddr,
+        why: io::Error,
+        advice: String,
+    },
     #[error("TLS: {0}")]
     Tls(String),
     #[error("shard {shard} does not start: {why}")]
@@ -40,6 +45,28 @@ pub enum Error {
 }
 
 impl Error {
+    pub(crate) fn listen(transport: Transport, address: SocketAddr, why: io::Error) -> Self {
+        let advice = match why.kind() {
+            io::ErrorKind::AddrInUse => {
+                let holder = ports::holder(transport, address)
+                    .map_or_else(|| "another process".to_owned(), |holder| holder.to_string());
+                format!("{holder} has it: stop that, or choose another address")
+            }
+            io::ErrorKind::AddrNotAvailable => {
+                "choose an address that this machine has".to_owned()
+            }
+            io::ErrorKind::PermissionDenied => {
+                "choose a port above 1023, or give the process the right to this one".to_owned()
+            }
+            _ => "choose another address".to_owned(),
+        };
+        Self::Listen {
+            address,
+            why,
+            advice,
+        }
+    }
+
     pub(crate) fn directory(path: &Path, what: &'static str, source: &io::Error) -> Self {
         let why = match source.kind() {
             io::ErrorKind::ReadOnlyFilesystem => {

@@ -3,14 +3,19 @@
 //! Connection ids carry the thread in their first byte; a classic BPF program in the kernel steers by
 //! that byte (a client's own first connection id is random, so new connections spread). Where the
 //! kernel refuses the program, one thread serves the endpoint alone. Absent: QUIC itself (quinn).
+//!
+//! A port belongs to one broker. `SO_REUSEPORT` would let a second one in, which takes a part of the
+//! first one's packets: so the first socket is bound without it, which fails when anyone has the port,
+//! and shares it only then.
 
 use std::net::{SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use quinn::{ConnectionId, ConnectionIdGenerator};
 use rustls::crypto::SecureRandom;
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
+use crate::ports::Transport;
 use crate::{Error, sys};
 
 const CONNECTION_ID_BYTES: usize = 8;
@@ -29,17 +34,19 @@ pub(crate) fn bind(
     buffer_bytes: usize,
 ) -> Result<Sockets, Error> {
     let wish = threads.min(usize::from(u8::MAX) + 1);
-    let first = bind_one(listen, wish > 1, buffer_bytes)?;
-    let address = first.local_addr().map_err(|why| Error::Listen {
-        address: listen,
-        why,
-    })?;
+    let first = bind_one(listen, false, buffer_bytes)?;
+    let address = first
+        .local_addr()
+        .map_err(|why| Error::listen(Transport::Udp, listen, why))?;
     if wish == 1 {
         return Ok(Sockets {
             sockets: vec![first],
             address,
         });
     }
+    SockRef::from(&first)
+        .set_reuse_port(true)
+        .map_err(|why| Error::listen(Transport::Udp, address, why))?;
     let mut sockets = vec![first];
     for _ in 1..wish {
         sockets.push(bind_one(address, true, buffer_bytes)?);
@@ -72,7 +79,7 @@ fn bind_one(address: SocketAddr, share: bool, buffer_bytes: usize) -> Result<Udp
         }
         Ok(UdpSocket::from(socket))
     };
-    bind().map_err(|why| Error::Listen { address, why })
+    bind().map_err(|why| Error::listen(Transport::Udp, address, why))
 }
 
 /// Gives out connection ids of eight bytes: the thread, then random bytes.
@@ -134,6 +141,23 @@ mod tests {
                 let mut buffer = [0; 64];
                 let (bytes, _) = socket.recv_from(&mut buffer).expect("the packet is here");
                 assert_eq!(&buffer[..bytes], packet);
+            }
+        }
+    }
+
+    /// However many threads either has: the second hears who has the port, and takes no packet of it.
+    #[test]
+    fn a_port_in_use_is_an_error() {
+        let here = (Ipv4Addr::LOCALHOST, 0).into();
+        let everywhere = |port| (Ipv4Addr::UNSPECIFIED, port).into();
+        for (first, second) in [(2, 2), (1, 2), (2, 1)] {
+            let bound = bind(here, first, 1 << 16).expect("bound");
+            for address in [bound.address, everywhere(bound.address.port())] {
+                let error = bind(address, second, 1 << 16)
+                    .expect_err("it is in use")
+                    .to_string();
+                let pid = format!("pid {}", std::process::id());
+                assert!(error.contains("in use") && error.contains(&pid), "{error}");
             }
         }
     }

@@ -25,6 +25,7 @@ use self::places::Places;
 use self::report::Report;
 use crate::Error;
 use crate::broker::{Phase, Shared};
+use crate::ports::Transport;
 use crate::thread::keep_reconciled;
 
 /// Connections at a time; past it the oldest goes.
@@ -55,10 +56,7 @@ impl Operators {
 /// Listen and serve, from before recovery: `/readyz` says what the broker waits for.
 pub(crate) fn start(shared: &Arc<Shared>) -> Result<Option<Operators>, Error> {
     let wanted = shared.config.http;
-    let listen = |why| Error::Listen {
-        address: wanted,
-        why,
-    };
+    let listen = |why| Error::listen(Transport::Tcp, wanted, why);
     let listener = match shared.config.http_off {
         true => None,
         false => {

@@ -32,6 +32,7 @@ pub struct ClientBuilder {
     name: String,
     timeout: Duration,
     idle_timeout: Duration,
+    wait: bool,
 }
 
 impl ClientBuilder {
@@ -42,7 +43,9 @@ impl ClientBuilder {
         self
     }
 
-    /// How long connecting and each request may take, retries included. Default 30 s.
+    /// How long each request may take, and how long a connection that was lost is tried for; retries
+    /// included. Default 30 s. A first connection is given up on earlier: see
+    /// [`wait_for_broker`](Self::wait_for_broker).
     #[must_use]
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
@@ -55,6 +58,15 @@ impl ClientBuilder {
     #[must_use]
     pub fn idle_timeout(mut self, timeout: Duration) -> Self {
         self.idle_timeout = timeout;
+        self
+    }
+
+    /// Try the first connection too for the whole timeout: for programs that may start before their broker.
+    /// Without it, connecting fails at once when nothing listens at the address, and after 5 s without an
+    /// answer.
+    #[must_use]
+    pub fn wait_for_broker(mut self) -> Self {
+        self.wait = true;
         self
     }
 
@@ -75,7 +87,12 @@ impl ClientBuilder {
     /// When the context cannot be used.
     pub fn lazy(self) -> Result<Client> {
         Ok(Client {
-            link: Arc::new(Link::new(self.context, self.name, self.idle_timeout)?),
+            link: Arc::new(Link::new(
+                self.context,
+                self.name,
+                self.idle_timeout,
+                self.wait,
+            )?),
             timeout: self.timeout,
         })
     }
@@ -103,6 +120,7 @@ impl Client {
             name: CLIENT_NAME.to_owned(),
             timeout: Duration::from_secs(30),
             idle_timeout: transport::IDLE_TIMEOUT,
+            wait: false,
         }
     }
 
@@ -114,13 +132,14 @@ impl Client {
         Self::builder(context).connect().await
     }
 
-    /// Connect to the broker of a context file, else of `MILLSTREAM_CONTEXT`, else of
-    /// `./.millstream/context.toml`: see [`Context::find`].
+    /// Connect to the broker of a context (its name or file), else of `MILLSTREAM_CONTEXT`, else of
+    /// `.millstream/context.toml` here or above, else of the user's current context: see
+    /// [`locate`](crate::locate).
     ///
     /// # Errors
     /// When there is no context, and as [`ClientBuilder::connect`].
-    pub async fn from_context(file: Option<&Path>) -> Result<Self> {
-        Self::connect(Context::find(file)?).await
+    pub async fn from_context(context: Option<&Path>) -> Result<Self> {
+        Self::connect(Context::find(context)?).await
     }
 
     /// Settings of a new producer.

@@ -22,7 +22,8 @@ use crate::error::{Error, Kind as Fault, Result};
 use crate::transport;
 
 /// One try to connect, TLS and HELLO included. Short, because a broker that restarts on the same port
-/// does not answer packets sent before it listened.
+/// does not answer packets sent before it listened. Also how long a first connection is tried, unless the
+/// broker is waited for.
 const ATTEMPT: Duration = Duration::from_secs(5);
 /// Chunks taken from a stream at once.
 const CHUNKS: usize = 32;
@@ -40,6 +41,8 @@ struct Current {
     session: Option<Session>,
     connections: u64,
     lost: Option<Error>,
+    /// Since when it was said that the connection is lost.
+    told_lost: Option<Instant>,
 }
 
 /// What became of a client's connections: see [`Client::connections`](crate::Client::connections).
@@ -57,6 +60,8 @@ pub(crate) struct Link {
     context: Context,
     client: String,
     config: quinn::ClientConfig,
+    /// Whether a broker that is not there yet is waited for.
+    wait: bool,
     current: Mutex<Current>,
     /// Held while connecting, so that one attempt serves all.
     connecting: tokio::sync::Mutex<Option<(Endpoint, SocketAddr)>>,
@@ -72,18 +77,26 @@ pub(crate) enum Repeat {
 }
 
 impl Link {
-    pub(crate) fn new(context: Context, client: String, idle_timeout: Duration) -> Result<Self> {
+    pub(crate) fn new(
+        context: Context,
+        client: String,
+        idle_timeout: Duration,
+        wait: bool,
+    ) -> Result<Self> {
         let config = transport::client_config(&context, idle_timeout)?;
         Ok(Self {
             context,
             client,
             config,
+            wait,
             current: Mutex::default(),
             connecting: tokio::sync::Mutex::default(),
         })
     }
 
-    /// The live connection, made if there is none. Tries until `deadline`, backing off.
+    /// The live connection, made if there is none. Tries until `deadline`, backing off. A first connection
+    /// is given up on as soon as the network says that nobody is there, and after [`ATTEMPT`] without an
+    /// answer, unless the broker is waited for.
     pub(crate) async fn session(&self, deadline: Instant) -> Result<Session> {
         if let Some(session) = self.live() {
             return Ok(session);
@@ -94,18 +107,18 @@ impl Link {
         if let Some(session) = self.live() {
             return Ok(session);
         }
+        let first = self.current().connections == 0 && !self.wait;
+        let deadline = match first {
+            true => deadline.min(Instant::now() + ATTEMPT),
+            false => deadline,
+        };
+        self.tell_lost(deadline);
         let mut backoff = Backoff::connecting();
         loop {
             let attempt = deadline.min(Instant::now() + ATTEMPT);
             let error = match timeout_at(attempt, self.connect(&mut endpoint)).await {
                 Ok(Ok(session)) => {
-                    let mut current = self.current();
-                    let before = current.session.replace(session.clone());
-                    current.connections += 1;
-                    let reason = before.and_then(|before| before.connection.close_reason());
-                    if let Some(reason) = reason {
-                        current.lost = Some(reason.into());
-                    }
+                    self.connected(&session);
                     return Ok(session);
                 }
                 Ok(Err(error)) if !error.retriable() => return Err(error),
@@ -115,12 +128,49 @@ impl Link {
             // A fresh socket and a fresh look at the name for the next try.
             *endpoint = None;
             let again = Instant::now() + backoff.next_wait();
-            if again >= deadline {
+            let absent = error.as_ref().is_some_and(Error::is_absent);
+            if again >= deadline || first && absent {
                 return Err(self.unreachable(error.as_ref()));
             }
             tracing::debug!(url = %self.context.url, error = ?error, "connecting failed; trying again");
             sleep_until(again).await;
         }
+    }
+
+    fn connected(&self, session: &Session) {
+        let mut current = self.current();
+        let before = current.session.replace(session.clone());
+        current.connections += 1;
+        let reason = before.and_then(|before| before.connection.close_reason());
+        if let Some(reason) = reason {
+            current.lost = Some(reason.into());
+        }
+        if let Some(since) = current.told_lost.take() {
+            let after = since.elapsed().as_secs_f64();
+            tracing::warn!("connected to {} again after {after:.1} s", self.context.url);
+        }
+    }
+
+    /// Say once that a connection that stood is lost, and until when another is tried for. Whoever knows
+    /// that says it first.
+    pub(crate) fn tell_lost(&self, until: Instant) {
+        let mut current = self.current();
+        let reason = current
+            .session
+            .as_ref()
+            .and_then(|session| session.connection.close_reason());
+        let Some(reason) = reason else { return };
+        if current.told_lost.is_some() || reason == quinn::ConnectionError::LocallyClosed {
+            return;
+        }
+        let now = Instant::now();
+        current.told_lost = Some(now);
+        let left = until.saturating_duration_since(now).as_secs_f64();
+        tracing::warn!(
+            "connection to {} lost ({}), retrying for {left:.0} s",
+            self.context.url,
+            Error::from(reason).message()
+        );
     }
 
     /// The live connection, if there is one.
@@ -216,19 +266,29 @@ impl Link {
             none => {
                 let remote = tokio::net::lookup_host((host.as_str(), port))
                     .await
-                    .map_err(|error| Error::transport(format!("`{host}` has no address: {error}")))?
+                    .map_err(|error| Error::absent(format!("`{host}` has no address: {error}")))?
                     .next()
-                    .ok_or_else(|| Error::transport(format!("`{host}` has no address")))?;
+                    .ok_or_else(|| Error::absent(format!("`{host}` has no address")))?;
                 let made = transport::endpoint(remote)?;
                 *none = Some((made.clone(), remote));
                 (made, remote)
             }
         };
         let name = self.context.server_name.as_deref().unwrap_or(&host);
-        let connection = endpoint
+        let connecting = endpoint
             .connect_with(self.config.clone(), remote, name)
-            .map_err(|error| Error::usage(format!("{}: {error}", self.context.url)))?
-            .await?;
+            .map_err(|error| Error::usage(format!("{}: {error}", self.context.url)))?;
+        let connection = tokio::select! {
+            connection = connecting => connection?,
+            error = transport::unreachable(remote) => {
+                return Err(Error::absent(match error.kind() {
+                    std::io::ErrorKind::ConnectionRefused => {
+                        "nothing listens there (the port is refused)".to_owned()
+                    }
+                    _ => format!("there is no way to it: {error}"),
+                }));
+            }
+        };
         let hello = HelloRequest {
             version_min: VERSION_MIN,
             version_max: VERSION_MAX,

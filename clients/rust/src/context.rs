@@ -9,18 +9,21 @@
 //! server_name = "localhost"                      # when the certificate names another host
 //! ```
 //!
-//! A broker in `dev`, or on a loopback address without a certificate, writes this file to
-//! `DIR/context.toml`. Relative paths are relative to the file. Deliberately absent: reading
-//! certificates and connecting.
+//! A broker in `dev`, or on a loopback address without principals, writes this file to
+//! `DIR/context.toml`. Relative paths are relative to the file. Deliberately absent: where a context is
+//! looked for ([`locate`]), reading certificates and connecting.
 
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::contexts::locate;
 use crate::error::Error;
 
 /// Environment variable that names a context file.
 pub const CONTEXT_VARIABLE: &str = "MILLSTREAM_CONTEXT";
+/// Environment variable with a bearer token, used instead of the context's.
+pub const TOKEN_VARIABLE: &str = "MILLSTREAM_TOKEN";
 /// Where `millstream dev` keeps its data, and so its context, below the working directory.
 pub const DEV_DIRECTORY: &str = ".millstream";
 /// Name of the context file in a data directory.
@@ -99,28 +102,18 @@ impl Context {
         Ok(context)
     }
 
-    /// The context that `explicit`, else [`CONTEXT_VARIABLE`], else `./.millstream/context.toml` names.
+    /// The context that [`locate`] finds, with the token of [`TOKEN_VARIABLE`] if that is set.
     ///
     /// # Errors
-    /// When none of them is there, or the one that is cannot be read.
+    /// When there is none, or it cannot be read.
     pub fn find(explicit: Option<&Path>) -> Result<Self, Error> {
-        if let Some(path) = explicit {
-            return Self::load(path);
+        let mut context = Self::load(locate(explicit)?)?;
+        if let Ok(token) = std::env::var(TOKEN_VARIABLE)
+            && !token.is_empty()
+        {
+            context.token = Some(token);
         }
-        if let Some(path) = std::env::var_os(CONTEXT_VARIABLE) {
-            return Self::load(Path::new(&path));
-        }
-        let path = Path::new(DEV_DIRECTORY).join(CONTEXT_FILE);
-        if path.exists() {
-            return Self::load(&path);
-        }
-        Err(Error::usage_hint(
-            format!(
-                "no context: neither --context nor {CONTEXT_VARIABLE} is set, and {} is not there",
-                path.display()
-            ),
-            "Start a broker with `millstream dev`, or name the context.toml in a broker's data directory.",
-        ))
+        Ok(context)
     }
 
     /// The context as TOML.

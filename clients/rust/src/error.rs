@@ -43,6 +43,8 @@ struct Inner {
     retry_after: Option<Duration>,
     safe_offset: Option<u64>,
     next_offset: Option<u64>,
+    /// The network said that nobody is there.
+    absent: bool,
     /// What the connection ended with, when that is the reason.
     lost: Option<quinn::ConnectionError>,
 }
@@ -134,6 +136,7 @@ impl Error {
             retry_after: None,
             safe_offset: None,
             next_offset: None,
+            absent: false,
             lost: None,
         }))
     }
@@ -162,6 +165,19 @@ impl Error {
             "Check that the broker runs and that its address is right.",
             true,
         )
+    }
+
+    /// Nobody is at the broker's address, as the network says: another try may find someone.
+    pub(crate) fn absent(message: impl Into<String>) -> Self {
+        let mut error = Self::transport(message);
+        if let Some(inner) = std::sync::Arc::get_mut(&mut error.0) {
+            inner.absent = true;
+        }
+        error
+    }
+
+    pub(crate) fn is_absent(&self) -> bool {
+        self.0.absent
     }
 
     pub(crate) fn deadline(message: impl Into<String>) -> Self {
@@ -216,6 +232,7 @@ impl Error {
                 .then(|| Duration::from_millis(error.retry_after_ms.into())),
             safe_offset: error.safe_offset,
             next_offset: error.next_offset,
+            absent: false,
             lost: None,
         }))
     }
@@ -232,6 +249,7 @@ impl Error {
             retry_after: self.0.retry_after,
             safe_offset: self.0.safe_offset,
             next_offset: self.0.next_offset,
+            absent: self.0.absent,
             lost: self.0.lost.clone(),
         }))
     }
@@ -256,6 +274,7 @@ impl Error {
             retry_after: self.0.retry_after,
             safe_offset: self.0.safe_offset,
             next_offset: self.0.next_offset,
+            absent: self.0.absent,
             lost: self.0.lost.clone(),
         }))
     }
@@ -310,27 +329,50 @@ impl From<quinn::ConnectionError> for Error {
             }
             C::LocallyClosed => Self::closed("connection"),
             C::VersionMismatch => Self::protocol("the broker does not speak this version of QUIC"),
+            // TLS alerts say that waiting will not help.
+            C::TransportError(ref inner) if alert(inner.code).is_some() => Self::new(
+                Kind::Transport,
+                format!("no TLS connection with the broker: {inner}"),
+                "Use the context file of this broker: DIR/context.toml in its data directory; `dev` writes a new one when its CA expires.",
+                false,
+            ),
             C::TransportError(ref inner) => {
-                let text = inner.to_string();
-                // TLS alerts say that waiting will not help.
-                let crypto = (0x100..0x200).contains(&u64::from(inner.code));
-                if crypto {
-                    Self::new(
-                        Kind::Transport,
-                        format!("no TLS connection with the broker: {text}"),
-                        "Use the context file of this broker: DIR/context.toml in its data directory; `dev` writes a new one when its CA expires.",
-                        false,
-                    )
-                } else {
-                    Self::transport(format!("the connection failed: {text}"))
-                }
+                Self::transport(format!("the connection failed: {inner}"))
             }
+            C::ConnectionClosed(ref close) => match alert(close.error_code) {
+                Some(alert) => Self::new(
+                    Kind::Transport,
+                    format!("the broker refused the TLS connection: {alert}"),
+                    "Check the client certificate (cert_file, --client-cert): it must be in date and signed by an authority of the broker's tls.client_ca. The broker's log says more.",
+                    false,
+                ),
+                None => Self::transport(format!("the connection failed: {cause}")),
+            },
             C::TimedOut => Self::transport("the broker does not answer"),
             C::Reset => Self::transport("the broker was restarted"),
             other => Self::transport(format!("the connection failed: {other}")),
         };
         error.caused_by(cause)
     }
+}
+
+/// What the TLS alert in a QUIC error code says (RFC 8446, 6; RFC 9001, 4.8), if it carries one.
+fn alert(code: quinn::TransportErrorCode) -> Option<String> {
+    let number = u64::from(code)
+        .checked_sub(0x100)
+        .filter(|alert| *alert < 0x100)?;
+    Some(match number {
+        40 => "the two have no TLS settings in common".to_owned(),
+        42 | 43 => "the client certificate is bad".to_owned(),
+        44 => "the client certificate was revoked".to_owned(),
+        45 => "the client certificate has expired".to_owned(),
+        46 => "the client certificate cannot be used".to_owned(),
+        48 => "it does not know the authority of the client certificate".to_owned(),
+        51 => "the client does not have the key of its certificate".to_owned(),
+        116 => "it asks for a client certificate".to_owned(),
+        120 => "it does not speak millstream/1".to_owned(),
+        number => format!("TLS alert {number}"),
+    })
 }
 
 impl From<quinn::WriteError> for Error {
@@ -371,6 +413,8 @@ fn stopped(code: quinn::VarInt) -> Error {
 
 #[cfg(test)]
 mod tests {
+    use quinn::TransportErrorCode;
+
     use super::*;
 
     #[test]
@@ -388,6 +432,22 @@ mod tests {
             error.to_string(),
             format!("shard 1 is busy [BUSY]. {}", Code::Busy.hint())
         );
+    }
+
+    #[test]
+    fn a_refused_certificate_is_final() {
+        let closed = |error_code| {
+            let close = quinn::ConnectionClose {
+                error_code,
+                frame_type: None,
+                reason: bytes::Bytes::new(),
+            };
+            Error::from(quinn::ConnectionError::ConnectionClosed(close))
+        };
+        let unknown_authority = closed(TransportErrorCode::crypto(48));
+        assert!(!unknown_authority.retriable(), "{unknown_authority}");
+        assert!(unknown_authority.message().contains("authority"));
+        assert!(closed(TransportErrorCode::CONNECTION_REFUSED).retriable());
     }
 
     #[test]

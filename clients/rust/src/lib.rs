@@ -30,6 +30,7 @@ mod client;
 mod connection;
 mod consumer;
 mod context;
+mod contexts;
 mod error;
 mod producer;
 mod record;
@@ -45,7 +46,10 @@ pub use consumer::{
     CommitFailure, Consumer, ConsumerBuilder, ConsumerEvent, FetchedBatch, OnTruncation,
     OpenedBatch, StartAt, TopicPartition,
 };
-pub use context::{CONTEXT_FILE, CONTEXT_VARIABLE, Context, DEFAULT_PORT, DEV_DIRECTORY};
+pub use context::{
+    CONTEXT_FILE, CONTEXT_VARIABLE, Context, DEFAULT_PORT, DEV_DIRECTORY, TOKEN_VARIABLE,
+};
+pub use contexts::{Contexts, locate};
 pub use error::{Error, Kind as ErrorKind, Result};
 /// Batches, for those who build or read them whole.
 pub use millstream_batch as batch;

@@ -55,7 +55,7 @@ pub(crate) fn client_config(context: &Context, idle_timeout: Duration) -> Result
     let pem = context.ca_pem.as_deref().ok_or_else(|| {
         Error::usage_hint(
             format!("no certificate authority to check {} against", context.url),
-            "Use the broker's context file (--context, MILLSTREAM_CONTEXT), or give ca_file.",
+            "Use the broker's context file (--context, MILLSTREAM_CONTEXT), or give the authority of its certificate: --ca FILE, ca_file in a context.",
         )
     })?;
     for certificate in CertificateDer::pem_slice_iter(pem.as_bytes()) {
@@ -137,12 +137,8 @@ pub(crate) fn endpoint(remote: SocketAddr) -> Result<Endpoint> {
     // The kernel may grant less; that is slower, not wrong (`millstream doctor` tells).
     let _ = socket.set_recv_buffer_size(SOCKET_BUFFER_BYTES);
     let _ = socket.set_send_buffer_size(SOCKET_BUFFER_BYTES);
-    let local: SocketAddr = match remote {
-        SocketAddr::V4(_) => (std::net::Ipv4Addr::UNSPECIFIED, 0).into(),
-        SocketAddr::V6(_) => (std::net::Ipv6Addr::UNSPECIFIED, 0).into(),
-    };
     socket
-        .bind(&local.into())
+        .bind(&anywhere(remote).into())
         .map_err(|error| failed("no local UDP port", error))?;
     let mut config = EndpointConfig::default();
     config
@@ -150,6 +146,30 @@ pub(crate) fn endpoint(remote: SocketAddr) -> Result<Endpoint> {
         .map_err(|error| Error::usage(format!("UDP payload size: {error}")))?;
     Endpoint::new(config, None, socket.into(), Arc::new(quinn::TokioRuntime))
         .map_err(|error| failed("no QUIC endpoint", error))
+}
+
+/// Ends when the network says that nothing can be reached at `remote`, and never else. A socket that is not
+/// connected hears nothing of a refused port; this one is, and asks with an empty datagram, which is no QUIC
+/// packet and has no effect on who listens.
+pub(crate) async fn unreachable(remote: SocketAddr) -> std::io::Error {
+    let ask = async {
+        let socket = tokio::net::UdpSocket::bind(anywhere(remote)).await?;
+        socket.connect(remote).await?;
+        socket.send(&[]).await?;
+        loop {
+            socket.recv(&mut [0; 1]).await?;
+        }
+    };
+    let Err::<std::convert::Infallible, _>(error) = ask.await;
+    error
+}
+
+/// Any port of the family that reaches `remote`.
+fn anywhere(remote: SocketAddr) -> SocketAddr {
+    match remote {
+        SocketAddr::V4(_) => (std::net::Ipv4Addr::UNSPECIFIED, 0).into(),
+        SocketAddr::V6(_) => (std::net::Ipv6Addr::UNSPECIFIED, 0).into(),
+    }
 }
 
 fn transport(idle_timeout: Duration) -> TransportConfig {

@@ -32,6 +32,7 @@ use crate::places::Places;
 use crate::secrets::Secrets;
 use crate::shards::Shards;
 use crate::thread::{self, ShardStart, Start};
+use crate::throttle::Throttle;
 use crate::traces::Traces;
 use crate::windows::Windows;
 use crate::{Error, http, steering, sys, tls};
@@ -73,6 +74,7 @@ pub(crate) struct Shared {
     pub(crate) metrics: Metrics,
     pub(crate) traces: Traces,
     pub(crate) started: Instant,
+    refusals: Throttle,
     phase: watch::Sender<Phase>,
 }
 
@@ -90,6 +92,13 @@ impl Shared {
         let mut phase = self.phase.subscribe();
         // The sender lives as long as anything that waits here.
         async move { drop(phase.wait_for(|phase| *phase > Phase::Serving).await) }
+    }
+
+    /// Log that a client was not let in: its operator looks here, and often nobody else does.
+    pub(crate) fn log_refusal(&self, peer: SocketAddr, why: &str) {
+        if let Some(left_out) = self.refusals.pass() {
+            tracing::warn!(%peer, left_out, "a client was refused: {why}");
+        }
     }
 
     fn enter(&self, phase: Phase) {
@@ -160,6 +169,7 @@ impl Broker {
             metrics: Metrics::default(),
             traces: Traces::new(&config.telemetry),
             started: Instant::now(),
+            refusals: Throttle::default(),
             phase: watch::Sender::new(Phase::Starting),
             config,
         });
@@ -222,7 +232,7 @@ impl Broker {
         shared.enter(Phase::Serving);
         tracing::info!(
             address = %shared.address,
-            http = ?http.as_ref().map(|http| http.address),
+            http = http.as_ref().map(|http| tracing::field::display(http.address)),
             data = %directory.path().display(),
             shards,
             threads,

@@ -10,7 +10,7 @@ use std::time::Duration;
 use millstream_protocol::kinds::{Role, name_of};
 use millstream_protocol::messages::{self, HelloRequest, HelloResponse};
 use millstream_protocol::{Code, Kind, VERSION_MAX, VERSION_MIN};
-use quinn::{Connection, RecvStream, SendStream, VarInt};
+use quinn::{Connection, ConnectionError, RecvStream, SendStream, VarInt};
 use rustls_pki_types::CertificateDer;
 use tokio::sync::watch;
 
@@ -68,12 +68,16 @@ pub(crate) async fn serve(
     let shared = Arc::clone(&thread.shared);
     let metrics = &shared.metrics;
     let hello = Duration::from_millis(shared.config.limits.hello_ms);
+    let peer = incoming.remote_address();
     let connection = match incoming.accept() {
         Ok(connecting) => match tokio::time::timeout(hello, connecting).await {
             Ok(Ok(connection)) => connection,
             Ok(Err(error)) => {
                 metrics.handshakes_failed.add(1);
-                tracing::debug!(%error, "a handshake failed");
+                match refused_by_tls(&error) {
+                    true => shared.log_refusal(peer, &error.to_string()),
+                    false => tracing::debug!(%peer, %error, "a handshake failed"),
+                }
                 return;
             }
             Err(_) => return metrics.handshakes_failed.add(1),
@@ -206,7 +210,7 @@ impl Session {
     pub(crate) fn said_goodbye(&self) -> bool {
         matches!(
             self.connection.close_reason(),
-            Some(quinn::ConnectionError::ApplicationClosed(_))
+            Some(ConnectionError::ApplicationClosed(_))
         )
     }
 
@@ -251,6 +255,16 @@ impl Session {
         self.set_window(Some(self.shared.windows.first()));
         Ok(response)
     }
+}
+
+/// Whether TLS ended a handshake: a certificate that one of the two does not take, or no common ground.
+fn refused_by_tls(error: &ConnectionError) -> bool {
+    let code = match error {
+        ConnectionError::TransportError(error) => error.code,
+        ConnectionError::ConnectionClosed(close) => close.error_code,
+        _ => return false,
+    };
+    (0x100..0x200).contains(&u64::from(code)) // RFC 9001, 4.8
 }
 
 /// A client that does not say who it is goes.
@@ -334,6 +348,8 @@ async fn hello(
             }
         }
         Err(error) => {
+            let peer = session.connection.remote_address();
+            session.shared.log_refusal(peer, &error.message);
             refuse(&mut send, &mut reader, &error).await;
             // Give the answer a moment to arrive: closing drops what is not yet sent.
             drop(tokio::time::timeout(Duration::from_millis(200), send.stopped()).await);

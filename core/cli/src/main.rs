@@ -5,6 +5,7 @@
 //! their own.
 
 mod commands;
+mod confirm;
 mod connect;
 mod exit;
 mod format;
@@ -49,18 +50,45 @@ struct Global {
         value_name = "FORMAT"
     )]
     output: Output,
-    /// Context file of the broker to talk to. Default: ./.millstream/context.toml.
+    /// Broker to talk to, as a context: its NAME (`millstream context list`) or FILE. Default:
+    /// MILLSTREAM_CONTEXT, else .millstream/context.toml here or above, else `context use`.
     #[arg(
         long,
         global = true,
-        env = "MILLSTREAM_CONTEXT",
-        value_name = "FILE",
-        hide_env_values = true
+        value_name = "NAME|FILE",
+        help_heading = CONNECTION
     )]
     context: Option<std::path::PathBuf>,
-    /// Give up on a broker that does not answer after so long, for example 500ms, 10s, 2m.
-    #[arg(long, global = true, default_value = "30s", value_parser = values::duration, value_name = "TIME")]
-    timeout: std::time::Duration,
+    /// Broker to talk to, as host:port; without --context nothing of a context is used.
+    #[arg(long, global = true, value_name = "URL", help_heading = CONNECTION)]
+    url: Option<String>,
+    /// Bearer token. Others on this machine see a command line: the variable hides it.
+    #[arg(
+        long,
+        global = true,
+        env = millstream_client::TOKEN_VARIABLE,
+        value_name = "TOKEN",
+        hide_env_values = true,
+        help_heading = CONNECTION
+    )]
+    token: Option<String>,
+    /// Authority of the broker's certificate (PEM).
+    #[arg(long, global = true, value_name = "FILE", help_heading = CONNECTION)]
+    ca: Option<std::path::PathBuf>,
+    /// Client certificate (PEM), with --client-key.
+    #[arg(long, global = true, value_name = "FILE", help_heading = CONNECTION)]
+    client_cert: Option<std::path::PathBuf>,
+    /// Key of the client certificate (PEM), with --client-cert.
+    #[arg(long, global = true, value_name = "FILE", help_heading = CONNECTION)]
+    client_key: Option<std::path::PathBuf>,
+    /// Wait for a broker that is not there yet. Without this and --timeout a command gives up at once
+    /// when the port is refused, and after 5 s without an answer.
+    #[arg(long, global = true, help_heading = CONNECTION)]
+    wait: bool,
+    /// Give up on a broker that does not answer after so long, for example 500ms, 10s, 2m; a lost
+    /// connection is tried for as long. Default: 30s.
+    #[arg(long, global = true, value_parser = values::duration, value_name = "TIME", help_heading = CONNECTION)]
+    timeout: Option<std::time::Duration>,
     /// Form of the log on stderr.
     #[arg(
         long,
@@ -74,6 +102,23 @@ struct Global {
     /// Log more: -v debug, -vv trace. MILLSTREAM_LOG takes a filter, for example `quinn=debug`.
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     verbose: u8,
+}
+
+/// Heading of the options that say which broker.
+const CONNECTION: &str = "Connection";
+/// How long a request may take, unless the user says.
+const TIMEOUT: std::time::Duration = std::time::Duration::from_secs(30);
+
+impl Global {
+    /// How long a request may take, and a lost connection is tried for.
+    fn timeout(&self) -> std::time::Duration {
+        self.timeout.unwrap_or(TIMEOUT)
+    }
+
+    /// Whether a broker that is not there yet is waited for: the user said so, or for how long.
+    fn waits(&self) -> bool {
+        self.wait || self.timeout.is_some()
+    }
 }
 
 const EXAMPLES: &str = "\
@@ -91,7 +136,10 @@ Exit codes:
   130  stopped by a second Ctrl-C";
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => return exit::parsing(&error, std::env::args_os().skip(1)),
+    };
     exit::code(
         commands::run(arguments.command, &arguments.global),
         arguments.global.output,

@@ -194,6 +194,8 @@ impl Driver {
                     ));
                 }
                 End::Lost(error) => {
+                    let until = lost_since + self.plan.reconnect_timeout;
+                    self.link.tell_lost(until.into());
                     tracing::debug!(%error, "subscription lost; opening it again");
                     let wait = backoff
                         .next_wait()

@@ -114,6 +114,9 @@ impl Driver {
                 End::Closed => break,
                 End::Renew => {}
                 End::Lost(error) => {
+                    let until = self.lanes.next_deadline();
+                    let until = until.unwrap_or_else(|| Instant::now() + OPEN_TIMEOUT);
+                    self.link.tell_lost(until.into());
                     tracing::debug!(%error, unanswered = self.lanes.waiting(), "producer stream lost; opening it again");
                     let wait = backoff
                         .next_wait()

@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use millstream_protocol::Code;
 
 use super::super::lanes::LaneId;
 use super::super::partitioner::{Sticky, partition_of_key};
@@ -152,11 +153,11 @@ impl Topics {
     pub(super) fn lane(&self, topic: TopicIndex, partition: u32) -> Result<LaneId> {
         let entry = &self.topics[topic];
         entry.lanes.get(partition as usize).copied().ok_or_else(|| {
-            Error::usage(format!(
-                "topic `{}` has partitions 0 to {}, not {partition}",
-                entry.name,
-                entry.lanes.len() - 1
-            ))
+            let last = entry.lanes.len() - 1;
+            let name = &entry.name;
+            Error::refused(Code::UnknownPartition.error(format!(
+                "topic `{name}` has partitions 0 to {last}, not {partition}"
+            )))
         })
     }
 

@@ -209,14 +209,13 @@ fn make(listen: IpAddr) -> Result<((String, String), Made), Error> {
 
     let mut params = dated("Millstream development broker");
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
-    params.subject_alt_names = vec![
-        SanType::DnsName("localhost".try_into().map_err(failed)?),
-        SanType::IpAddress(IpAddr::V4(Ipv4Addr::LOCALHOST)),
-        SanType::IpAddress(IpAddr::V6(Ipv6Addr::LOCALHOST)),
-    ];
-    if !listen.is_loopback() && !listen.is_unspecified() {
-        params.subject_alt_names.push(SanType::IpAddress(listen));
+    let mut addresses = vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
+    if !addresses.contains(&listen) && !listen.is_unspecified() {
+        addresses.push(listen);
     }
+    params.subject_alt_names = vec![SanType::DnsName("localhost".try_into().map_err(failed)?)];
+    let addresses = addresses.into_iter().map(SanType::IpAddress);
+    params.subject_alt_names.extend(addresses);
     let broker_key = KeyPair::generate().map_err(failed)?;
     let broker = params.signed_by(&broker_key, &authority).map_err(failed)?;
 

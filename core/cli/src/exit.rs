@@ -31,6 +31,16 @@ impl Failure {
     }
 }
 
+impl std::fmt::Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Usage(message) => f.write_str(message),
+            Self::Failed(error) => write!(f, "{error:#}"),
+            Self::Told => f.write_str("see above"),
+        }
+    }
+}
+
 impl<E: Into<anyhow::Error>> From<E> for Failure {
     fn from(error: E) -> Self {
         let error = error.into();
@@ -77,6 +87,44 @@ pub(crate) fn code(outcome: Outcome, output: Output) -> ExitCode {
         }
     };
     ExitCode::from(number)
+}
+
+/// The exit code when the command line could not be read, or asked for help. As JSON where
+/// `arguments` ask for it.
+pub(crate) fn parsing(
+    error: &clap::Error,
+    arguments: impl Iterator<Item = std::ffi::OsString>,
+) -> ExitCode {
+    if error.use_stderr() && asks_for_json(arguments) {
+        let text = error.render().to_string();
+        let (message, rest) = text.split_once("\n\n").unwrap_or((&text, ""));
+        let message = message.strip_prefix("error: ").unwrap_or(message).trim();
+        // One line: what is left are tips and the usage.
+        let hint = rest.split_whitespace().collect::<Vec<_>>().join(" ");
+        let object = json!({ "error": { "name": "USAGE", "message": message, "hint": hint } });
+        let _ = writeln!(io::stderr().lock(), "{object}");
+    } else {
+        let _ = error.print(); // nobody is left to hear of a stream that is closed
+    }
+    ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
+}
+
+/// Whether these arguments ask for JSON, as far as arguments that cannot be read tell.
+fn asks_for_json(arguments: impl Iterator<Item = std::ffi::OsString>) -> bool {
+    let mut before_value = false;
+    for argument in arguments {
+        let argument = argument.to_string_lossy();
+        if argument == "--" {
+            return false;
+        }
+        if before_value && argument == "json"
+            || ["-ojson", "-o=json", "--output=json"].contains(&&*argument)
+        {
+            return true;
+        }
+        before_value = argument == "-o" || argument == "--output";
+    }
+    false
 }
 
 /// Whoever read our output has seen enough (`millstream sub t | head`): that is no failure.

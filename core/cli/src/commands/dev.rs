@@ -86,13 +86,18 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Outcome {
         if demo {
             let global = Global {
                 context: Some(context),
+                url: None,
+                token: None,
+                ca: None,
+                client_cert: None,
+                client_key: None,
                 ..global
             };
             let worker = std::thread::Builder::new()
                 .name("demo".into())
                 .spawn(move || {
                     if let Err(error) = demo::run_beside(&filter, &global) {
-                        note(&format!("the demo ended: {error:?}"));
+                        note(&format!("the demo ended: {error}"));
                     }
                 });
             if let Err(error) = worker {

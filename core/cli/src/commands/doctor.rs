@@ -26,6 +26,9 @@ pub(crate) struct Arguments {
     offline: bool,
 }
 
+/// A broker that is to be looked at answers within this time.
+const BROKER_WAIT: std::time::Duration = std::time::Duration::from_secs(5);
+
 /// How a check went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum State {
@@ -137,7 +140,7 @@ fn word(state: State) -> &'static str {
 fn broker(global: &Global) -> (Check, Value) {
     const NAME: &str = "broker";
     let global = Global {
-        timeout: global.timeout.min(std::time::Duration::from_secs(5)),
+        timeout: global.timeout.map(|timeout| timeout.min(BROKER_WAIT)),
         ..global.clone()
     };
     let outcome = block_on(async {

@@ -3,6 +3,7 @@
 mod bench;
 mod completions;
 mod config;
+mod context;
 mod demo;
 mod dev;
 mod doctor;
@@ -53,6 +54,9 @@ pub(crate) enum Command {
     /// Check and show the settings of a broker
     #[command(subcommand)]
     Config(config::Command),
+    /// Keep brokers under names: add, list, use, show, remove
+    #[command(subcommand)]
+    Context(context::Command),
     /// Print a completion script for a shell
     Completions(completions::Arguments),
 }
@@ -65,7 +69,7 @@ pub(crate) fn run(command: Command, global: &Global) -> Outcome {
         } else {
             "warn"
         },
-    );
+    )?;
     if global.output.is_of_values() && !matches!(command, Command::Sub(_)) {
         return Err(Failure::usage(
             "-o raw, hex and base64 print the values of records, and only `sub` has them: use text or json",
@@ -84,6 +88,7 @@ pub(crate) fn run(command: Command, global: &Global) -> Outcome {
         Command::Bench(command) => bench::run(command, global),
         Command::Doctor(arguments) => doctor::run(&arguments, global),
         Command::Config(command) => config::run(&command, global),
+        Command::Context(command) => context::run(command, global),
         Command::Completions(arguments) => completions::run(&arguments),
     }
 }

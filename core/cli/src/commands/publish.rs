@@ -161,6 +161,7 @@ pub(crate) fn run(arguments: &Arguments, global: &Global) -> Outcome {
             .filter(|&partition| partition >= topic.partitions())
         {
             let last = topic.partitions() - 1;
+            // The command line was right, and the broker says no.
             return Err(Failure::failed(format!(
                 "{} has partitions 0 to {last}, not {partition}",
                 arguments.topic

@@ -138,6 +138,7 @@ async fn subscribe(
         .consumer()
         .from(from)
         .auto_commit(None)
+        .reconnect_timeout(global.timeout())
         .verify(arguments.verify);
     let mut last = None;
     if let Some(count) = arguments.last {

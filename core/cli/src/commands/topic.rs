@@ -4,9 +4,10 @@ use millstream_client::{PartitionInfo, TopicDescription};
 use serde_json::{Value, json};
 
 use crate::Global;
+use crate::confirm::Yes;
 use crate::connect::{block_on, client};
 use crate::exit::{Failure, Outcome};
-use crate::output::{Table, bytes, grouped, uuid};
+use crate::output::{Table, bytes, grouped, note, uuid};
 use crate::values::pair;
 
 /// Create, list, describe, change and delete topics
@@ -44,6 +45,8 @@ Example:
         /// It is no failure when a topic is not there.
         #[arg(long)]
         if_exists: bool,
+        #[command(flatten)]
+        yes: Yes,
     },
     /// Show or change a topic's settings
     #[command(after_help = "\
@@ -69,6 +72,10 @@ Examples:
 }
 
 pub(crate) fn run(command: Command, global: &Global) -> Outcome {
+    if let Command::Delete { topics, yes, .. } = &command {
+        let list = topics.join(", ");
+        yes.confirm(&format!("Delete {list} with all records?"))?;
+    }
     block_on(async {
         let client = client(global).await?;
         let admin = client.admin();
@@ -129,21 +136,36 @@ pub(crate) fn run(command: Command, global: &Global) -> Outcome {
                     .collect();
                 output.show(describe(&described), &json)?;
             }
-            Command::Delete { topics, if_exists } => {
-                let mut deleted = Vec::new();
+            Command::Delete {
+                topics, if_exists, ..
+            } => {
+                let (mut deleted, mut failed) = (Vec::new(), Vec::new());
                 for topic in topics {
                     match admin.delete_topic(&topic).await {
                         Ok(()) => deleted.push(topic),
                         Err(error)
                             if if_exists
                                 && error.code() == Some(millstream_client::Code::UnknownTopic) => {}
-                        Err(error) => return Err(error.into()),
+                        Err(error) => failed.push((topic, error)),
                     }
                 }
-                output.show(
-                    format!("deleted {}", deleted.join(", ")),
-                    &json!({ "deleted": deleted }),
-                )?;
+                let what: Vec<_> = failed
+                    .iter()
+                    .map(|(topic, error)| {
+                        json!({ "topic": topic, "name": error.name(), "message": error.message() })
+                    })
+                    .collect();
+                let text = match deleted.len() {
+                    0 => "deleted nothing".to_owned(),
+                    _ => format!("deleted {}", deleted.join(", ")),
+                };
+                output.show(text, &json!({ "deleted": deleted, "failed": what }))?;
+                if !failed.is_empty() {
+                    for (topic, error) in failed {
+                        note(&format!("error: {topic}: {error}"));
+                    }
+                    return Err(Failure::Told);
+                }
             }
             Command::Config { topic, set, unset } => {
                 let changes: Vec<_> = set

@@ -149,7 +149,7 @@ impl Bench {
             context: context(global)?,
             load,
             topic,
-            timeout: global.timeout,
+            timeout: global.timeout(),
         })
     }
 

@@ -132,7 +132,8 @@ impl Link {
             if again >= deadline || first && absent {
                 return Err(self.unreachable(error.as_ref()));
             }
-            tracing::debug!(url = %self.context.url, error = ?error, "connecting failed; trying again");
+            let error = error.as_ref().map(tracing::field::display);
+            tracing::debug!(url = %self.context.url, error, "connecting failed; trying again");
             sleep_until(again).await;
         }
     }

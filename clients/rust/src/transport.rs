@@ -5,6 +5,8 @@
 //! bytes (above that, a batch of ten segments passes 64 KiB and is silently dropped). Deliberately
 //! absent: what is said over a connection.
 
+use std::convert::Infallible;
+use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -127,7 +129,7 @@ pub(crate) fn random(bytes: &mut [u8]) -> Result<()> {
 
 /// A socket and endpoint that reach `remote`.
 pub(crate) fn endpoint(remote: SocketAddr) -> Result<Endpoint> {
-    let failed = |what: &str, error: std::io::Error| Error::transport(format!("{what}: {error}"));
+    let failed = |what: &str, error: io::Error| Error::transport(format!("{what}: {error}"));
     let socket = Socket::new(
         Domain::for_address(remote),
         Type::DGRAM,
@@ -151,17 +153,18 @@ pub(crate) fn endpoint(remote: SocketAddr) -> Result<Endpoint> {
 /// Ends when the network says that nothing can be reached at `remote`, and never else. A socket that is not
 /// connected hears nothing of a refused port; this one is, and asks with an empty datagram, which is no QUIC
 /// packet and has no effect on who listens.
-pub(crate) async fn unreachable(remote: SocketAddr) -> std::io::Error {
-    let ask = async {
-        let socket = tokio::net::UdpSocket::bind(anywhere(remote)).await?;
-        socket.connect(remote).await?;
-        socket.send(&[]).await?;
-        loop {
-            socket.recv(&mut [0; 1]).await?;
-        }
-    };
-    let Err::<std::convert::Infallible, _>(error) = ask.await;
+pub(crate) async fn unreachable(remote: SocketAddr) -> io::Error {
+    let Err(error) = ask(remote).await;
     error
+}
+
+async fn ask(remote: SocketAddr) -> io::Result<Infallible> {
+    let socket = tokio::net::UdpSocket::bind(anywhere(remote)).await?;
+    socket.connect(remote).await?;
+    socket.send(&[]).await?;
+    loop {
+        socket.recv(&mut [0]).await?; // nobody answers that
+    }
 }
 
 /// Any port of the family that reaches `remote`.

@@ -52,7 +52,7 @@ pub(crate) struct Principal {
 }
 
 /// Rights for names that begin with `prefix`.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 struct Grant {
     rights: u8,
     prefix: String,
@@ -71,6 +71,11 @@ impl Principal {
             reading: Arc::default(),
             turns: turns(),
         }
+    }
+
+    /// Whether this is the same one with the same rights.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        self.name == other.name && self.grants == other.grants
     }
 
     /// Wait for a turn to ask for much: lists and descriptions of one principal take turns, so that the shards
@@ -147,14 +152,22 @@ impl Principal {
 /// Everyone the broker knows.
 #[derive(Debug)]
 pub(crate) struct Authority {
-    /// Set where everything is granted to whoever connects.
-    everyone: Option<Arc<Principal>>,
+    /// Whether all is granted to whoever has the token of the broker's context file.
+    to_owner: bool,
     by_token: FxHashMap<[u8; 32], Arc<Principal>>,
     by_certificate: FxHashMap<String, Arc<Principal>>,
 }
 
 impl Authority {
-    pub(crate) fn new(config: &Config) -> Self {
+    /// Everyone that the settings name. Those of `before` whom nothing changed stay the same, with what is
+    /// counted of them.
+    pub(crate) fn new(config: &Config, owner_token: &str, before: Option<&Self>) -> Self {
+        let kept = |new: Principal| {
+            let known = before.and_then(|before| before.named(&new.name));
+            known
+                .filter(|old| old.is_same(&new))
+                .map_or_else(|| Arc::new(new), Arc::clone)
+        };
         let mut by_name: FxHashMap<&str, Principal> = FxHashMap::default();
         for settings in &config.principals {
             let name = settings.name.as_str();
@@ -171,7 +184,7 @@ impl Authority {
         }
         let shared: FxHashMap<&str, Arc<Principal>> = by_name
             .into_iter()
-            .map(|(name, principal)| (name, Arc::new(principal)))
+            .map(|(name, principal)| (name, kept(principal)))
             .collect();
         let mut by_token = FxHashMap::default();
         let mut by_certificate = FxHashMap::default();
@@ -184,45 +197,47 @@ impl Authority {
                 by_certificate.insert(certificate.clone(), Arc::clone(principal));
             }
         }
-        let everyone = config
-            .grants_all()
-            .then(|| Arc::new(Principal::with_all("everyone")));
+        let to_owner = config.grants_all();
+        if to_owner {
+            by_token.insert(hash(owner_token), kept(Principal::with_all("owner")));
+        }
         Self {
-            everyone,
+            to_owner,
             by_token,
             by_certificate,
         }
     }
 
-    /// Whether all is granted to whoever connects.
+    /// Whether all is granted to whoever has the token of the broker's context file.
     pub(crate) fn grants_all(&self) -> bool {
-        self.everyone.is_some()
+        self.to_owner
     }
 
-    /// Who this is, by the token of HELLO or the connection's verified certificate.
-    pub(crate) fn authenticate(
-        &self,
-        token: &str,
-        certificates: Option<&[CertificateDer<'_>]>,
-    ) -> Result<Arc<Principal>, messages::Error> {
-        if !token.is_empty() {
-            let hash: [u8; 32] = Sha256::digest(token.as_bytes()).into();
-            if let Some(principal) = self.by_token.get(&hash) {
-                return Ok(Arc::clone(principal));
+    /// Who this is, by what it shows.
+    pub(crate) fn authenticate(&self, shown: &Shown) -> Result<Arc<Principal>, messages::Error> {
+        let certificates = shown.certificates.as_deref();
+        let known = match &shown.token {
+            Some(token) => self.by_token.get(token).cloned(),
+            None => certificates.and_then(|chain| self.by_certificate(chain)),
+        };
+        known.ok_or_else(|| {
+            let mut error = Code::Unauthenticated.error(match (&shown.token, certificates) {
+                (Some(_), _) => "the token is not one that this broker knows",
+                (None, Some(_)) => "the certificate names no principal that this broker knows",
+                (None, None) => "this broker asks for a token or a client certificate",
+            });
+            if self.to_owner {
+                error.hint = "Use the broker's context file, context.toml in its data directory: it has the token of \
+                              whoever owns the broker."
+                    .to_owned();
             }
-        } else if let Some(principal) = certificates.and_then(|chain| self.by_certificate(chain)) {
-            return Ok(principal);
-        }
-        if let Some(everyone) = &self.everyone {
-            return Ok(Arc::clone(everyone));
-        }
-        Err(
-            Code::Unauthenticated.error(match (token.is_empty(), certificates) {
-                (false, _) => "the token is not one that this broker knows",
-                (true, Some(_)) => "the certificate names no principal that this broker knows",
-                (true, None) => "this broker asks for a token or a client certificate",
-            }),
-        )
+            error
+        })
+    }
+
+    fn named(&self, name: &str) -> Option<&Arc<Principal>> {
+        let mut all = self.by_token.values().chain(self.by_certificate.values());
+        all.find(|principal| principal.name == name)
     }
 
     fn by_certificate(&self, chain: &[CertificateDer<'_>]) -> Option<Arc<Principal>> {
@@ -237,6 +252,29 @@ impl Authority {
 
 fn turns() -> Arc<Semaphore> {
     Arc::new(Semaphore::new(TURNS))
+}
+
+/// What a client shows of itself: kept while it is connected, and looked at again when those who are known
+/// change.
+#[derive(Debug)]
+pub(crate) struct Shown {
+    /// SHA-256 of the token of HELLO.
+    token: Option<[u8; 32]>,
+    /// What TLS has verified.
+    certificates: Option<Vec<CertificateDer<'static>>>,
+}
+
+impl Shown {
+    pub(crate) fn new(token: &str, certificates: Option<Vec<CertificateDer<'static>>>) -> Self {
+        Self {
+            token: (!token.is_empty()).then(|| hash(token)),
+            certificates,
+        }
+    }
+}
+
+fn hash(token: &str) -> [u8; 32] {
+    Sha256::digest(token.as_bytes()).into()
 }
 
 fn rights(settings: &PrincipalSettings) -> u8 {
@@ -284,6 +322,10 @@ mod tests {
         }
     }
 
+    fn token(token: &str) -> Shown {
+        Shown::new(token, None)
+    }
+
     /// `printf %s secret | sha256sum`
     const SECRET: &str = "2bb80d537b1da3e38bd30361aa855686bde0eacd7162fef6a25fe97bf527a25b";
 
@@ -296,12 +338,12 @@ mod tests {
             ],
             ..Config::default()
         };
-        let authority = Authority::new(&config);
+        let authority = Authority::new(&config, "owner's", None);
         assert!(
             !authority.grants_all(),
             "who is named ends the default of loopback"
         );
-        let app = authority.authenticate("secret", None).expect("known");
+        let app = authority.authenticate(&token("secret")).expect("known");
         assert!(app.may(Right::Produce, "shop.orders") && !app.may(Right::Produce, "other"));
         assert!(app.may(Right::Consume, "other") && app.may_everywhere(Right::Consume));
         assert!(!app.may_everywhere(Right::Produce) && app.may_somewhere(Right::Produce));
@@ -310,17 +352,41 @@ mod tests {
             .check(Right::Deploy, "shop.orders")
             .expect_err("not granted");
         assert_eq!(error.code, Code::Forbidden.number());
-        for wrong in ["", "Secret", SECRET] {
-            let error = authority.authenticate(wrong, None).expect_err("unknown");
+        for wrong in ["", "Secret", SECRET, "owner's"] {
+            let error = authority.authenticate(&token(wrong)).expect_err("unknown");
             assert_eq!(error.code, Code::Unauthenticated.number());
         }
     }
 
     #[test]
-    fn loopback_without_principals_grants_all() {
-        let authority = Authority::new(&Config::default());
+    fn a_reload_keeps_whom_nothing_changed() {
+        let with = |rights: &[&str]| Config {
+            principals: vec![principal("app", SECRET, rights, "")],
+            ..Config::default()
+        };
+        let shown = token("secret");
+        let known = |authority: &Authority| authority.authenticate(&shown).expect("known");
+        let first = Authority::new(&with(&["produce"]), "", None);
+        let same = Authority::new(&with(&["produce"]), "", Some(&first));
+        assert!(Arc::ptr_eq(&known(&first), &known(&same)));
+        let other = Authority::new(&with(&["consume"]), "", Some(&same));
+        assert!(!known(&other).is_same(&known(&same)));
+    }
+
+    #[test]
+    fn loopback_without_principals_grants_all_to_its_owner_alone() {
+        let authority = Authority::new(&Config::default(), "owner's", None);
         assert!(authority.grants_all());
-        let everyone = authority.authenticate("", None).expect("everyone");
-        assert!(everyone.may_everywhere(Right::Deploy) && everyone.may_everywhere(Right::Admin));
+        let owner = authority
+            .authenticate(&token("owner's"))
+            .expect("the owner");
+        assert!(owner.may_everywhere(Right::Deploy) && owner.may_everywhere(Right::Admin));
+        for wrong in ["", "another"] {
+            let error = authority
+                .authenticate(&token(wrong))
+                .expect_err("another user of the machine");
+            assert_eq!(error.code, Code::Unauthenticated.number());
+            assert!(error.hint.contains("context.toml"), "{}", error.hint);
+        }
     }
 }

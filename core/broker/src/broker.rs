@@ -20,22 +20,24 @@ use millstream_shard::handle::ShardHandle;
 use rustc_hash::FxHashSet;
 use tokio::sync::{oneshot, watch};
 
-use crate::authority::Authority;
 use crate::catalog::{Spread, reconcile};
 use crate::components::Components;
 use crate::config::{Config, Flush};
 use crate::directory::{Directory, Meta};
-use crate::endpoint::{self, Socket};
+use crate::endpoint::Socket;
+use crate::live::{self, Live};
 use crate::memory::Bounds;
 use crate::metrics::Metrics;
 use crate::places::Places;
 use crate::secrets::Secrets;
 use crate::shards::Shards;
+use crate::signals::{self, Hangup, Said};
 use crate::thread::{self, ShardStart, Start};
 use crate::throttle::Throttle;
+use crate::tls::Identity;
 use crate::traces::Traces;
 use crate::windows::Windows;
-use crate::{Error, http, steering, sys, tls};
+use crate::{Error, http, preflight, steering, sys, tls};
 
 /// How often a stopping broker looks whether its streams are through.
 const DRAIN_LOOK: Duration = Duration::from_millis(10);
@@ -67,7 +69,7 @@ pub(crate) struct Shared {
     pub(crate) bounds: Bounds,
     pub(crate) windows: Windows,
     pub(crate) places: Places,
-    pub(crate) authority: Authority,
+    live: watch::Sender<Arc<Live>>,
     pub(crate) secrets: Secrets,
     pub(crate) components: Arc<Components>,
     pub(crate) plugins: Plugins,
@@ -81,6 +83,15 @@ pub(crate) struct Shared {
 impl Shared {
     pub(crate) fn phase(&self) -> Phase {
         *self.phase.borrow()
+    }
+
+    /// Who is known now, and with which certificate.
+    pub(crate) fn live(&self) -> Arc<Live> {
+        Arc::clone(&self.live.borrow())
+    }
+
+    pub(crate) fn live_watch(&self) -> watch::Receiver<Arc<Live>> {
+        self.live.subscribe()
     }
 
     pub(crate) fn phase_watch(&self) -> watch::Receiver<Phase> {
@@ -123,7 +134,9 @@ impl Broker {
     /// Everything that keeps the broker from serving, with what to do about it. Threads that were
     /// started by then end with the process.
     pub fn start(config: Config) -> Result<Self, Error> {
-        config.check()?;
+        for warning in preflight::check(&config)? {
+            tracing::warn!("{warning}");
+        }
         let cores = sys::allowed_cores();
         let directory = Directory::open(
             &config.data,
@@ -145,7 +158,14 @@ impl Broker {
                 path: directory.path().join("meta.toml"),
                 why: error.to_string(),
             })?;
-        let server = endpoint::server_config(&config, identity.server)?;
+        let secrets = Secrets::open(&directory)?;
+        let live = Arc::new(Live::new(
+            config.clone(),
+            &secrets.owner_token(),
+            &identity,
+            None,
+        )?);
+        let server = live.server.clone();
         let peers = Peers::new(handles.clone());
         let components = Components::new(
             directory.components(),
@@ -162,8 +182,8 @@ impl Broker {
             bounds: Bounds::new(&config.memory),
             places: Places::new(&config.limits),
             windows: Windows::new(&config),
-            authority: Authority::new(&config),
-            secrets: Secrets::open(&directory)?,
+            live: watch::Sender::new(live),
+            secrets,
             components,
             plugins,
             metrics: Metrics::default(),
@@ -226,9 +246,7 @@ impl Broker {
             })?;
         }
         control.block_on(settle(&shared))?;
-        if let Some(made) = &identity.made {
-            tls::write_context(&directory, made, shared.address)?;
-        }
+        write_context(&shared, &directory, &identity)?;
         shared.enter(Phase::Serving);
         tracing::info!(
             address = %shared.address,
@@ -269,6 +287,32 @@ impl Broker {
     #[must_use]
     pub fn context(&self) -> std::path::PathBuf {
         self.directory.context()
+    }
+
+    /// Take the certificates and principals of other settings. Connections of principals that are no longer
+    /// known, or have other rights now, are closed.
+    ///
+    /// # Errors
+    /// When a broker would not start with these: then nothing has changed.
+    pub fn reload(&self, config: Config) -> Result<(), Error> {
+        for warning in preflight::check(&config)? {
+            tracing::warn!("{warning}");
+        }
+        let identity = tls::identity(&config, &self.directory)?;
+        let later = live::needs_restart(&self.shared.config, &config);
+        let before = self.shared.live();
+        let token = self.shared.secrets.owner_token();
+        let live = Live::new(config, &token, &identity, Some(&before))?;
+        self.shared.live.send_replace(Arc::new(live));
+        write_context(&self.shared, &self.directory, &identity)?;
+        tracing::info!("certificates and principals were read again");
+        if !later.is_empty() {
+            tracing::warn!(
+                "changed, and only taken at the next start: {}",
+                later.join(", ")
+            );
+        }
+        Ok(())
     }
 
     /// Stop gracefully: answer what is in flight, tell clients, flush, seal and snapshot. Blocks.
@@ -321,47 +365,41 @@ impl Broker {
 }
 
 /// Run a broker until SIGINT or SIGTERM. A second signal ends the process at once: what was
-/// acknowledged is durable at any moment. `started` is called once clients can connect.
+/// acknowledged is durable at any moment. `hangup` says what SIGHUP does. `started` is called once
+/// clients can connect.
 ///
 /// # Errors
 /// As [`Broker::start`] and [`Broker::stop`].
-pub fn run(config: Config, started: impl FnOnce(&Broker)) -> Result<(), Error> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let (first, is_first) = oneshot::channel();
-    let mut first = Some(first);
-    std::thread::Builder::new()
-        .name("signals".to_owned())
-        .spawn(move || {
-            let Ok(runtime) = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()
-            else {
-                return;
-            };
-            runtime.block_on(async {
-                let Ok(mut interrupt) = signal(SignalKind::interrupt()) else {
-                    return;
-                };
-                let Ok(mut terminate) = signal(SignalKind::terminate()) else {
-                    return;
-                };
-                loop {
-                    tokio::select! { _ = interrupt.recv() => {} _ = terminate.recv() => {} }
-                    if first.take().is_none_or(|first| first.send(()).is_err()) {
-                        tracing::warn!("stopping at once");
-                        std::process::exit(130);
-                    }
-                }
-            });
-        })
-        .map_err(|error| Error::Internal(format!("no thread: {error}")))?;
+pub fn run(config: Config, hangup: &Hangup, started: impl FnOnce(&Broker)) -> Result<(), Error> {
+    let mut signals = signals::listen(hangup)?;
     let broker = Broker::start(config)?;
     started(&broker);
-    broker
-        .control
-        .block_on(is_first)
-        .map_err(|_| Error::Internal("signals cannot be heard".to_owned()))?;
+    loop {
+        match (broker.control.block_on(signals.recv()), hangup) {
+            (Some(Said::Stop), _) | (Some(Said::Hangup), Hangup::Stop) => break,
+            (Some(Said::Hangup), Hangup::Reload(load)) => {
+                let outcome =
+                    load().and_then(|config| broker.reload(config).map_err(|e| e.to_string()));
+                if let Err(error) = outcome {
+                    tracing::error!("nothing was reloaded: {error}");
+                }
+            }
+            (None, _) => return Err(Error::Internal("signals cannot be heard".to_owned())),
+        }
+    }
     broker.stop()
+}
+
+/// Tell clients on this machine how to connect, where the broker's certificate or the right to all is its own
+/// making.
+fn write_context(shared: &Shared, directory: &Directory, identity: &Identity) -> Result<(), Error> {
+    let made = identity.made.as_ref();
+    let all = shared.live().authority.grants_all();
+    if made.is_none() && !all {
+        return Ok(());
+    }
+    let token = all.then(|| shared.secrets.owner_token());
+    tls::write_context(directory, made, token.as_deref(), shared.address)
 }
 
 /// What runs components. Before any thread is bound to a core, which its workers would inherit.
@@ -471,14 +509,10 @@ fn shard_config(shared: &Shared, shard: u16) -> ShardConfig {
 }
 
 fn say_what_is_unsafe(shared: &Shared) {
-    if shared.authority.grants_all() {
-        let who = if shared.config.is_loopback() {
-            "who can connect to this machine's loopback"
-        } else {
-            "who connects"
-        };
-        tracing::warn!(
-            "everything is granted to everyone {who}: name [[principals]] in the configuration to change that"
+    if shared.live().authority.grants_all() {
+        tracing::info!(
+            "everything is granted to whoever has the token of context.toml: name [[principals]] in the \
+             configuration to change that"
         );
     }
     if shared.config.log.flush == Flush::Interval {

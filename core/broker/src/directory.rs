@@ -59,31 +59,9 @@ impl Directory {
             fs::create_dir_all(path.join(made)).map_err(error("make a directory in"))?;
         }
         let file = path.join("meta.toml");
-        let meta = match fs::read_to_string(&file) {
-            Ok(text) => {
-                let meta: Meta = toml::from_str(&text).map_err(|error| Error::Meta {
-                    path: file.clone(),
-                    why: error.to_string(),
-                })?;
-                if meta.format != FORMAT {
-                    let why = format!(
-                        "format {}, this build knows {FORMAT}: use the build that wrote it",
-                        meta.format
-                    );
-                    return Err(Error::Meta { path: file, why });
-                }
-                meta
-            }
-            Err(source) if source.kind() == io::ErrorKind::NotFound => {
-                // Shards without their meta file are not a new directory.
-                if path.join("shard-0").exists() {
-                    let why = "missing, but there are shards: restore it from a backup, or write it with the \
-                               number of shard-N directories as `shards`";
-                    return Err(Error::Meta {
-                        path: file,
-                        why: why.to_owned(),
-                    });
-                }
+        let meta = match known(path)? {
+            Some(meta) => meta,
+            None => {
                 let meta = Meta {
                     format: FORMAT,
                     cluster_id: uuid::Uuid::new_v4().to_string(),
@@ -94,23 +72,8 @@ impl Directory {
                 write_file(&file, text.as_bytes(), 0o644).map_err(error("write to"))?;
                 meta
             }
-            Err(source) => return Err(Error::directory(path, "read", &source)),
         };
-        if let Some(asked) = shards
-            && asked != meta.shards
-        {
-            return Err(Error::Shards {
-                path: path.to_owned(),
-                has: meta.shards,
-                asked,
-            });
-        }
-        if meta.shards == 0 {
-            return Err(Error::Meta {
-                path: file,
-                why: "a directory has at least one shard".to_owned(),
-            });
-        }
+        meta.suits(path, shards)?;
         Ok(Self {
             path: path.to_owned(),
             meta,
@@ -157,6 +120,87 @@ impl Directory {
     pub fn context(&self) -> PathBuf {
         self.path.join("context.toml")
     }
+}
+
+impl Meta {
+    /// Whether this is what the operator asked for.
+    fn suits(&self, path: &Path, shards: Option<u16>) -> Result<(), Error> {
+        match shards {
+            Some(asked) if asked != self.shards => Err(Error::Shards {
+                path: path.to_owned(),
+                has: self.shards,
+                asked,
+            }),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// What a directory is, as this build can open it; `None` when it is a new one.
+fn known(path: &Path) -> Result<Option<Meta>, Error> {
+    let file = path.join("meta.toml");
+    let text = match fs::read_to_string(&file) {
+        Ok(text) => text,
+        // Shards without their meta file are not a new directory.
+        Err(source) if source.kind() == io::ErrorKind::NotFound => {
+            if !path.join("shard-0").exists() {
+                return Ok(None);
+            }
+            let why = "missing, but there are shards: restore it from a backup, or write it with the number of \
+                       shard-N directories as `shards`";
+            return Err(Error::Meta {
+                path: file,
+                why: why.to_owned(),
+            });
+        }
+        Err(source) => return Err(Error::directory(path, "read", &source)),
+    };
+    let meta: Meta = toml::from_str(&text).map_err(|error| Error::Meta {
+        path: file.clone(),
+        why: error.to_string(),
+    })?;
+    if meta.format != FORMAT {
+        let why = format!(
+            "format {}, this build knows {FORMAT}: use the build that wrote it",
+            meta.format
+        );
+        return Err(Error::Meta { path: file, why });
+    }
+    if meta.shards == 0 {
+        let why = "a directory has at least one shard".to_owned();
+        return Err(Error::Meta { path: file, why });
+    }
+    Ok(Some(meta))
+}
+
+/// Whether a directory could be opened, as far as that shows without taking it. Nothing is left behind.
+pub(crate) fn check(path: &Path, shards: Option<u16>) -> Result<(), Error> {
+    let error = |what: &'static str| move |source| Error::directory(path, what, &source);
+    let there = path
+        .ancestors()
+        .map(|part| match part.as_os_str().is_empty() {
+            true => Path::new("."),
+            false => part,
+        })
+        .find(|part| fs::symlink_metadata(part).is_ok())
+        .unwrap_or(Path::new("/"));
+    if !there.is_dir() {
+        let source = io::Error::other(format!("{} is not a directory", there.display()));
+        return Err(Error::directory(path, "make", &source));
+    }
+    let what = if there == path { "write to" } else { "make" };
+    try_to_make_in(there).map_err(error(what))?;
+    match known(path)? {
+        Some(meta) => meta.suits(path, shards),
+        None => Ok(()),
+    }
+}
+
+/// Whether this user can make something in a folder: rights, mounts and quotas are known to the system alone.
+fn try_to_make_in(folder: &Path) -> io::Result<()> {
+    let probe = folder.join(format!(".millstream-{}", uuid::Uuid::new_v4()));
+    fs::create_dir(&probe)?;
+    fs::remove_dir(&probe)
 }
 
 /// Read what a directory is, without taking it.

@@ -52,9 +52,7 @@ impl Error {
                     .map_or_else(|| "another process".to_owned(), |holder| holder.to_string());
                 format!("{holder} has it: stop that, or choose another address")
             }
-            io::ErrorKind::AddrNotAvailable => {
-                "choose an address that this machine has".to_owned()
-            }
+            io::ErrorKind::AddrNotAvailable => "choose an address that this machine has".to_owned(),
             io::ErrorKind::PermissionDenied => {
                 "choose a port above 1023, or give the process the right to this one".to_owned()
             }

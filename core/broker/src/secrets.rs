@@ -63,6 +63,14 @@ impl Secrets {
         hmac_key(&self.derive, b"quic stateless reset")
     }
 
+    /// The token of whoever may do everything, on a broker without principals: the context file carries it.
+    /// The same after a restart, so that clients that read the file before find in again.
+    pub(crate) fn owner_token(&self) -> String {
+        let tag = hmac::sign(&hmac_key(&self.derive, b"owner"), b"token");
+        let digits = tag.as_ref().iter().map(|byte| format!("{byte:02x}"));
+        digits.collect()
+    }
+
     /// Proves that a producer id was given to the principal of this name. Without the key, ids of before
     /// are nobody's: their producers have to ask for new ones.
     pub(crate) fn producer_token(&self, pid: u64, principal: &str) -> Bytes {

@@ -11,10 +11,9 @@ use millstream_protocol::kinds::{Role, name_of};
 use millstream_protocol::messages::{self, HelloRequest, HelloResponse};
 use millstream_protocol::{Code, Kind, VERSION_MAX, VERSION_MIN};
 use quinn::{Connection, ConnectionError, RecvStream, SendStream, VarInt};
-use rustls_pki_types::CertificateDer;
 use tokio::sync::watch;
 
-use crate::authority::Principal;
+use crate::authority::{Principal, Shown};
 use crate::broker::{Phase, Shared};
 use crate::endpoint::{Admitted, Place};
 use crate::memory::{IngressShare, SendShare};
@@ -41,6 +40,8 @@ pub(crate) struct Session {
     window: Window,
     place: Place,
     principal: watch::Sender<Option<Arc<Principal>>>,
+    /// What it was known by.
+    shown: RefCell<Option<Shown>>,
     /// What the client calls itself, for messages.
     client: RefCell<String>,
 }
@@ -104,6 +105,7 @@ pub(crate) async fn serve(
         window: Window::default(),
         place,
         principal: watch::Sender::new(None),
+        shown: RefCell::default(),
         client: RefCell::default(),
         shared: Arc::clone(&shared),
         thread,
@@ -113,7 +115,21 @@ pub(crate) async fn serve(
     // Until the peer or the stop of the broker closes the connection.
     let streams_max = shared.config.limits.streams_max;
     let mut allowed = STREAMS_FIRST.min(streams_max);
-    while let Ok((mut send, mut recv)) = connection.accept_bi().await {
+    let mut live = shared.live_watch();
+    loop {
+        let accepted = tokio::select! {
+            accepted = connection.accept_bi() => accepted,
+            changed = live.changed() => match changed {
+                Ok(()) => {
+                    session.judge_again();
+                    continue;
+                }
+                Err(_) => return, // the sender is part of what this session holds
+            },
+        };
+        let Ok((mut send, mut recv)) = accepted else {
+            break;
+        };
         if !shared.places.begin_stream(open.get()) {
             // It holds nothing here, and its end tells the client to come again.
             metrics.streams_refused.add(1);
@@ -201,6 +217,27 @@ impl Session {
             .close(VarInt::from_u32(error.code), error.message.as_bytes());
     }
 
+    /// Those who are known have changed: whoever is not among them, or has other rights than its streams
+    /// were opened with, is to connect anew.
+    fn judge_again(&self) {
+        let (shown, before) = (self.shown.borrow(), self.principal.borrow());
+        let (Some(shown), Some(before)) = (&*shown, &*before) else {
+            return; // HELLO will be judged by the new ones
+        };
+        match self.shared.live().authority.authenticate(shown) {
+            Ok(now) if now.is_same(before) => {}
+            Ok(now) => {
+                let message = format!("the rights of `{}` were changed: connect anew", now.name);
+                self.close(&Code::Stopping.error(message));
+            }
+            Err(error) => {
+                let peer = self.connection.remote_address();
+                self.shared.log_refusal(peer, &error.message);
+                self.close(&error);
+            }
+        }
+    }
+
     /// Whether the connection still stands.
     pub(crate) fn is_open(&self) -> bool {
         self.connection.close_reason().is_none()
@@ -224,12 +261,21 @@ impl Session {
         }
         let identity = self.connection.peer_identity();
         let certificates = identity
-            .as_ref()
-            .and_then(|any| any.downcast_ref::<Vec<CertificateDer<'static>>>());
-        let principal = self
-            .shared
-            .authority
-            .authenticate(&request.token, certificates.map(Vec::as_slice))?;
+            .and_then(|any| any.downcast().ok())
+            .map(|chain: Box<Vec<_>>| *chain);
+        let shown = Shown::new(&request.token, certificates);
+        let principal = self.shared.live().authority.authenticate(&shown)?;
+        // Streams were judged by who this was when they were opened.
+        let known = self.principal.borrow().clone();
+        if let Some(before) = &known
+            && before.name != principal.name
+        {
+            let message = format!(
+                "this connection is `{}`: another principal connects anew",
+                before.name
+            );
+            return Err(Code::BadRequest.error(message));
+        }
         let config = &self.shared.config;
         let response = HelloResponse {
             version: request.version_max.min(VERSION_MAX),
@@ -241,6 +287,10 @@ impl Session {
             in_flight_max: config.limits.in_flight_max,
             idle_timeout_ms: config.quic.idle_timeout_ms,
         };
+        if known.is_some() {
+            return Ok(response); // said again, which changes nothing
+        }
+        self.shown.replace(Some(shown));
         request
             .client
             .chars()

@@ -169,8 +169,13 @@ async fn accept(thread: &Rc<Thread>, endpoint: &Endpoint) {
         let thread = Rc::clone(thread);
         tokio::task::spawn_local(async move { thread.catalog.watch().await })
     };
+    let mut live = shared.live_watch();
     loop {
         tokio::select! {
+            Ok(()) = live.changed() => {
+                let server = live.borrow_and_update().server.clone();
+                endpoint.set_server_config(Some(server));
+            }
             incoming = endpoint.accept() => {
                 let Some(incoming) = incoming else { break };
                 if let Some(admitted) = endpoint::admit(shared, incoming) {

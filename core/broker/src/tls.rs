@@ -5,6 +5,8 @@
 //! clients find the same broker again, and made anew in the second half of their life.
 //! `DIR/context.toml` carries what a client needs. The authority's key is never written down.
 
+mod validity;
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
@@ -23,6 +25,7 @@ use rustls::server::WebPkiClientVerifier;
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
+pub(crate) use self::validity::Validity;
 use crate::Error;
 use crate::config::Config;
 use crate::directory::{Directory, write_file};
@@ -37,6 +40,8 @@ const MADE_BEFORE: Duration = Duration::from_secs(3600);
 #[derive(Debug)]
 pub(crate) struct Identity {
     pub(crate) server: Arc<rustls::ServerConfig>,
+    /// When the certificate holds; unknown when it cannot be read.
+    pub(crate) validity: Option<Validity>,
     /// Set when certificates were made here.
     pub(crate) made: Option<Made>,
 }
@@ -62,24 +67,67 @@ pub(crate) fn provider() -> CryptoProvider {
     }
 }
 
+/// Whether the configured certificates can be used, and when the broker's holds; nothing when one would be
+/// made.
+pub(crate) fn check(config: &Config) -> Result<Option<Validity>, Error> {
+    match configured(config)? {
+        Some((chain, key)) => {
+            let validity = Validity::of_chain(&chain);
+            server(chain, key, client_roots(config)?)?;
+            Ok(validity)
+        }
+        None => client_roots(config).map(|_| None),
+    }
+}
+
 /// Load the configured certificates, or make some.
 pub(crate) fn identity(config: &Config, directory: &Directory) -> Result<Identity, Error> {
-    let mut client_roots = RootCertStore::empty();
-    let (chain, key, made) = match (&config.tls.certificate, &config.tls.key) {
-        (Some(certificate), Some(key)) => (read_chain(certificate)?, read_key(key)?, None),
-        _ => {
+    let mut roots = client_roots(config)?;
+    let (chain, key, made) = match configured(config)? {
+        Some((chain, key)) => (chain, key, None),
+        None => {
             let (chain, key, made) = kept_or_made(config.listen.ip(), directory)?;
-            add_roots(
-                &mut client_roots,
-                made.authority.as_bytes(),
-                "the authority made here",
-            )?;
+            let origin = "the authority made here";
+            add_roots(&mut roots, made.authority.as_bytes(), origin)?;
             (chain, key, Some(made))
         }
     };
-    if let Some(path) = &config.tls.client_ca {
-        add_roots(&mut client_roots, &read(path)?, &path.display().to_string())?;
+    Ok(Identity {
+        validity: Validity::of_chain(&chain),
+        server: server(chain, key, roots)?,
+        made,
+    })
+}
+
+/// The configured chain and key.
+fn configured(
+    config: &Config,
+) -> Result<Option<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)>, Error> {
+    match (&config.tls.certificate, &config.tls.key) {
+        (Some(certificate), Some(key)) => Ok(Some((read_chain(certificate)?, read_key(key)?))),
+        _ => Ok(None),
     }
+}
+
+/// The configured authorities of clients.
+fn client_roots(config: &Config) -> Result<RootCertStore, Error> {
+    let mut roots = RootCertStore::empty();
+    if let Some(path) = &config.tls.client_ca {
+        let origin = path.display().to_string();
+        add_roots(&mut roots, &read(path)?, &origin)?;
+        if roots.is_empty() {
+            return Err(Error::Tls(format!("{origin} holds no certificate in PEM")));
+        }
+    }
+    Ok(roots)
+}
+
+/// Settings of all endpoints. The key must be that of the chain's first certificate.
+fn server(
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+    client_roots: RootCertStore,
+) -> Result<Arc<rustls::ServerConfig>, Error> {
     let provider = Arc::new(provider());
     let builder = rustls::ServerConfig::builder_with_provider(Arc::clone(&provider))
         .with_protocol_versions(&[&rustls::version::TLS13])
@@ -98,16 +146,15 @@ pub(crate) fn identity(config: &Config, directory: &Directory) -> Result<Identit
     server.alpn_protocols = vec![millstream_protocol::ALPN.to_vec()];
     server.ignore_client_order = true;
     server.max_early_data_size = 0; // what is replayed by a third party must not be produced twice
-    Ok(Identity {
-        server: Arc::new(server),
-        made,
-    })
+    Ok(Arc::new(server))
 }
 
-/// Write the file that tells clients on this machine how to connect.
+/// Write the file that tells clients on this machine how to connect. `owner_token` is that of whoever may
+/// do everything, where there is such a one. The file is for its owner alone.
 pub(crate) fn write_context(
     directory: &Directory,
-    made: &Made,
+    made: Option<&Made>,
+    owner_token: Option<&str>,
     address: SocketAddr,
 ) -> Result<(), Error> {
     let ip = match address.ip() {
@@ -118,12 +165,15 @@ pub(crate) fn write_context(
     let url = format!("millstream://{}", SocketAddr::new(ip, address.port()));
     let mut context = toml::Table::new();
     for (key, value) in [
-        ("url", &url),
-        ("ca_pem", &made.authority),
-        ("cert_pem", &made.client),
-        ("key_pem", &made.client_key),
+        ("url", Some(&*url)),
+        ("ca_pem", made.map(|made| &*made.authority)),
+        ("cert_pem", made.map(|made| &*made.client)),
+        ("key_pem", made.map(|made| &*made.client_key)),
+        ("token", owner_token),
     ] {
-        context.insert(key.to_owned(), toml::Value::String(value.clone()));
+        if let Some(value) = value {
+            context.insert(key.to_owned(), toml::Value::String(value.to_owned()));
+        }
     }
     let text = format!(
         "# How a client on this machine connects. Written by the broker at each start.\n{}",
@@ -281,7 +331,39 @@ fn add_roots(roots: &mut RootCertStore, pem: &[u8], origin: &str) -> Result<(), 
     Ok(())
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "a function for map_err")]
 fn tls(error: rustls::Error) -> Error {
-    Error::Tls(error.to_string())
+    match error {
+        rustls::Error::InconsistentKeys(_) => {
+            Error::Tls("tls.key is not the key of tls.certificate".to_owned())
+        }
+        other => Error::Tls(other.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Which addresses a made certificate names: clients check that before anything else.
+    #[test]
+    fn a_made_certificate_names_the_address_it_listens_on() {
+        let names = |listen: &str, name: &str| {
+            let listen = listen.parse().expect("an address");
+            let ((certificate, _), _) = make(listen).expect("made");
+            let der = CertificateDer::from_pem_slice(certificate.as_bytes()).expect("PEM");
+            let name = rustls_pki_types::ServerName::try_from(name).expect("a name");
+            webpki::EndEntityCert::try_from(&der)
+                .expect("a certificate")
+                .verify_is_valid_for_subject_name(&name)
+                .is_ok()
+        };
+        for listen in ["127.0.0.1", "127.0.0.5", "::1", "0.0.0.0", "192.0.2.7"] {
+            assert!(
+                names(listen, "localhost") && names(listen, "127.0.0.1"),
+                "{listen}"
+            );
+        }
+        assert!(names("127.0.0.5", "127.0.0.5") && names("192.0.2.7", "192.0.2.7"));
+        assert!(!names("127.0.0.1", "127.0.0.5"));
+    }
 }

@@ -58,9 +58,8 @@ pub(crate) fn overlay(context: &mut Context, global: &Global) -> Outcome {
 }
 
 fn pem(flag: &str, file: &Path) -> Outcome<String> {
-    std::fs::read_to_string(file).map_err(|error| {
-        Failure::usage(format!("{flag}: cannot read {}: {error}", file.display()))
-    })
+    std::fs::read_to_string(file)
+        .map_err(|error| Failure::usage(format!("{flag}: cannot read {}: {error}", file.display())))
 }
 
 /// A connected client.
@@ -72,7 +71,9 @@ pub(crate) async fn client(global: &Global) -> Outcome<Client> {
 pub(crate) async fn client_of(context: Context, global: &Global) -> Outcome<Client> {
     let name = concat!("millstream-cli/", env!("CARGO_PKG_VERSION"));
     let url = context.url.clone();
-    let mut builder = Client::builder(context).name(name).timeout(global.timeout());
+    let mut builder = Client::builder(context)
+        .name(name)
+        .timeout(global.timeout());
     if global.waits() {
         builder = builder.wait_for_broker();
     }

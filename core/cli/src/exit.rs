@@ -35,7 +35,7 @@ impl std::fmt::Display for Failure {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Usage(message) => f.write_str(message),
-            Self::Failed(error) => write!(f, "{error:#}"),
+            Self::Failed(error) => f.write_str(&told(error)),
             Self::Told => f.write_str("see above"),
         }
     }
@@ -67,7 +67,7 @@ pub(crate) fn code(outcome: Outcome, output: Output) -> ExitCode {
         }
         Err(Failure::Usage(message)) => (2, "USAGE".into(), anyhow::Error::msg(message)),
     };
-    let text = format!("{error:#}");
+    let text = told(&error);
     let mut stderr = io::stderr().lock();
     // Nobody is left to hear of a stderr that is closed.
     let _ = match output {
@@ -127,10 +127,38 @@ fn asks_for_json(arguments: impl Iterator<Item = std::ffi::OsString>) -> bool {
     false
 }
 
+/// An error with its causes, but for those whose words were said already.
+fn told(error: &anyhow::Error) -> String {
+    let mut text = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !text.contains(&cause) {
+            text.push_str(": ");
+            text.push_str(&cause);
+        }
+    }
+    text
+}
+
 /// Whoever read our output has seen enough (`millstream sub t | head`): that is no failure.
 pub(crate) fn is_broken_pipe(error: &anyhow::Error) -> bool {
     error
         .chain()
         .filter_map(|cause| cause.downcast_ref::<io::Error>())
         .any(|error| error.kind() == io::ErrorKind::BrokenPipe)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_cause_is_said_twice() {
+        let inner = io::Error::other("the disk is gone");
+        let error = anyhow::Error::new(inner).context("cannot write");
+        assert_eq!(told(&error), "cannot write: the disk is gone");
+        assert_eq!(
+            told(&error.context("failed: cannot write")),
+            "failed: cannot write: the disk is gone"
+        );
+    }
 }

@@ -68,7 +68,13 @@ mod tests {
 
     #[test]
     fn filters_are_read_or_refused() {
-        for good in ["debug", "WARN", "quinn=debug", "info,millstream_broker=trace", "[span]=debug"] {
+        for good in [
+            "debug",
+            "WARN",
+            "quinn=debug",
+            "info,millstream_broker=trace",
+            "[span]=debug",
+        ] {
             assert!(filter_of(good).is_ok(), "{good}");
         }
         for bad in ["debugg", "quinn=loud", "info,nonsense", ",", "a=b=c"] {

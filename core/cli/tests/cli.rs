@@ -96,6 +96,43 @@ fn a_broker_that_is_not_there_is_1() {
     assert!(run.stderr.contains("urll"), "{}", run.stderr);
 }
 
+/// With `-o json` every error is one object on stderr, the argument parser's too.
+#[test]
+fn what_cannot_be_parsed_is_said_in_the_form_that_was_asked_for() {
+    let directory = empty();
+    for arguments in [
+        &["topic", "frobnicate", "-o", "json"][..],
+        &["--output=json", "sub"],
+        &["-ojson", "sub", "t", "--from", "soon"],
+    ] {
+        let run = millstream(directory.path(), arguments, &[]);
+        assert_eq!(run.code, Some(2), "{arguments:?}");
+        let error: serde_json::Value = serde_json::from_str(&run.stderr).expect("JSON");
+        assert_eq!(error["error"]["name"], "USAGE");
+        let message = error["error"]["message"].as_str().expect("a message");
+        assert!(
+            !message.is_empty() && !message.starts_with("error"),
+            "{message}"
+        );
+    }
+    let run = millstream(directory.path(), &["sub", "--", "-o", "json", "x"], &[]);
+    assert!(run.stderr.starts_with("error: "), "{}", run.stderr);
+}
+
+#[test]
+fn a_log_filter_that_says_nothing_is_wrong_usage() {
+    let directory = empty();
+    for filter in ["debugg", "quinn=loud"] {
+        let variable = [("MILLSTREAM_LOG", filter)];
+        let run = millstream(directory.path(), &["config", "check"], &variable);
+        assert_eq!(run.code, Some(2), "{}", run.stderr);
+        assert!(run.stderr.contains("MILLSTREAM_LOG") && run.stderr.contains(filter));
+    }
+    let variable = [("MILLSTREAM_LOG", "warn,quinn=debug")];
+    let run = millstream(directory.path(), &["config", "check"], &variable);
+    assert_eq!(run.code, Some(0), "{}", run.stderr);
+}
+
 #[test]
 fn settings_come_from_flags_over_environment_over_file_over_defaults() {
     let directory = empty();

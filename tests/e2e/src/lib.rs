@@ -61,6 +61,7 @@ pub struct Options {
     data: PathBuf,
     arguments: Vec<String>,
     listen: Option<u16>,
+    address: Option<String>,
     wrapper: Vec<String>,
     settings: Vec<(String, String)>,
 }
@@ -72,6 +73,7 @@ impl Options {
             data: data.into(),
             arguments: Vec::new(),
             listen: None,
+            address: None,
             wrapper: Vec::new(),
             settings: Vec::new(),
         }
@@ -97,6 +99,13 @@ impl Options {
     #[must_use]
     pub fn listen(mut self, port: u16) -> Self {
         self.listen = Some(port);
+        self
+    }
+
+    /// Listen on this UDP address and port.
+    #[must_use]
+    pub fn address(mut self, address: &str) -> Self {
+        self.address = Some(address.to_owned());
         self
     }
 
@@ -132,6 +141,8 @@ impl Options {
     pub fn spawn(&self) -> Result<Broker> {
         let listen = self.listen.map_or_else(free_udp_port, Ok)?;
         let http = free_tcp_port()?;
+        let address = self.address.clone();
+        let address = address.unwrap_or_else(|| format!("127.0.0.1:{listen}"));
         let mut command = match self.wrapper.split_first() {
             None => Command::new(binary()),
             Some((program, arguments)) => {
@@ -144,12 +155,7 @@ impl Options {
             .arg("serve")
             .arg("--data")
             .arg(&self.data)
-            .args([
-                "--listen",
-                &format!("127.0.0.1:{listen}"),
-                "--http",
-                &format!("127.0.0.1:{http}"),
-            ])
+            .args(["--listen", &address, "--http", &format!("127.0.0.1:{http}")])
             .args(&self.arguments)
             .env_remove("MILLSTREAM_CONTEXT")
             .envs(self.settings.iter().map(|(name, value)| (name, value)))

@@ -40,7 +40,7 @@ pub struct Config {
     pub threads: Option<usize>,
     /// Bind each thread to a core, where the system allows it.
     pub pin_threads: bool,
-    /// Development: everything is granted to everyone who can connect, on any address.
+    /// Development: everything is granted to whoever has the token of the context file, on any address.
     pub dev: bool,
     pub tls: Tls,
     pub principals: Vec<PrincipalSettings>,
@@ -85,8 +85,8 @@ impl Config {
         self.listen.ip().is_loopback()
     }
 
-    /// Whether everyone who can connect may do everything: in development, and on a loopback address
-    /// where no principals are configured.
+    /// Whether whoever has the token of the context file may do everything: in development, and on a loopback
+    /// address where no principals are configured.
     #[must_use]
     pub fn grants_all(&self) -> bool {
         self.dev || (self.principals.is_empty() && self.is_loopback())

@@ -32,6 +32,7 @@ pub(crate) enum Samples {
 /// All families.
 pub(crate) fn families(shared: &Shared, report: &Report) -> Vec<Family> {
     let mut all = broker(shared, report);
+    all.extend(certificate(shared));
     all.extend(sessions(shared));
     all.extend(shards(&report.shards));
     all.extend(histograms(&report.shards));
@@ -85,6 +86,15 @@ fn broker(shared: &Shared, report: &Report) -> Vec<Family> {
             process.cpu_ms as f64 / 1_000.0,
         ),
     ]
+}
+
+fn certificate(shared: &Shared) -> Option<Family> {
+    let validity = shared.live().certificate?;
+    Some(gauge(
+        "millstream_certificate_expiry_timestamp_seconds",
+        "When the broker's certificate expires, in seconds since 1970",
+        validity.not_after_s as f64,
+    ))
 }
 
 fn sessions(shared: &Shared) -> Vec<Family> {

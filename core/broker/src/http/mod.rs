@@ -23,10 +23,10 @@ use tokio::sync::watch;
 
 use self::places::Places;
 use self::report::Report;
-use crate::Error;
 use crate::broker::{Phase, Shared};
 use crate::ports::Transport;
 use crate::thread::keep_reconciled;
+use crate::{Error, preflight};
 
 /// Connections at a time; past it the oldest goes.
 const CONNECTIONS_MAX: usize = 64;
@@ -103,6 +103,7 @@ async fn operate(
         () = serving => {}
         () = keep_reconciled(&shared) => {}
         () = otlp::export(&shared) => {}
+        () = preflight::watch_certificate(&shared) => {}
         _ = stop.wait_for(|stop| *stop) => {}
     }
 }

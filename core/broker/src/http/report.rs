@@ -8,6 +8,7 @@ use millstream_shard::call::{Answer, Call, Status};
 use serde_json::json;
 
 use crate::broker::{Phase, Shared};
+use crate::preflight::{certificate_warning, now_s};
 
 /// A shard that does not answer in time is reported as such.
 const SHARD_WAIT: Duration = Duration::from_secs(2);
@@ -77,7 +78,8 @@ impl Report {
                 "address": shared.address.to_string(),
                 "uptime_ms": shared.started.elapsed().as_millis() as u64,
                 "phase": format!("{phase:?}").to_lowercase(),
-                "grants_all": shared.authority.grants_all(),
+                "grants_all": shared.live().authority.grants_all(),
+                "certificate": certificate(shared),
             }),
         }
     }
@@ -92,6 +94,20 @@ impl Report {
         let all = json!({ "broker": self.broker, "sessions": self.sessions, "process": process, "shards": shards });
         all.to_string()
     }
+}
+
+/// When the broker's certificate holds, in seconds since 1970, and what is to be said of that.
+fn certificate(shared: &Shared) -> serde_json::Value {
+    let live = shared.live();
+    live.certificate
+        .map_or(serde_json::Value::Null, |validity| {
+            json!({
+                "not_before_s": validity.not_before_s,
+                "not_after_s": validity.not_after_s,
+                "left_s": validity.not_after_s - now_s(),
+                "warning": certificate_warning(&live.config, validity),
+            })
+        })
 }
 
 fn shard_json(status: &Status) -> serde_json::Value {

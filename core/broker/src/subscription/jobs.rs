@@ -11,7 +11,7 @@ use millstream_protocol::messages::{
     self, Assigned, AssignedPartition, Committed, PartitionError, Sought,
 };
 use millstream_protocol::{Code, Kind};
-use millstream_shard::call::{Answer, Call, Position};
+use millstream_shard::call::{Answer, Call, Error, Position};
 use millstream_shard::handle::ShardHandle;
 use tokio::time::Instant;
 
@@ -119,12 +119,19 @@ impl Opening {
             (None, At::Offset(offset, _)) => offset,
             (None, At::Position(position)) => self.at(position).await?,
         };
-        let stop = if self.stop_at_end {
-            Some(self.at(Position::End).await?)
-        } else {
-            None
-        };
-        Ok((start, stop))
+        if !self.stop_at_end {
+            return Ok((start, None));
+        }
+        let end = self.at(Position::End).await?;
+        if start > end {
+            // There is nothing to fetch that would find this out.
+            return Err(refusals::of_shard(&Error::OffsetOutOfRange {
+                offset: start,
+                start: self.at(Position::Start).await?,
+                end,
+            }));
+        }
+        Ok((start, Some(end)))
     }
 
     async fn committed(&self) -> Result<Option<Offset>, messages::Error> {
@@ -196,9 +203,7 @@ impl Subscription {
                 waiting.push((handle, answer));
             }
             for (handle, answer) in waiting {
-                let answer = answer
-                    .await
-                    .unwrap_or(Answer::Error(millstream_shard::call::Error::Stopping));
+                let answer = answer.await.unwrap_or(Answer::Error(Error::Stopping));
                 if !matches!(answer, Answer::Reply(Reply::Done | Reply::Committed { .. })) {
                     failed.push(PartitionError {
                         handle,
@@ -347,7 +352,6 @@ impl Subscription {
 #[cfg(test)]
 mod tests {
     use millstream_batch::ids::{ShardId, TopicId};
-    use millstream_shard::call::Error;
 
     use super::*;
 

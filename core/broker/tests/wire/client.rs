@@ -110,6 +110,7 @@ impl World {
                 &HelloRequest {
                     version_min: 1,
                     version_max: 1,
+                    token: self.token(),
                     ..HelloRequest::default()
                 },
             )
@@ -121,28 +122,51 @@ impl World {
 
     /// A connection that has not said who it is.
     pub(crate) async fn connect_silently(&self) -> Client {
+        let connected = self.connect_as(self.client_config()).await;
+        connected.expect("a connection")
+    }
+
+    /// The same with other settings of TLS.
+    pub(crate) async fn connect_as(
+        &self,
+        config: quinn::ClientConfig,
+    ) -> Result<Client, quinn::ConnectionError> {
         let mut endpoint = Endpoint::client((Ipv4Addr::LOCALHOST, 0).into()).expect("an endpoint");
-        endpoint.set_default_client_config(self.client_config());
+        endpoint.set_default_client_config(config);
         let connection = endpoint
             .connect(self.broker().address(), "localhost")
             .expect("a name")
-            .await
-            .expect("a connection");
-        Client {
+            .await?;
+        Ok(Client {
             connection,
             _endpoint: endpoint,
-        }
+        })
+    }
+
+    /// The token of whoever owns the broker; none where principals are named.
+    pub(crate) fn token(&self) -> String {
+        let token = self.context().remove("token");
+        token.map_or_else(String::new, |token| {
+            token.as_str().expect("a string").to_owned()
+        })
+    }
+
+    fn context(&self) -> toml::Table {
+        let context = std::fs::read_to_string(self.broker().context()).expect("a context file");
+        context.parse().expect("TOML")
     }
 
     /// What a client on this machine connects with.
     pub(crate) fn client_config(&self) -> quinn::ClientConfig {
-        let context = std::fs::read_to_string(self.broker().context()).expect("a context file");
-        let context: toml::Table = context.parse().expect("TOML");
-        let text = |key: &str| context[key].as_str().expect("a string").to_owned();
+        let context = self.context();
+        let authority = context["ca_pem"].as_str().expect("a string");
+        self.trusting(CertificateDer::from_pem_slice(authority.as_bytes()).expect("PEM"))
+    }
+
+    /// What a client connects with that trusts this certificate alone.
+    pub(crate) fn trusting(&self, authority: CertificateDer<'static>) -> quinn::ClientConfig {
         let mut roots = rustls::RootCertStore::empty();
-        roots
-            .add(CertificateDer::from_pem_slice(text("ca_pem").as_bytes()).expect("PEM"))
-            .expect("a root");
+        roots.add(authority).expect("a root");
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let mut tls = rustls::ClientConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&rustls::version::TLS13])

@@ -11,6 +11,7 @@ mod common;
 mod filters;
 mod groups;
 mod handshakes;
+mod identities;
 mod operators;
 mod poison;
 mod producer_ids;

@@ -82,6 +82,7 @@ fn strangers_have_a_share_of_the_connections_and_a_deadline() {
             let hello = HelloRequest {
                 version_min: 1,
                 version_max: 1,
+                token: world.token(),
                 ..HelloRequest::default()
             };
             let frame = millstream_protocol::frame::encode(Kind::Hello, &hello);
@@ -145,6 +146,7 @@ fn a_connection_leaves_streams_for_others() {
                 &HelloRequest {
                     version_min: 1,
                     version_max: 1,
+                    token: world.token(),
                     ..HelloRequest::default()
                 },
             )

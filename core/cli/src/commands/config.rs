@@ -3,6 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use crate::Global;
+use crate::commands::serve;
 use crate::exit::Outcome;
 use crate::output::Table;
 use crate::settings::BrokerFlags;
@@ -10,7 +11,9 @@ use crate::settings::BrokerFlags;
 /// Check and show the settings of a broker
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Command {
-    /// Whether a broker would start with these settings
+    /// Whether a broker would start with these settings: the judgement is that of the start itself
+    ///
+    /// Certificates and the data directory are looked at, and left as they are.
     Check(BrokerFlags),
     /// Every setting in effect, and where it came from: flag, environment, file or default
     #[command(after_help = "\
@@ -25,10 +28,14 @@ Example:
 pub(crate) fn run(command: &Command, global: &Global) -> Outcome {
     match command {
         Command::Check(flags) => {
-            flags.load_checked()?;
+            let warnings = millstream_broker::check(&flags.load()?).map_err(serve::failure)?;
+            let mut text = "a broker would start with these settings".to_owned();
+            for warning in &warnings {
+                text.push_str(&format!("\nwarning: {warning}"));
+            }
             global
                 .output
-                .show("the settings are good", &json!({ "ok": true }))
+                .show(text, &json!({ "ok": true, "warnings": warnings }))
         }
         Command::Show(flags) => {
             let settings = flags.explained()?;

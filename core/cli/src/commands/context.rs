@@ -93,7 +93,10 @@ pub(crate) fn run(command: Command, global: &Global) -> Outcome {
         }
         Command::Use { name } => {
             contexts.select(&name)?;
-            output.show(format!("{name} is used from now on"), &json!({ "used": name }))
+            output.show(
+                format!("{name} is used from now on"),
+                &json!({ "used": name }),
+            )
         }
         Command::Show { name } => {
             let file = locate(name.as_deref().or(global.context.as_deref()))?;

@@ -1,4 +1,4 @@
-//! `dev`: a broker that needs nothing: data in ./.millstream, loopback only, everything granted.
+//! `dev`: a broker that needs nothing: data in ./.millstream, loopback only, everything granted to its owner.
 
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::path::PathBuf;
@@ -14,8 +14,8 @@ use crate::settings::BrokerFlags;
 /// Run a broker for development: no settings, no root, no TLS step
 ///
 /// Data and certificates live in ./.millstream (or --data), clients find the broker through
-/// DIR/context.toml. It listens on loopback only and grants everything. If the default ports are
-/// taken, it takes others.
+/// DIR/context.toml. It listens on loopback only and grants everything to whoever can read that file: its
+/// owner. If the default ports are taken, it takes others. Ctrl-C or a closed terminal stops it gracefully.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -106,7 +106,8 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Outcome {
         }
     };
     crate::memory::before_serving(&config.memory);
-    millstream_broker::run(config, started).map_err(serve::failure)
+    let hangup = millstream_broker::Hangup::Stop;
+    millstream_broker::run(config, &hangup, started).map_err(serve::failure)
 }
 
 fn welcome(broker: &millstream_broker::Broker) -> String {

@@ -98,6 +98,7 @@ pub(crate) fn run(arguments: &Arguments, global: &Global) -> Outcome {
     if !arguments.offline {
         let (check, json) = broker(global);
         checks.push(check);
+        checks.extend(certificate(&json));
         status = json;
     }
     let failed = checks.iter().any(|check| check.state == State::Failure);
@@ -134,6 +135,17 @@ fn word(state: State) -> &'static str {
         State::Warning => "warning",
         State::Failure => "failed",
     }
+}
+
+/// Whether the broker's certificate holds for long enough, where it says.
+fn certificate(status: &Value) -> Option<Check> {
+    const NAME: &str = "certificate";
+    let certificate = status["broker"]["certificate"].as_object()?;
+    let days = certificate["left_s"].as_i64()? / (24 * 3600);
+    Some(match certificate["warning"].as_str() {
+        None => Check::good(NAME, format!("holds for {days} days")),
+        Some(warning) => Check::warning(NAME, format!("{days} days are left"), warning),
+    })
 }
 
 /// Whether a broker answers, and what it says of itself.

@@ -12,7 +12,7 @@ use crate::settings::BrokerFlags;
 /// On a loopback address without a certificate it makes a short-lived one and writes
 /// DIR/context.toml for clients on this machine. On any other address it wants a certificate and
 /// principals. Ctrl-C stops gracefully, a second one at once; what was acknowledged is on disk at any
-/// moment.
+/// moment. SIGHUP takes changed certificates and principals from the settings, without a stop.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -40,7 +40,10 @@ pub(crate) fn run(arguments: &Arguments, global: &Global) -> Outcome {
         }
     };
     crate::memory::before_serving(&config.memory);
-    millstream_broker::run(config, started).map_err(failure)
+    let flags = arguments.flags.clone();
+    let load = move || flags.load().map_err(|failure| failure.to_string());
+    let hangup = millstream_broker::Hangup::Reload(Box::new(load));
+    millstream_broker::run(config, &hangup, started).map_err(failure)
 }
 
 /// A broker's failure: wrong settings are wrong usage.

@@ -18,6 +18,9 @@ use crate::config::{Config, PrincipalSettings};
 /// Requests for much that are answered at a time for one principal.
 const TURNS: usize = 4;
 
+/// Partitions that are opened at a time for one principal.
+const OPENINGS: usize = 256;
+
 /// What one may be allowed to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
@@ -49,6 +52,8 @@ pub(crate) struct Principal {
     reading: Arc<AtomicUsize>,
     /// Turns for requests that ask for much.
     turns: Arc<Semaphore>,
+    /// Turns for partitions that its subscriptions open.
+    openings: Arc<Semaphore>,
 }
 
 /// Rights for names that begin with `prefix`.
@@ -70,12 +75,18 @@ impl Principal {
             }],
             reading: Arc::default(),
             turns: turns(),
+            openings: openings(),
         }
     }
 
     /// Whether this is the same one with the same rights.
     pub(crate) fn is_same(&self, other: &Self) -> bool {
         self.name == other.name && self.grants == other.grants
+    }
+
+    /// Turns for partitions that are opened: wait for one, or others wait behind all of them.
+    pub(crate) fn openings(&self) -> &Arc<Semaphore> {
+        &self.openings
     }
 
     /// Wait for a turn to ask for much: lists and descriptions of one principal take turns, so that the shards
@@ -176,6 +187,7 @@ impl Authority {
                 grants: Vec::new(),
                 reading: Arc::default(),
                 turns: turns(),
+                openings: openings(),
             });
             principal.grants.push(Grant {
                 rights: rights(settings),
@@ -275,6 +287,10 @@ impl Shown {
 
 fn hash(token: &str) -> [u8; 32] {
     Sha256::digest(token.as_bytes()).into()
+}
+
+fn openings() -> Arc<Semaphore> {
+    Arc::new(Semaphore::new(OPENINGS))
 }
 
 fn rights(settings: &PrincipalSettings) -> u8 {

@@ -317,7 +317,7 @@ pub struct Limits {
     pub streams_max: u32,
     /// Streams of all connections together, beside the first few of each.
     pub streams_total_max: usize,
-    /// Partitions that one subscription reads, and that all of one principal's do. Each takes about 1.5 KiB.
+    /// Partitions that one subscription reads, and that all of one principal's do. Each takes about 2 KiB.
     pub subscription_partitions_max: usize,
     pub principal_partitions_max: usize,
     /// `PRODUCE` frames unanswered on one stream.

@@ -177,11 +177,16 @@ impl Subscription {
             Some(_) => Duration::ZERO,
             None => self.patience,
         };
+        let principal = self.session.principal();
         self.jobs.spawn_local(async move {
-            Event::Opened {
-                handle,
-                start: opening.resolve_within(patience).await,
+            let turn = principal.openings().acquire().await;
+            let mut start = opening.resolve_within(Duration::ZERO).await;
+            drop(turn);
+            // Who has to be patient does not keep others from their turn.
+            if start.is_err() && !patience.is_zero() {
+                start = opening.resolve_within(patience).await;
             }
+            Event::Opened { handle, start }
         });
     }
 

@@ -1,5 +1,5 @@
 //! How many partitions are read at once: by one subscription, and by all of one principal on the whole
-//! broker. Each costs a fetch that waits at its shard and about 1.5 KiB, whether records come or not.
+//! broker. Each costs a fetch that waits at its shard and about 2 KiB, whether records come or not.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -225,7 +225,10 @@ impl Error {
             kind: Kind::Refused,
             code: error.code,
             message: error.message,
-            hint: error.hint,
+            hint: match error.next_offset {
+                Some(next) => format!("What lies behind begins at offset {next}. {}", error.hint),
+                None => error.hint,
+            },
             retriable: error.retriable,
             unknown_outcome: error.unknown_outcome,
             retry_after: (error.retry_after_ms > 0)

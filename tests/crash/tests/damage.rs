@@ -50,6 +50,20 @@ fn a_flipped_byte_is_reported_and_the_rest_is_served() -> Result<()> {
             .contains("damaged"),
         "{output:?}"
     );
+    // Read from the start: what lies before it, then where to go on.
+    let output = broker.cli(&[
+        "sub",
+        "t",
+        "--from",
+        "start",
+        "--exit-at-end",
+        "-f",
+        "%v\\n",
+    ])?;
+    assert!(!output.status.success(), "the end was not reached");
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "before\n");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("behind begins at offset 2"), "{said}");
     broker.ok_with("pub t", b"new\n")?;
     assert_eq!(broker.ok("sub t --from 3 --count 1 -f %v\\n")?, "new\n");
     Ok(())

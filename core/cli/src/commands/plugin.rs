@@ -35,7 +35,7 @@ COMPONENT is a .wasm file, or the name of a bundled one:
 
 Examples:
   millstream plugin deploy json-filter --topic orders --param 'expr=total > 100 && paid'
-  millstream plugin deploy ./mine.wasm --topic orders --stage subscribe --name mine --on-error pass")]
+  millstream plugin deploy ./mine.wasm --topic orders --name mine --param prefix=eu- --on-error pass")]
     Deploy {
         component: String,
         #[arg(long)]

@@ -39,7 +39,17 @@ async fn main() -> Result<()> {
             ConsumerEvent::Lost(partitions) => println!("lost {partitions:?}"),
             ConsumerEvent::CaughtUp {
                 partition, offset, ..
-            } => println!("{partition} is read up to {offset}"),
+            }
+            | ConsumerEvent::Passed { partition, offset } => {
+                println!("{partition} is read up to {offset}");
+                // What a filter dropped is read too, and not to be read again.
+                consumer.commit().await?;
+            }
+            ConsumerEvent::RecordsLost {
+                partition,
+                from,
+                to,
+            } => println!("{partition}: {from} to {to} were removed before they were read"),
             ConsumerEvent::Failed { partition, error } => println!("{partition} failed: {error}"),
         }
     }

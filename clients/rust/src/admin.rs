@@ -88,10 +88,13 @@ pub struct FilterSpec {
 pub struct GroupDescription {
     pub group: String,
     pub epoch: u64,
-    /// `empty`, `stable` or `rebalancing`.
+    /// `empty`, `stable` or `rebalancing`; `unknown` when the group's home does not answer.
     pub state: String,
     pub members: Vec<GroupMember>,
+    /// In every partition of the topics that it reads or has an offset in.
     pub offsets: Vec<GroupOffset>,
+    /// Shards that did not answer, and why: what they know is missing.
+    pub unreachable: Vec<String>,
 }
 
 /// A member of a group and what it owns, as (topic, partition).
@@ -111,10 +114,13 @@ pub struct GroupOffset {
     pub committed: Option<u64>,
     pub start_offset: u64,
     pub end_offset: u64,
-    pub lag: u64,
+    /// `None`: not known, see `error`.
+    pub lag: Option<u64>,
     /// 0: no member owns it.
     pub member: u64,
     pub metadata: String,
+    /// Why the partition's offsets and lag are not known.
+    pub error: Option<String>,
 }
 
 impl Admin {
@@ -340,6 +346,7 @@ impl Admin {
             state: answer.state,
             members: answer.members.into_iter().map(member).collect(),
             offsets: answer.offsets.into_iter().map(offset).collect(),
+            unreachable: answer.unreachable,
         })
     }
 
@@ -557,5 +564,6 @@ fn offset(offset: wire::GroupOffset) -> GroupOffset {
         lag: offset.lag,
         member: offset.member,
         metadata: offset.metadata,
+        error: (!offset.error.is_empty()).then_some(offset.error),
     }
 }

@@ -118,7 +118,8 @@ impl Error {
     }
 
     /// Where to go on behind records that cannot be read: of damage on the broker's disk, of a batch whose
-    /// records are none, of one that a subscription's filter cannot judge. Its partition has stopped;
+    /// records are none, of one that a subscription's filter cannot judge, of those that were removed before
+    /// they were read (`RECORDS_LOST`). Its partition has stopped;
     /// [`Consumer::seek`](crate::Consumer::seek) there passes over them, and nothing else does.
     #[must_use]
     pub fn next_offset(&self) -> Option<u64> {

@@ -43,7 +43,7 @@ pub use admin::{
 pub use client::{BrokerInfo, Client, ClientBuilder};
 pub use connection::Connections;
 pub use consumer::{
-    CommitFailure, Consumer, ConsumerBuilder, ConsumerEvent, FetchedBatch, OnTruncation,
+    CommitFailure, Consumer, ConsumerBuilder, ConsumerEvent, FetchedBatch, OnLost, OnTruncation,
     OpenedBatch, StartAt, TopicPartition,
 };
 pub use context::{

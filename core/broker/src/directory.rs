@@ -68,6 +68,11 @@ impl Directory {
                     broker_id: uuid::Uuid::new_v4().to_string(),
                     shards: shards.unwrap_or(default_shards),
                 };
+                // Before it is said that they are there: from then on, one that is missing is lost.
+                for shard in 0..meta.shards {
+                    let shard = path.join(format!("shard-{shard}"));
+                    fs::create_dir_all(shard).map_err(error("make a directory in"))?;
+                }
                 let text = toml::to_string(&meta).expect("plain values have a TOML form");
                 write_file(&file, text.as_bytes(), 0o644).map_err(error("write to"))?;
                 meta
@@ -143,7 +148,9 @@ fn known(path: &Path) -> Result<Option<Meta>, Error> {
         Ok(text) => text,
         // Shards without their meta file are not a new directory.
         Err(source) if source.kind() == io::ErrorKind::NotFound => {
-            if !path.join("shard-0").exists() {
+            // One that is empty is left from a first start that was broken off.
+            let in_shard = fs::read_dir(path.join("shard-0"));
+            if !in_shard.is_ok_and(|mut files| files.next().is_some()) {
                 return Ok(None);
             }
             let why = "missing, but there are shards: restore it from a backup, or write it with the number of \
@@ -155,19 +162,12 @@ fn known(path: &Path) -> Result<Option<Meta>, Error> {
         }
         Err(source) => return Err(Error::directory(path, "read", &source)),
     };
-    let meta: Meta = toml::from_str(&text).map_err(|error| Error::Meta {
-        path: file.clone(),
-        why: error.to_string(),
-    })?;
-    if meta.format != FORMAT {
-        let why = format!(
-            "format {}, this build knows {FORMAT}: use the build that wrote it",
-            meta.format
-        );
-        return Err(Error::Meta { path: file, why });
-    }
+    let meta = parse_meta(&file, &text)?;
     if meta.shards == 0 {
         let why = "a directory has at least one shard".to_owned();
+        return Err(Error::Meta { path: file, why });
+    }
+    if let Some(why) = missing_shard(path, &meta) {
         return Err(Error::Meta { path: file, why });
     }
     Ok(Some(meta))
@@ -203,18 +203,46 @@ fn try_to_make_in(folder: &Path) -> io::Result<()> {
     fs::remove_dir(&probe)
 }
 
+/// A shard that should be there and is not: lost, not empty.
+#[must_use]
+pub fn missing_shard(path: &Path, meta: &Meta) -> Option<String> {
+    let missing = (0..meta.shards).find(|shard| !path.join(format!("shard-{shard}")).is_dir())?;
+    Some(format!(
+        "it says {} shards, and shard-{missing} is missing: restore it from a backup (an empty directory of that \
+         name begins it anew, without its records)",
+        meta.shards
+    ))
+}
+
 /// Read what a directory is, without taking it.
 ///
 /// # Errors
 /// When there is no readable `meta.toml`.
 pub fn read_meta(path: &Path) -> Result<Meta, Error> {
     let file = path.join("meta.toml");
-    let text =
-        fs::read_to_string(&file).map_err(|source| Error::directory(path, "read", &source))?;
-    toml::from_str(&text).map_err(|error| Error::Meta {
-        path: file,
-        why: error.to_string(),
-    })
+    match fs::read_to_string(&file) {
+        Ok(text) => parse_meta(&file, &text),
+        Err(source) => Err(Error::Meta {
+            path: file,
+            why: source.to_string(),
+        }),
+    }
+}
+
+fn parse_meta(file: &Path, text: &str) -> Result<Meta, Error> {
+    let strange = |why| Error::Meta {
+        path: file.to_owned(),
+        why,
+    };
+    let meta: Meta = toml::from_str(text).map_err(|error| strange(error.to_string()))?;
+    if meta.format != FORMAT {
+        let why = format!(
+            "format {}, this build knows {FORMAT}: use the build that wrote it",
+            meta.format
+        );
+        return Err(strange(why));
+    }
+    Ok(meta)
 }
 
 fn lock(path: &Path) -> Result<File, Error> {
@@ -313,11 +341,23 @@ mod tests {
         assert!(error.contains("2 shards") && error.contains('3'), "{error}");
     }
 
+    /// A shard that is gone is not taken for one that never was.
+    #[test]
+    fn a_lost_shard_is_missed() {
+        let root = tempfile::tempdir().expect("a directory");
+        drop(Directory::open(root.path(), None, 2).expect("made"));
+        fs::remove_dir(root.path().join("shard-1")).expect("removed");
+        let error = Directory::open(root.path(), None, 2)
+            .expect_err("a shard is missing")
+            .to_string();
+        assert!(error.contains("shard-1 is missing"), "{error}");
+    }
+
     #[test]
     fn a_lost_or_foreign_meta_file_is_not_a_new_directory() {
         let root = tempfile::tempdir().expect("a directory");
         drop(Directory::open(root.path(), None, 1).expect("made"));
-        fs::create_dir(root.path().join("shard-0")).expect("made");
+        fs::write(root.path().join("shard-0/wal"), "").expect("written");
         fs::remove_file(root.path().join("meta.toml")).expect("removed");
         assert!(matches!(
             Directory::open(root.path(), None, 1),

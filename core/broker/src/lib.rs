@@ -41,7 +41,7 @@ pub use config::{
     CheckRecords, Config, ConfigError, DEFAULT_HTTP_PORT, DEFAULT_PORT, Flush, Limits, LogSettings,
     Memory, Plugins, PrincipalSettings, Quic, Storage, Telemetry, Tls, TopicDefaults,
 };
-pub use directory::{Directory, Meta, read_meta};
+pub use directory::{Directory, Meta, missing_shard, read_meta};
 pub use error::Error;
 pub use preflight::check;
 pub use signals::Hangup;

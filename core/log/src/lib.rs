@@ -19,6 +19,7 @@ mod log;
 pub mod manifest;
 mod reader;
 mod recover;
+pub mod rehearse;
 mod rescan;
 pub mod scan;
 mod seal;

@@ -75,6 +75,11 @@ pub fn decide(
         Request::CommittedOffset { group, partition } => {
             offsets::committed(state, group, *partition)
         }
+        Request::BeginOffset {
+            group,
+            partition,
+            offset,
+        } => offsets::begin(state, time, group, *partition, *offset),
         Request::ResetOffset {
             group,
             partition,

@@ -282,6 +282,37 @@ pub(crate) fn committed(
     Ok(Decision::look(Reply::Committed { offset, metadata }))
 }
 
+/// A position before anybody reads: what a group resolved is not resolved anew by its next member, which
+/// would pass over what came meanwhile.
+pub(crate) fn begin(
+    state: &State,
+    time: TimestampMs,
+    group: &str,
+    partition: Partition,
+    offset: Offset,
+) -> Result<Decision, Refusal> {
+    named(group)?;
+    let (slot, cell) = partitions::find(state, partition)?;
+    match state.offsets.cell(group, slot) {
+        Some(held) if held.offset.is_some() => return committed(state, group, partition),
+        Some(_) => {}
+        None => room(state)?,
+    }
+    let offset = offset.min(cell.end);
+    let fact = OffsetCommitted {
+        group: group.to_owned(),
+        slot: slot.0,
+        offset: offset.0,
+        metadata: String::new(),
+        time_ms: time.0,
+    };
+    let reply = Reply::Committed {
+        offset: Some(offset),
+        metadata: String::new(),
+    };
+    Ok(Decision::of(Fact::OffsetCommitted(Box::new(fact)), reply))
+}
+
 /// With `force`, the member that holds the partition is fenced: it must join again to go on.
 pub(crate) fn reset(
     state: &State,

@@ -81,6 +81,13 @@ pub enum Request {
         group: String,
         partition: Partition,
     },
+    /// Where a group begins in a partition: committed unless something is, whoever holds it. Past the end
+    /// it is the end. Answered as `CommittedOffset`, with what holds from now on.
+    BeginOffset {
+        group: String,
+        partition: Partition,
+        offset: Offset,
+    },
     /// An operator's reset. Refused while a member holds the partition, unless `force`, which also
     /// fences that member.
     ResetOffset {

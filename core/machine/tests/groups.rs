@@ -616,3 +616,34 @@ fn a_commit_over_records_that_were_cut_away_is_refused() {
         "{beyond:?}"
     );
 }
+
+/// Where a group begins is set once, by whoever comes first, and whoever holds the partition.
+#[test]
+fn a_group_begins_once() {
+    let mut world = World::new(0, 1, Limits::default());
+    world.create(1, "t", 2);
+    let (free, held) = (partition(1, 0), partition(1, 1));
+    world.produce(batch(free, 0, 0, 0, 10)).unwrap();
+    let begin = |world: &mut World, partition, offset| {
+        let request = Request::BeginOffset {
+            group: GROUP.to_owned(),
+            partition,
+            offset: Offset(offset),
+        };
+        match world.ask(&request) {
+            Ok(Reply::Committed { offset, .. }) => offset,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(begin(&mut world, free, 99), Some(Offset(10)), "the end");
+    let lsn = world.lsn();
+    assert_eq!(begin(&mut world, free, 3), Some(Offset(10)));
+    assert_eq!(world.lsn(), lsn, "nothing changed, nothing is logged");
+    let (a, Assignment { owned, .. }) = join(&mut world, 0, &[1]).unwrap();
+    let epoch = owned[1].1;
+    assert_eq!(world.claim(GROUP, held, a, epoch), Ok(None));
+    assert_eq!(begin(&mut world, held, 0), Some(Offset(0)));
+    world.produce(batch(held, 0, 0, 0, 5)).unwrap();
+    world.commit(GROUP, held, a.0, epoch, 4).unwrap();
+    assert_eq!(begin(&mut world, held, 0), Some(Offset(4)));
+}

@@ -91,6 +91,9 @@ codes! {
     /// What was read was cut away by an unclean stop under `flush = interval`.
     OffsetTruncated = 66, "OFFSET_TRUNCATED", false, "Records that were read are lost: go on from safe_offset, and undo or repeat what hangs on those past it.";
 
+    /// Retention or a trim went past the reader.
+    RecordsLost = 67, "RECORDS_LOST", false, "Go on from next_offset with a seek or a reset of the group, or ask for on_lost = oldest or newest (`sub --on-lost`); keep records for longer, or read sooner.";
+
     UnknownFilter = 80, "UNKNOWN_FILTER", false, "See what is deployed with `millstream plugin list`.";
     /// A filter trapped, ran out of budget or is lost.
     FilterFailed = 81, "FILTER_FAILED", false, "See the filter's message; roll it back or set on_error.";

@@ -25,7 +25,7 @@ pub struct Error {
     /// OFFSET_TRUNCATED: up to here nothing was lost
     #[prost(uint64, optional, tag = "8")]
     pub safe_offset: ::core::option::Option<u64>,
-    /// DATA_DAMAGED, FILTER_FAILED of a subscription: seek here to go on behind what cannot be read
+    /// DATA_DAMAGED, FILTER_FAILED of a subscription: seek here to go on behind what cannot be read; RECORDS_LOST: the oldest that is kept
     #[prost(uint64, optional, tag = "9")]
     pub next_offset: ::core::option::Option<u64>,
 }
@@ -367,6 +367,9 @@ pub struct Subscribe {
     /// how long a partition is tried that cannot be opened yet; 0: 30 s
     #[prost(uint32, tag = "11")]
     pub open_ms: u32,
+    /// what to do when records were removed before they were read
+    #[prost(enumeration = "OnLost", tag = "12")]
+    pub on_lost: i32,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct SubscriptionFilter {
@@ -386,6 +389,8 @@ pub struct Subscribed {
 pub struct Assigned {
     #[prost(message, repeated, tag = "1")]
     pub partitions: ::prost::alloc::vec::Vec<AssignedPartition>,
+    #[prost(uint32, tag = "2")]
+    pub opening: u32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct AssignedPartition {
@@ -401,6 +406,8 @@ pub struct AssignedPartition {
     pub epoch: u64,
     #[prost(uint64, tag = "6")]
     pub offset: u64,
+    #[prost(int64, optional, tag = "7")]
+    pub from_timestamp_ms: ::core::option::Option<i64>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Revoke {
@@ -449,6 +456,24 @@ pub struct CaughtUp {
     pub ended: bool,
     #[prost(uint32, optional, tag = "4")]
     pub leader_epoch: ::core::option::Option<u32>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Passed {
+    #[prost(uint32, tag = "1")]
+    pub handle: u32,
+    #[prost(uint64, tag = "2")]
+    pub offset: u64,
+    #[prost(uint32, optional, tag = "3")]
+    pub leader_epoch: ::core::option::Option<u32>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RecordsLost {
+    #[prost(uint32, tag = "1")]
+    pub handle: u32,
+    #[prost(uint64, tag = "2")]
+    pub from: u64,
+    #[prost(uint64, tag = "3")]
+    pub to: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct PartitionError {
@@ -532,13 +557,16 @@ pub struct DescribeGroupResponse {
     pub group: ::prost::alloc::string::String,
     #[prost(uint64, tag = "2")]
     pub epoch: u64,
-    /// empty, stable, rebalancing
+    /// empty, stable, rebalancing; unknown when the group's home does not answer
     #[prost(string, tag = "3")]
     pub state: ::prost::alloc::string::String,
     #[prost(message, repeated, tag = "4")]
     pub members: ::prost::alloc::vec::Vec<GroupMember>,
     #[prost(message, repeated, tag = "5")]
     pub offsets: ::prost::alloc::vec::Vec<GroupOffset>,
+    /// shards that could not be asked, and why: what they know is missing above
+    #[prost(string, repeated, tag = "6")]
+    pub unreachable: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct GroupMember {
@@ -568,12 +596,14 @@ pub struct GroupOffset {
     pub start_offset: u64,
     #[prost(uint64, tag = "5")]
     pub end_offset: u64,
-    #[prost(uint64, tag = "6")]
-    pub lag: u64,
+    #[prost(uint64, optional, tag = "6")]
+    pub lag: ::core::option::Option<u64>,
     #[prost(uint64, tag = "7")]
     pub member: u64,
     #[prost(string, tag = "8")]
     pub metadata: ::prost::alloc::string::String,
+    #[prost(string, tag = "9")]
+    pub error: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ResetGroupRequest {
@@ -703,6 +733,42 @@ impl Ack {
             "DURABLE" => Some(Self::Durable),
             "NONE" => Some(Self::None),
             "QUORUM" => Some(Self::Quorum),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum OnLost {
+    /// with a group fail, without oldest
+    Default = 0,
+    /// PARTITION_ERROR with RECORDS_LOST
+    Fail = 1,
+    /// RECORDS_LOST, then on from the oldest record that is kept
+    Oldest = 2,
+    /// RECORDS_LOST, then on from the end
+    Newest = 3,
+}
+impl OnLost {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Default => "ON_LOST_DEFAULT",
+            Self::Fail => "ON_LOST_FAIL",
+            Self::Oldest => "ON_LOST_OLDEST",
+            Self::Newest => "ON_LOST_NEWEST",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "ON_LOST_DEFAULT" => Some(Self::Default),
+            "ON_LOST_FAIL" => Some(Self::Fail),
+            "ON_LOST_OLDEST" => Some(Self::Oldest),
+            "ON_LOST_NEWEST" => Some(Self::Newest),
             _ => None,
         }
     }

@@ -85,6 +85,8 @@ kinds! {
     Seek = 59, "SEEK", FromClient;
     Sought = 60, "SOUGHT", FromBroker;
     Pause = 61, "PAUSE", FromClient;
+    Passed = 62, "PASSED", FromBroker;
+    RecordsLost = 63, "RECORDS_LOST", FromBroker;
 
     ListGroups = 64, "LIST_GROUPS", Request;
     DescribeGroup = 65, "DESCRIBE_GROUP", Request;

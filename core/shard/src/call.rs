@@ -108,6 +108,8 @@ pub struct Fetched {
     pub start: Offset,
     /// Released end at the time of the answer.
     pub end: Offset,
+    /// Whether that is all there is. A read-only shard does not know what follows.
+    pub end_known: bool,
 }
 
 /// A batch as served: the stored bytes, shared, and beside them what the layout cannot hold.

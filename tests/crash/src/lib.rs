@@ -48,3 +48,20 @@ pub fn truncate(file: &Path, len: u64) -> Result<()> {
     file.sync_all()?;
     Ok(())
 }
+
+/// Make zeros of the block where `needle` first stands: a small write begins there, and is no longer to be
+/// recognised.
+pub fn zero_around(file: &Path, needle: &[u8]) -> Result<()> {
+    const BLOCK: usize = 4 << 10;
+    let bytes = std::fs::read(file)?;
+    let at = bytes
+        .windows(needle.len())
+        .position(|w| w == needle)
+        .context("the file holds these bytes")?;
+    let block = at / BLOCK * BLOCK;
+    let mut file = OpenOptions::new().write(true).open(file)?;
+    file.seek(SeekFrom::Start(block as u64))?;
+    file.write_all(&[0; BLOCK])?;
+    file.sync_all()?;
+    Ok(())
+}

@@ -3,7 +3,8 @@
 use std::process::Command;
 
 use anyhow::Result;
-use millstream_crash::{flip_inside, truncate, wal_files};
+use millstream_batch::ids::{ShardId, group_home};
+use millstream_crash::{flip_inside, truncate, wal_files, zero_around};
 use millstream_e2e::{Options, binary};
 
 /// A flipped bit in an old batch: that range answers an error, everything else is served, and
@@ -146,6 +147,101 @@ fn a_missing_file_is_missed() -> Result<()> {
     assert!(
         log.contains(&name) || log.contains("missing"),
         "it is named: {log}"
+    );
+    Ok(())
+}
+
+/// A shard whose log has a hole does not know what came after: nothing takes its end for the end, and
+/// whoever wanted all is told that it did not get it.
+#[test]
+fn what_lies_behind_a_hole_is_not_taken_for_nothing() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let broker = Options::on(dir.path().join("data"))
+        .with("--shards 2")
+        .start()?;
+    broker.ok("topic create t --partitions 2")?;
+    let shards = broker.json("topic describe t")?;
+    let holed = (0..2usize)
+        .find(|at| shards["partitions"][*at]["shard"] == 1)
+        .expect("one of two partitions is on shard 1");
+    for partition in 0..2 {
+        for word in ["before", "needle-in-the-middle", "after", "last"] {
+            let line = format!("{word}\n");
+            broker.ok_with(&format!("pub t --partition {partition}"), line.as_bytes())?;
+        }
+    }
+    broker.ok("sub t --group g --count 2 --exit-at-end")?;
+    let data = broker.kill()?;
+    zero_around(&wal_files(&data, 1)?[0], b"needle-in-the-middle")?;
+
+    let verify = Command::new(binary())
+        .args(["log", "verify", "-o", "json"])
+        .arg(&data)
+        .output()?;
+    let said: serde_json::Value = serde_json::from_slice(&verify.stdout)?;
+    assert!(!verify.status.success() && said["ok"] == false, "{said}");
+    assert!(said["shards"][1]["read_only"].is_string(), "{said}");
+
+    let broker = Options::on(data).start()?;
+    // A group needs its home.
+    let healthy = (0..)
+        .map(|n| format!("new-{n}"))
+        .find(|group| group_home(group, 2) == ShardId(0))
+        .expect("names enough");
+    for arguments in ["--verify", "", &format!("--group {healthy}")] {
+        let line = format!("sub t --from start --exit-at-end -f %v\\n {arguments}");
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let output = broker.cli(&words)?;
+        let (out, err) = (
+            String::from_utf8_lossy(&output.stdout).into_owned(),
+            String::from_utf8_lossy(&output.stderr).into_owned(),
+        );
+        assert_eq!(output.status.code(), Some(1), "{line}: {out}{err}");
+        assert!(err.contains("READ_ONLY"), "{line}: {err}");
+        // What can be read is: all of the healthy shard, the other's up to the hole.
+        assert_eq!(out.matches("last").count(), 1, "{line}: {out}");
+        // A group's claim is a write: nothing of the other is read.
+        let befores = if arguments.starts_with("--group") {
+            1
+        } else {
+            2
+        };
+        assert_eq!(out.matches("before").count(), befores, "{line}: {out}");
+    }
+    let topic = broker.cli(&["topic", "describe", "t", "-o", "json"])?;
+    assert_eq!(topic.status.code(), Some(1));
+    let topic: serde_json::Value = serde_json::from_slice(&topic.stdout)?;
+    assert!(topic["partitions"][holed]["error"].is_string(), "{topic}");
+    assert!(topic["partitions"][1 - holed]["error"].is_null(), "{topic}");
+    let group = broker.cli(&["group", "describe", "g", "-o", "json"])?;
+    assert_eq!(group.status.code(), Some(1));
+    let group: serde_json::Value = serde_json::from_slice(&group.stdout)?;
+    assert!(group["lag"].is_null(), "{group}");
+    assert!(group["offsets"][holed]["lag"].is_null(), "{group}");
+    assert!(group["offsets"][1 - holed]["lag"].is_u64(), "{group}");
+    Ok(())
+}
+
+/// A shard's directory that is gone is not a new shard.
+#[test]
+fn a_missing_shard_is_missed() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let broker = Options::on(dir.path().join("data"))
+        .with("--shards 2")
+        .start()?;
+    let data = broker.stop()?;
+    std::fs::remove_dir_all(data.join("shard-1"))?;
+    let verify = Command::new(binary())
+        .args(["log", "verify"])
+        .arg(&data)
+        .output()?;
+    assert!(!verify.status.success(), "{verify:?}");
+    let mut broker = Options::on(&data).spawn()?;
+    assert!(broker.wait_ready().is_err(), "it does not start");
+    assert!(
+        broker.log().contains("shard-1 is missing"),
+        "{}",
+        broker.log()
     );
     Ok(())
 }

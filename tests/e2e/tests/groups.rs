@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::io::{BufRead as _, BufReader};
 
 use anyhow::Result;
-use millstream_e2e::{Options, eventually, json_lines};
+use millstream_e2e::{Options, bundled, eventually, json_lines};
 
 /// A group goes on where it committed, also after the broker was killed.
 #[test]
@@ -100,5 +100,207 @@ fn a_group_is_reset_by_command() -> Result<()> {
     assert_eq!(again, "a\nb\nc\n");
     let groups = broker.json("group list")?;
     assert!(groups.to_string().contains("\"g\""), "{groups}");
+    Ok(())
+}
+
+/// A group whose filter drops nearly all of a topic is behind by what is new, and reads nothing twice.
+#[test]
+fn what_a_groups_filter_drops_is_committed() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let broker = Options::on(dir.path().join("data")).start()?;
+    broker.ok("topic create t --partitions 2")?;
+    let component = bundled("json-filter");
+    let component = component.display();
+    broker.ok(&format!(
+        "plugin deploy {component} --topic t --stage subscribe --name few --param expr=n==777"
+    ))?;
+    let input: String = (0..20_000).map(|n| format!("{{\"n\":{n}}}\n")).collect();
+    broker.ok_with("pub t", input.as_bytes())?;
+    let once = broker.ok("sub t --group g --exit-at-end -f %v\\n")?;
+    assert_eq!(once, "{\"n\":777}\n");
+    let group = broker.json("group describe g")?;
+    assert_eq!(group["lag"], 0, "{group}");
+    assert_eq!(
+        broker.ok("sub t --group g --from start --exit-at-end -f %v\\n")?,
+        ""
+    );
+    Ok(())
+}
+
+/// Two members of a topic on several shards, each to its end: together they read all, and commit it.
+#[test]
+fn members_that_exit_at_the_end_leave_nothing() -> Result<()> {
+    for shards in ["1", "3"] {
+        let dir = tempfile::tempdir()?;
+        let broker = Options::on(dir.path().join("data"))
+            .with(&format!("--shards {shards}"))
+            .start()?;
+        broker.ok("topic create t --partitions 5")?;
+        let input: String = (0..500).map(|i| format!("k{i}:{i}\n")).collect();
+        broker.ok_with("pub t --key-separator :", input.as_bytes())?;
+        let member = || {
+            let words = ["sub", "t", "--group", "g", "--exit-at-end", "-f", "%v\\n"];
+            broker.command(&words).spawn()
+        };
+        let members = [member()?, member()?];
+        let mut seen = BTreeSet::new();
+        for member in members {
+            let output = member.wait_with_output()?;
+            assert!(output.status.success(), "{output:?}");
+            let text = String::from_utf8(output.stdout)?;
+            seen.extend(text.lines().filter_map(|line| line.parse::<u32>().ok()));
+        }
+        assert_eq!(seen.len(), 500, "{shards} shards");
+        let group = broker.json("group describe g")?;
+        assert_eq!(group["lag"], 0, "{group}");
+    }
+    Ok(())
+}
+
+/// Records that retention took before a group read them: it fails with their number, once; told to, it goes
+/// on. Without a group that is the default.
+#[test]
+fn lost_records_are_told_with_their_number() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let broker = Options::on(dir.path().join("data"))
+        .with("--shards 2")
+        .setting("LOG__SEGMENT_BYTES", "16777216")
+        .start()?;
+    broker.ok("topic create t --partitions 1 --config retention.bytes=1000000")?;
+    broker.ok_with("pub t", b"first\n")?;
+    broker.ok("sub t --group g --from start --count 1")?;
+    let line = "x".repeat(1_000) + "\n";
+    let start = || -> Result<u64> {
+        let topic = broker.json("topic describe t")?;
+        Ok(topic["partitions"][0]["start_offset"].as_u64().unwrap_or(0))
+    };
+    eventually("retention takes what the group did not read", || {
+        broker.ok_with("pub t", line.repeat(20_000).as_bytes())?;
+        Ok::<_, anyhow::Error>(start()? > 1)
+    })?;
+    let start = start()?;
+    let lost = format!("{} records (offsets 1 to {})", start - 1, start - 1);
+    let said = |line: &str| -> Result<(Option<i32>, String)> {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let output = broker.cli(&words)?;
+        Ok((output.status.code(), String::from_utf8(output.stderr)?))
+    };
+    let (code, err) = said("sub t --group g --count 1")?;
+    assert_eq!(code, Some(1), "{err}");
+    assert_eq!(err.matches(&lost).count(), 1, "{lost}: {err}");
+    assert!(
+        err.contains("RECORDS_LOST") && err.contains("--on-lost"),
+        "{err}"
+    );
+    // Failing has changed nothing.
+    let (code, err) = said("sub t --group g --count 1 --on-lost oldest")?;
+    assert_eq!(code, Some(0), "{err}");
+    assert_eq!(err.matches(&lost).count(), 1, "{lost}: {err}");
+    let group = broker.json("group describe g")?;
+    assert_eq!(group["offsets"][0]["committed"], start + 1, "{group}");
+
+    let (code, err) = said("sub t --from 1 --count 1")?;
+    assert_eq!((code, err.matches(&lost).count()), (Some(0), 1), "{err}");
+    let (code, err) = said("sub t --from 1 --count 1 --verify")?;
+    assert_eq!((code, err.matches(&lost).count()), (Some(1), 1), "{err}");
+    let (code, err) = said("sub t --from 1 --count 1 --on-lost fail")?;
+    assert_eq!((code, err.matches(&lost).count()), (Some(1), 1), "{err}");
+    Ok(())
+}
+
+/// From a time on means from the first record of that time, wherever it is in its batch.
+#[test]
+fn from_a_time_begins_with_its_record() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let broker = Options::on(dir.path().join("data")).start()?;
+    broker.ok("topic create t --partitions 1")?;
+    let input: String = (0..100)
+        .map(|n| format!("{{\"value\":\"{n}\",\"timestamp\":{}}}\n", 1_000 + n))
+        .collect();
+    broker.ok_with("pub t --json", input.as_bytes())?;
+    let read = broker.ok("sub t --from @1090 --exit-at-end -f %v\\n")?;
+    let expected: String = (90..100).map(|n| format!("{n}\n")).collect();
+    assert_eq!(read, expected);
+    Ok(())
+}
+
+/// A group's place is taken over from another's, or from a file; a dry run changes nothing.
+#[test]
+fn a_group_is_reset_to_another_groups_place_and_from_a_file() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let broker = Options::on(dir.path().join("data")).start()?;
+    broker.ok("topic create t --partitions 2")?;
+    broker.ok("topic create u --partitions 1")?;
+    for topic in ["t", "u"] {
+        let input: String = (0..40).map(|i| format!("{i}\n")).collect();
+        broker.ok_with(&format!("pub {topic}"), input.as_bytes())?;
+    }
+    for topic in ["t", "u"] {
+        broker.ok(&format!("sub {topic} --group old --count 10"))?;
+    }
+    let committed = |group: &str| -> Result<Vec<(String, u64, Option<u64>)>> {
+        let described = broker.json(&format!("group describe {group}"))?;
+        let rows = described["offsets"].as_array().expect("offsets").clone();
+        let row = |row: &serde_json::Value| {
+            let topic = row["topic"].as_str().unwrap_or_default().to_owned();
+            let partition = row["partition"].as_u64().unwrap_or(99);
+            (topic, partition, row["committed"].as_u64())
+        };
+        Ok(rows.iter().map(row).collect())
+    };
+    let old = committed("old")?;
+    assert_eq!(old.len(), 3);
+    let dry = broker.json("group reset new --topic t --to-group old --dry-run")?;
+    assert_eq!(
+        (
+            dry["dry_run"].as_bool(),
+            dry["offsets"].as_array().map(Vec::len)
+        ),
+        (Some(true), Some(2))
+    );
+    assert!(
+        broker.json("group describe new").is_err(),
+        "nothing was changed"
+    );
+    broker.ok("group reset new --topic t --to-group old")?;
+    assert_eq!(committed("new")?, old[..2], "of that topic");
+
+    // What describe prints is a file to go back to.
+    let file = dir.path().join("places.json");
+    std::fs::write(&file, broker.ok("group describe old -o json")?)?;
+    let file = file.to_str().expect("a path");
+    broker.ok("group reset old --topic t --to end")?;
+    broker.ok("group reset old --topic u --to end")?;
+    assert_ne!(committed("old")?, old);
+    broker.ok(&format!("group reset old --from-file {file}"))?;
+    assert_eq!(committed("old")?, old);
+    broker.ok_with("group reset old --from-file -", b"u 0 3\nt 1 0\n")?;
+    let now = committed("old")?;
+    assert_eq!((&now[0], now[1].2, now[2].2), (&old[0], Some(0), Some(3)));
+    let output = broker.cli_with(&["group", "reset", "old", "--from-file", "-"], b"u 0\n")?;
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+    Ok(())
+}
+
+/// Watching a group says again and again what it is, until it is asked to stop.
+#[test]
+fn a_group_is_watched() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let broker = Options::on(dir.path().join("data")).start()?;
+    broker.ok("topic create t --partitions 1")?;
+    broker.ok_with("pub t", b"a\nb\n")?;
+    broker.ok("sub t --group g --count 1 --from start")?;
+    let words = ["group", "describe", "g", "--watch", "10ms", "-o", "json"];
+    let mut watch = broker.command(&words).spawn()?;
+    let mut lines = BufReader::new(watch.stdout.take().expect("piped")).lines();
+    let mut lag = || -> Result<Option<u64>> {
+        let line = lines.next().expect("another look")?;
+        Ok(serde_json::from_str::<serde_json::Value>(&line)?["lag"].as_u64())
+    };
+    assert_eq!(lag()?, Some(1));
+    broker.ok("sub t --group g --count 1")?;
+    while lag()? != Some(0) {}
+    millstream_e2e::send_signal(watch.id(), libc::SIGINT);
+    assert!(watch.wait()?.success());
     Ok(())
 }

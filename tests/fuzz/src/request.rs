@@ -46,6 +46,8 @@ pub fn request(data: &[u8]) {
         Released: Released;
         Batch: Batch;
         CaughtUp: CaughtUp;
+        Passed: Passed;
+        RecordsLost: RecordsLost;
         PartitionError: PartitionError;
         Credit: Credit;
         Commit: Commit;

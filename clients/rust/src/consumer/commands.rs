@@ -36,7 +36,8 @@ impl Driver {
                 held.seeking = Some(generation);
                 held.ended = false;
                 held.continuity.forget();
-                if let Some((_, old)) = self.seeks.insert(at, (generation, reply)) {
+                held.found_by = None;
+                if let Some((_, old)) = self.seeks.insert(at, (to, reply)) {
                     let _ = old.send(Err(Error::usage("another seek came after this one")));
                 }
                 self.say(

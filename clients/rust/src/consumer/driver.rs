@@ -58,7 +58,16 @@ pub(super) enum Arrived {
         offset: u64,
         ended: bool,
     },
+    /// Filters dropped everything before.
+    Passed {
+        offset: u64,
+    },
     Fault(Error),
+    /// Records `from` to before `to` were removed before they were read.
+    RecordsLost {
+        from: u64,
+        to: u64,
+    },
     /// The partition has stopped: after everything that arrived before.
     Failed(Error),
 }
@@ -98,9 +107,12 @@ pub(super) struct Held {
     pub(super) seeking: Option<u32>,
     pub(super) ended: bool,
     pub(super) continuity: Continuity,
+    /// It begins at this offset, which was looked up by this time.
+    pub(super) found_by: Option<(u64, i64)>,
 }
 
-pub(super) type Seeking = (u32, oneshot::Sender<Result<u64>>);
+/// Where to, and who waits for it.
+pub(super) type Seeking = (StartAt, oneshot::Sender<Result<u64>>);
 
 /// A commit that was sent: what it named, what failed before it was, and who waits.
 #[derive(Debug)]
@@ -117,6 +129,8 @@ pub(super) struct Driver {
     pub(super) held: Vec<Held>,
     pub(super) by_handle: HashMap<u32, usize>,
     pub(super) member: u64,
+    /// Partitions that the group gave us and the broker is still opening.
+    pub(super) opening: u32,
     /// Bytes in the queue to the application.
     pub(super) queued: Arc<AtomicUsize>,
     pub(super) changes: mpsc::UnboundedSender<Change>,
@@ -151,6 +165,7 @@ impl Driver {
             held: Vec::new(),
             by_handle: HashMap::new(),
             member: 0,
+            opening: 0,
             queued,
             changes,
             arrivals,
@@ -326,6 +341,7 @@ impl Driver {
             filters: filters.collect(),
             // With a group, commits come after the last record: the stream stays until we close it.
             stop_at_end: plan.stop_at_end && plan.group.is_empty(),
+            on_lost: plan.on_lost.into(),
             open_ms: plan
                 .reconnect_timeout
                 .as_millis()
@@ -458,7 +474,10 @@ impl Driver {
     }
 
     pub(super) fn all_ended(&self) -> bool {
-        self.plan.stop_at_end && !self.held.is_empty() && self.held.iter().all(|held| held.ended)
+        self.plan.stop_at_end
+            && self.opening == 0
+            && !self.held.is_empty()
+            && self.held.iter().all(|held| held.ended)
     }
 
     pub(super) fn held_of(&mut self, handle: u32) -> Option<&mut Held> {

@@ -16,6 +16,8 @@ pub struct FetchedBatch {
     pub(super) batch: Batch,
     /// Records below were asked to be skipped: the batch begins before the position.
     pub(super) skip_below: u64,
+    /// Found by this time: what is older at its front was not asked for.
+    pub(super) skip_before_ms: Option<i64>,
     /// Offsets, inclusive.
     pub first_offset: u64,
     pub last_offset: u64,
@@ -86,6 +88,7 @@ impl FetchedBatch {
             skip_below: self.skip_below,
             first_offset: self.first_offset,
             last_offset: self.last_offset,
+            skip_before_ms: self.skip_before_ms,
             append_time_ms: self.append_time_ms,
         })
     }
@@ -117,17 +120,23 @@ pub struct OpenedBatch {
     skip_below: u64,
     first_offset: u64,
     last_offset: u64,
+    skip_before_ms: Option<i64>,
     append_time_ms: i64,
 }
 
 impl OpenedBatch {
     /// Walk the records at or behind the position, borrowed.
     pub fn iter(&self) -> impl Iterator<Item = Result<Record<'_>>> {
+        let mut before_ms = self.skip_before_ms;
         self.header
             .records(&self.raw)
-            .filter_map(|record| match record {
+            .filter_map(move |record| match record {
                 Ok(record) if (record.offset as u64) < self.skip_below => None,
-                Ok(record) => Some(Ok(record)),
+                Ok(record) if before_ms.is_some_and(|ms| record.timestamp < ms) => None,
+                Ok(record) => {
+                    before_ms = None;
+                    Some(Ok(record))
+                }
                 Err(error) => Some(Err(unreadable(
                     &self.name,
                     self.first_offset,

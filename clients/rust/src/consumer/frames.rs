@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use millstream_batch::Batch;
 use millstream_protocol::messages as wire;
-use millstream_protocol::{Frame, Kind};
+use millstream_protocol::{Code, Frame, Kind};
 
 use super::CommitFailure;
 use super::assignment::{Assignment, TopicPartition};
@@ -36,17 +36,12 @@ impl Driver {
             Some(Kind::Batch) => self.batch(frame)?,
             Some(Kind::CaughtUp) => {
                 let caught_up: wire::CaughtUp = frame.message()?;
-                let ends_here = self.plan.stop_at_end && !self.plan.group.is_empty();
+                let ends_here = self.ends_here();
                 if let Some(held) = self
                     .held_of(caught_up.handle)
                     .filter(|held| held.seeking.is_none())
                 {
-                    if caught_up.offset > held.position {
-                        // Past records that were filtered away, which may be of a later epoch.
-                        held.assignment
-                            .begin_epochs(caught_up.offset, caught_up.leader_epoch);
-                        held.position = caught_up.offset;
-                    }
+                    held.pass_over(caught_up.offset, caught_up.leader_epoch);
                     let ended = caught_up.ended || ends_here;
                     held.ended |= ended;
                     let arrival = held.arrival(Arrived::CaughtUp {
@@ -55,8 +50,32 @@ impl Driver {
                     });
                     let _ = self.arrivals.send(arrival);
                 }
-                if ends_here && self.all_ended() {
-                    let _ = self.changes.send(Change::Ended(None));
+                self.end_if_read();
+            }
+            Some(Kind::Passed) => {
+                let passed: wire::Passed = frame.message()?;
+                if let Some(held) = self
+                    .held_of(passed.handle)
+                    .filter(|held| held.seeking.is_none())
+                {
+                    held.pass_over(passed.offset, passed.leader_epoch);
+                    let offset = passed.offset;
+                    let arrival = held.arrival(Arrived::Passed { offset });
+                    let _ = self.arrivals.send(arrival);
+                }
+            }
+            Some(Kind::RecordsLost) => {
+                let lost: wire::RecordsLost = frame.message()?;
+                if let Some(held) = self
+                    .held_of(lost.handle)
+                    .filter(|held| held.seeking.is_none())
+                {
+                    let wire::RecordsLost { from, to, .. } = lost;
+                    tracing::warn!(partition = %held.assignment.name, from, to, "records were removed before they were read");
+                    held.pass_over(to, None);
+                    held.continuity.forget();
+                    let arrival = held.arrival(Arrived::RecordsLost { from, to });
+                    let _ = self.arrivals.send(arrival);
                 }
             }
             Some(Kind::Assigned) => self.assigned(frame.message()?),
@@ -97,7 +116,10 @@ impl Driver {
                         held.assignment.begin_epochs(sought.offset, None);
                     }
                     held.position = sought.offset;
-                    if let Some((_, reply)) = self.seeks.remove(&at) {
+                    if let Some((to, reply)) = self.seeks.remove(&at) {
+                        if let StartAt::Timestamp(time_ms) = to {
+                            held.found_by = Some((sought.offset, time_ms));
+                        }
                         // A seek of ours after a reconnect has nobody waiting, and nothing to move.
                         held.assignment.set_processed(sought.offset);
                         let _ = reply.send(Ok(sought.offset));
@@ -108,7 +130,8 @@ impl Driver {
                 let failed: wire::PartitionError = frame.message()?;
                 if let Some(&at) = self.by_handle.get(&failed.handle) {
                     let error = Error::refused(failed.error.unwrap_or_default());
-                    if let Some(safe) = error.safe_offset()
+                    if error.code() == Some(Code::OffsetTruncated)
+                        && let Some(safe) = error.safe_offset()
                         && self.plan.on_truncation == OnTruncation::Resume
                         && !self.seeks.contains_key(&at)
                     {
@@ -123,6 +146,7 @@ impl Driver {
                     held.ended = self.plan.stop_at_end;
                     let arrival = held.arrival(Arrived::Failed(error));
                     let _ = self.arrivals.send(arrival);
+                    self.end_if_read();
                 }
             }
             Some(Kind::Error) => {
@@ -145,6 +169,19 @@ impl Driver {
             }
         }
         Ok(())
+    }
+
+    /// Whether this side decides where a partition ends: with a group commits come after the last record, so
+    /// that the broker leaves the stream open.
+    fn ends_here(&self) -> bool {
+        self.plan.stop_at_end && !self.plan.group.is_empty()
+    }
+
+    /// With a group that is read to the end: end when everything that was given has.
+    fn end_if_read(&self) {
+        if self.ends_here() && self.all_ended() {
+            let _ = self.changes.send(Change::Ended(None));
+        }
     }
 
     /// Records that were read are lost: on from where nothing is. What of them waits is dropped.
@@ -209,6 +246,11 @@ impl Driver {
         };
         let batch = FetchedBatch {
             skip_below: held.position,
+            skip_before_ms: held
+                .found_by
+                .take()
+                .filter(|(at, _)| (first..=last).contains(at))
+                .map(|(_, time_ms)| time_ms),
             name: name.clone(),
             batch,
             first_offset: first,
@@ -235,6 +277,7 @@ impl Driver {
     }
 
     fn assigned(&mut self, assigned: wire::Assigned) {
+        self.opening = assigned.opening;
         let mut fresh = Vec::new();
         for partition in assigned.partitions {
             let same = |held: &Held| {
@@ -290,12 +333,16 @@ impl Driver {
                 seeking: None,
                 ended: false,
                 continuity: Continuity::default(),
+                found_by: partition
+                    .from_timestamp_ms
+                    .map(|time_ms| (partition.offset, time_ms)),
             });
             fresh.push((assignment, partition.offset));
         }
         if !fresh.is_empty() {
             let _ = self.changes.send(Change::Assigned(fresh));
         }
+        self.end_if_read();
     }
 
     /// Partitions that are somebody else's now.
@@ -363,6 +410,14 @@ impl Held {
                 leader_epoch,
             },
             None => StartAt::Offset(offset),
+        }
+    }
+
+    /// Nothing before `offset` is given, of which the last may be of a later epoch.
+    fn pass_over(&mut self, offset: u64, leader_epoch: Option<u32>) {
+        if offset > self.position {
+            self.assignment.begin_epochs(offset, leader_epoch);
+            self.position = offset;
         }
     }
 

@@ -32,7 +32,7 @@ use tokio::sync::{mpsc, oneshot};
 
 pub use assignment::TopicPartition;
 pub use fetched::{FetchedBatch, OpenedBatch};
-pub use plan::{ConsumerBuilder, OnTruncation, StartAt};
+pub use plan::{ConsumerBuilder, OnLost, OnTruncation, StartAt};
 
 use crate::error::{Error, Result};
 use crate::record::ConsumedRecord;
@@ -56,11 +56,25 @@ pub enum ConsumerEvent {
     Revoking(Vec<TopicPartition>),
     /// These are gone already, and nothing of them can be committed.
     Lost(Vec<TopicPartition>),
-    /// Nothing more below `offset` for now; `ended`: at all, see [`ConsumerBuilder::stop_at_end`].
+    /// Nothing more below `offset` for now; `ended`: at all, see [`ConsumerBuilder::stop_at_end`]. As with
+    /// [`Passed`](Self::Passed), what filters dropped below it needs no processing: `offset` may be committed.
     CaughtUp {
         partition: TopicPartition,
         offset: u64,
         ended: bool,
+    },
+    /// Filters dropped everything from the last batch up to `offset`, and more follows. `offset` may be
+    /// committed; [`commit`](Consumer::commit) and automatic commits do.
+    Passed {
+        partition: TopicPartition,
+        offset: u64,
+    },
+    /// The records `from` to before `to` were removed before they were read; it goes on from `to`. See
+    /// [`ConsumerBuilder::on_lost`].
+    RecordsLost {
+        partition: TopicPartition,
+        from: u64,
+        to: u64,
     },
     /// This partition has stopped; the others go on. Seek to take it up again.
     Failed {
@@ -359,7 +373,11 @@ impl Consumer {
                         return Poll::Ready(Some(Err(error)));
                     }
                 },
-                Arrived::CaughtUp { .. } | Arrived::Fault(_) | Arrived::Failed(_) => {}
+                Arrived::CaughtUp { .. }
+                | Arrived::Passed { .. }
+                | Arrived::RecordsLost { .. }
+                | Arrived::Fault(_)
+                | Arrived::Failed(_) => {}
             }
         }
     }
@@ -385,6 +403,15 @@ impl Consumer {
                     partition: assignment.name.clone(),
                     offset,
                     ended,
+                })),
+                Arrived::Passed { offset } => Some(Ok(ConsumerEvent::Passed {
+                    partition: assignment.name.clone(),
+                    offset,
+                })),
+                Arrived::RecordsLost { from, to } => Some(Ok(ConsumerEvent::RecordsLost {
+                    partition: assignment.name.clone(),
+                    from,
+                    to,
                 })),
                 Arrived::Fault(error) => Some(Err(error)),
                 // Told as an event by `poll_arrival`.
@@ -447,7 +474,9 @@ impl Consumer {
                     };
                     return Poll::Ready(Some(Ok(Next::Event(failed))));
                 }
-                Arrived::CaughtUp { offset, .. } => {
+                Arrived::CaughtUp { offset, .. }
+                | Arrived::Passed { offset }
+                | Arrived::RecordsLost { to: offset, .. } => {
                     let assignment = &arrival.assignment;
                     assignment.set_processed(assignment.processed().max(*offset));
                 }

@@ -65,6 +65,33 @@ pub enum OnTruncation {
     Resume,
 }
 
+/// What to do when records were removed (by retention or a trim) before they were read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnLost {
+    /// With a group [`Fail`](Self::Fail), without [`Oldest`](Self::Oldest).
+    #[default]
+    Default,
+    /// The partition stops with an error of code `RECORDS_LOST`, which says how many are lost; go on with a
+    /// seek to its [`next_offset`](crate::Error::next_offset).
+    Fail,
+    /// Tell ([`ConsumerEvent::RecordsLost`](super::ConsumerEvent::RecordsLost), and a warning in the log),
+    /// and go on with the oldest record that is kept.
+    Oldest,
+    /// Tell, and go on at the end.
+    Newest,
+}
+
+impl OnLost {
+    fn to_wire(self) -> wire::OnLost {
+        match self {
+            Self::Default => wire::OnLost::Default,
+            Self::Fail => wire::OnLost::Fail,
+            Self::Oldest => wire::OnLost::Oldest,
+            Self::Newest => wire::OnLost::Newest,
+        }
+    }
+}
+
 /// What the application asked for.
 #[derive(Clone, Debug)]
 pub(super) struct Plan {
@@ -80,6 +107,7 @@ pub(super) struct Plan {
     pub(super) auto_commit: Option<Duration>,
     pub(super) verify: bool,
     pub(super) on_truncation: OnTruncation,
+    pub(super) on_lost: wire::OnLost,
     pub(super) reconnect_timeout: Duration,
 }
 
@@ -105,6 +133,7 @@ impl ConsumerBuilder {
             auto_commit: Some(Duration::from_secs(5)),
             verify: false,
             on_truncation: OnTruncation::Fail,
+            on_lost: wire::OnLost::Default,
             reconnect_timeout: Duration::from_secs(300),
         };
         Self { link, plan }
@@ -212,6 +241,14 @@ impl ConsumerBuilder {
     #[must_use]
     pub fn on_truncation(mut self, then: OnTruncation) -> Self {
         self.plan.on_truncation = then;
+        self
+    }
+
+    /// What to do when records were removed before they were read. Default: fail with a group, else go on
+    /// with the oldest.
+    #[must_use]
+    pub fn on_lost(mut self, then: OnLost) -> Self {
+        self.plan.on_lost = then.to_wire();
         self
     }
 

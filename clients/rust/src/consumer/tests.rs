@@ -50,6 +50,7 @@ fn batch(assignment: &Arc<Assignment>, offsets: std::ops::Range<u64>) -> Arrival
         name: assignment.name.clone(),
         batch: millstream_batch::Batch::check(bytes.into()).unwrap(),
         skip_below: 0,
+        skip_before_ms: None,
         first_offset: offsets.start,
         last_offset: offsets.end - 1,
         append_time_ms: 0,
@@ -283,4 +284,76 @@ async fn a_batch_that_cannot_be_read_stops_its_partition_until_a_seek() {
     assert_eq!(tokio::join!(seeking, answering).0.unwrap(), 5);
     task.give(batch(&ours, 5..6));
     assert_eq!(consumer.next().await.unwrap().unwrap().offset, 5);
+}
+
+/// What filters dropped is read: it is committed as what was given is.
+#[tokio::test]
+async fn what_filters_dropped_is_committed() {
+    let (mut consumer, mut task) = consumer(false);
+    let ours = assignment(0);
+    task.assign(&[&ours]);
+    task.give(batch(&ours, 0..3));
+    let arrival = |what| Arrival {
+        assignment: Arc::clone(&ours),
+        generation: ours.generation(),
+        what,
+    };
+    task.give(arrival(Arrived::Passed { offset: 9_000 }));
+    task.give(arrival(Arrived::CaughtUp {
+        offset: 20_000,
+        ended: false,
+    }));
+    assert!(matches!(
+        consumer.next_event().await,
+        Some(Ok(ConsumerEvent::Assigned(_)))
+    ));
+    assert!(matches!(
+        consumer.next_event().await,
+        Some(Ok(ConsumerEvent::Batch(_)))
+    ));
+    for expected in [9_000, 20_000] {
+        match consumer.next_event().await {
+            Some(Ok(
+                ConsumerEvent::Passed { offset, .. } | ConsumerEvent::CaughtUp { offset, .. },
+            )) => assert_eq!(offset, expected),
+            other => panic!("{other:?}"),
+        }
+        assert_eq!(consumer.position(&ours.name), Some(expected));
+        // Dropped before it is answered: only what is sent counts here.
+        drop(tokio::time::timeout(std::time::Duration::ZERO, consumer.commit()).await);
+        match &task.heard()[..] {
+            [Command::Commit { offsets, .. }] => assert_eq!(offsets[0].1, expected),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+/// A batch that was found by a time begins with its first record of that time; what comes after that one
+/// is given whatever time it names.
+#[test]
+fn records_before_the_time_that_was_asked_for_are_skipped() {
+    let mut builder = BatchBuilder::new(Encoding::None, 1 << 20);
+    for timestamp in [10, 20, 30, 25, 5] {
+        builder.append(None, None, [], timestamp).unwrap();
+    }
+    let bytes = builder.build().unwrap().into_bytes();
+    let ours = assignment(0);
+    let Arrived::Batch(mut fetched) = batch(&ours, 0..5).what else {
+        panic!("a batch");
+    };
+    fetched.batch = millstream_batch::Batch::check(bytes).unwrap();
+    let given = |skip_before_ms| {
+        let fetched = FetchedBatch {
+            skip_before_ms,
+            ..(*fetched).clone()
+        };
+        let records = fetched.records().unwrap();
+        records
+            .iter()
+            .map(|record| record.offset)
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(given(None), [0, 1, 2, 3, 4]);
+    assert_eq!(given(Some(25)), [2, 3, 4]);
+    assert_eq!(given(Some(31)), []);
 }

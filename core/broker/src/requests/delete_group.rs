@@ -13,7 +13,7 @@ pub(super) async fn handle(
     request: DeleteGroupRequest,
 ) -> Result<DeleteGroupResponse, messages::Error> {
     session.principal().check(Right::Admin, &request.group)?;
-    gather(session, &request.group).await?; // a group that no shard knows is an error
+    gather(session, &request.group).await?.whole()?; // a group that no shard knows is an error
     let shards = &session.shared.shards;
     ask(
         shards.home(&request.group),

@@ -1,36 +1,44 @@
 //! DESCRIBE_GROUP: members from the group's home, offsets and lag from the shards of the partitions.
 //! Topics that the principal does not see are left out.
+//!
+//! What a shard that does not answer would have said is missing, and said to be: never taken for nothing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use millstream_batch::ids::{Offset, Partition};
+use millstream_batch::ids::{Offset, Partition, ShardId, TopicId};
 use millstream_machine::request::{GroupInfo, Reply, Request};
 use millstream_protocol::Code;
 use millstream_protocol::messages::{
     self, DescribeGroupRequest, DescribeGroupResponse, GroupMember, GroupOffset, GroupPartition,
 };
 use millstream_shard::call::{Answer, Call, Position};
+use millstream_shard::handle::ShardHandle;
 
 use crate::authority::Right;
 use crate::session::Session;
 use crate::shards::{ask, unexpected};
+
+/// Partitions looked up at a time.
+const TOGETHER: usize = 64;
 
 pub(super) async fn handle(
     session: &Session,
     request: DescribeGroupRequest,
 ) -> Result<DescribeGroupResponse, messages::Error> {
     session.principal().check(Right::Consume, &request.group)?;
-    let (home, committed) = gather(session, &request.group).await?;
+    let Gathered {
+        home,
+        committed,
+        silent,
+    } = gather(session, &request.group).await?;
     let mut owners = BTreeMap::new();
     let mut members = Vec::new();
-    let mut subscribed = BTreeMap::new();
+    let mut subscribed: BTreeSet<TopicId> = BTreeSet::new();
     for member in &home.members {
         for partition in &member.partitions {
             owners.insert(*partition, member.member.0);
         }
-        for topic in &member.topics {
-            subscribed.insert(*topic, ());
-        }
+        subscribed.extend(&member.topics);
         let partitions = member
             .partitions
             .iter()
@@ -44,41 +52,43 @@ pub(super) async fn handle(
             partitions,
         });
     }
-    // Everything subscribed to, and everything with an offset.
-    let mut all: BTreeMap<Partition, Option<(Offset, String)>> = BTreeMap::new();
-    for topic in subscribed
-        .keys()
-        .filter_map(|topic| session.thread.catalog.cached(*topic))
-    {
-        all.extend((0..topic.partitions).map(|index| {
-            (
-                Partition {
-                    topic: topic.id,
-                    index,
-                },
-                None,
-            )
-        }));
+    // Every partition of what the group reads or has read: one without a commit is unread, not absent.
+    let mut topics = subscribed.clone();
+    topics.extend(committed.keys().map(|partition| partition.topic));
+    let partition_count = |topic| {
+        let topic = session.thread.catalog.cached(topic);
+        topic.map_or(0, |topic| topic.partitions)
+    };
+    let mut partitions = Vec::new();
+    for topic in topics {
+        for index in 0..partition_count(topic) {
+            let partition = Partition { topic, index };
+            partitions.extend(named(session, partition).map(|name| (partition, name)));
+        }
     }
-    all.extend(
-        committed
-            .into_iter()
-            .map(|(partition, offset, metadata)| (partition, Some((offset, metadata)))),
-    );
-    let mut offsets = Vec::new();
-    for (partition, committed) in all {
-        let Some((topic, index)) = named(session, partition) else {
-            continue;
+    let mut bounds_of = all_bounds(session, &partitions).await;
+    let mut offsets = Vec::with_capacity(partitions.len());
+    for (partition, (topic, index)) in partitions {
+        let shard = session.shared.shards.of(partition).shard();
+        let bounds = match (silent.get(&shard), bounds_of.remove(&partition)) {
+            (Some(error), _) => Err(error.message.clone()),
+            (None, Some(Ok(bounds))) => Ok(bounds),
+            (None, Some(Err(error))) => Err(error.message),
+            (None, None) => Err("it was not asked".to_owned()),
         };
-        let (start, end) = bounds(session, partition).await?;
-        offsets.push(offset_row(
-            topic,
-            index,
-            committed,
-            start,
-            end,
-            owners.get(&partition).copied().unwrap_or(0),
-        ));
+        let owner = owners.get(&partition).copied().unwrap_or(0);
+        let committed = committed.get(&partition).cloned();
+        offsets.push(match bounds {
+            Ok((start, end)) => offset_row(topic, index, committed, start, end, owner),
+            Err(error) => GroupOffset {
+                topic,
+                partition: index,
+                committed: committed.map(|(offset, _)| offset.0),
+                member: owner,
+                error: format!("shard {}: {error}", shard.0),
+                ..GroupOffset::default()
+            },
+        });
     }
     offsets.sort_unstable_by(|a, b| (&a.topic, a.partition).cmp(&(&b.topic, b.partition)));
     let owned: usize = home
@@ -87,73 +97,112 @@ pub(super) async fn handle(
         .map(|member| member.partitions.len())
         .sum();
     let wanted: usize = subscribed
-        .keys()
-        .filter_map(|topic| session.thread.catalog.cached(*topic))
-        .map(|t| t.partitions as usize)
+        .iter()
+        .map(|topic| partition_count(*topic) as usize)
         .sum();
+    let is_home_silent = silent.contains_key(&session.shared.shards.home(&request.group).shard());
     let state = match (home.members.is_empty(), owned >= wanted) {
+        _ if is_home_silent => "unknown",
         (true, _) => "empty",
         (false, true) => "stable",
         (false, false) => "rebalancing",
     };
+    let unreachable = silent
+        .into_iter()
+        .map(|(shard, error)| format!("shard {}: {}", shard.0, error.message))
+        .collect();
     Ok(DescribeGroupResponse {
         group: request.group,
         epoch: home.epoch.0,
         state: state.to_owned(),
         members,
         offsets,
+        unreachable,
     })
 }
 
-type Committed = Vec<(Partition, Offset, String)>;
+/// A group as its shards know it.
+#[derive(Debug, Default)]
+pub(super) struct Gathered {
+    /// From its home.
+    pub(super) home: GroupInfo,
+    pub(super) committed: BTreeMap<Partition, (Offset, String)>,
+    /// Shards that could not say what they know, and why.
+    pub(super) silent: BTreeMap<ShardId, messages::Error>,
+}
 
-/// The group at its home, and the offsets committed on all shards. UNKNOWN_GROUP when no shard knows
-/// it.
-pub(super) async fn gather(
-    session: &Session,
-    group: &str,
-) -> Result<(GroupInfo, Committed), messages::Error> {
+impl Gathered {
+    /// For who decides by it: what every shard said, or why one did not.
+    pub(super) fn whole(mut self) -> Result<Self, messages::Error> {
+        match self.silent.pop_first() {
+            Some((_, error)) => Err(error),
+            None => Ok(self),
+        }
+    }
+}
+
+/// The group at its home, and the offsets committed on all shards. UNKNOWN_GROUP when every shard answers
+/// and none knows it.
+pub(super) async fn gather(session: &Session, group: &str) -> Result<Gathered, messages::Error> {
     let shards = &session.shared.shards;
     let home = shards.home(group).shard();
-    let mut info = GroupInfo {
-        name: group.to_owned(),
-        ..GroupInfo::default()
-    };
-    let mut committed = Vec::new();
+    let mut gathered = Gathered::default();
+    gathered.home.name = group.to_owned();
     let mut known = false;
     for shard in shards.all() {
-        match ask(
-            shard,
-            Request::DescribeGroup {
-                group: group.to_owned(),
-            },
-        )
-        .await
-        {
+        let request = Request::DescribeGroup {
+            group: group.to_owned(),
+        };
+        match ask(shard, request).await {
             Ok(Reply::Group(mut part)) => {
                 known = true;
-                committed.append(&mut part.offsets);
+                let committed = std::mem::take(&mut part.offsets).into_iter();
+                let committed = committed.map(|(at, offset, metadata)| (at, (offset, metadata)));
+                gathered.committed.extend(committed);
                 if shard.shard() == home {
-                    info = part;
+                    gathered.home = part;
                 }
             }
             Ok(other) => return Err(unexpected(&other)),
             Err(error) if error.code == Code::UnknownGroup.number() => {}
-            Err(error) => return Err(error),
+            Err(error) => {
+                gathered.silent.insert(shard.shard(), error);
+            }
         }
     }
-    if !known {
-        return Err(Code::UnknownGroup.error(format!("no group `{group}`")));
+    if known {
+        return Ok(gathered);
     }
-    Ok((info, committed))
+    gathered.whole()?; // one that did not answer may know it
+    Err(Code::UnknownGroup.error(format!("no group `{group}`")))
+}
+
+type Bounds = Result<(Offset, Offset), messages::Error>;
+
+async fn all_bounds(
+    session: &Session,
+    partitions: &[(Partition, (String, u32))],
+) -> BTreeMap<Partition, Bounds> {
+    let mut found = BTreeMap::new();
+    for together in partitions.chunks(TOGETHER) {
+        let mut waiting = tokio::task::JoinSet::new();
+        for (partition, _) in together {
+            let (shard, partition) = (session.shared.shards.of(*partition).clone(), *partition);
+            waiting.spawn_local(async move { (partition, bounds_at(&shard, partition).await) });
+        }
+        while let Some(Ok((partition, bounds))) = waiting.join_next().await {
+            found.insert(partition, bounds);
+        }
+    }
+    found
 }
 
 /// Start and released end.
-pub(super) async fn bounds(
-    session: &Session,
-    partition: Partition,
-) -> Result<(Offset, Offset), messages::Error> {
-    let shard = session.shared.shards.of(partition);
+pub(super) async fn bounds(session: &Session, partition: Partition) -> Bounds {
+    bounds_at(session.shared.shards.of(partition), partition).await
+}
+
+async fn bounds_at(shard: &ShardHandle, partition: Partition) -> Bounds {
     let mut found = [Offset(0); 2];
     for (offset, at) in found.iter_mut().zip([Position::Start, Position::End]) {
         match shard.call(Call::OffsetAt { partition, at }).await {
@@ -186,9 +235,10 @@ pub(super) fn offset_row(
         committed,
         start_offset: start.0,
         end_offset: end.0,
-        lag,
+        lag: Some(lag),
         member,
         metadata,
+        error: String::new(),
     }
 }
 

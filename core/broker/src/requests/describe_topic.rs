@@ -84,6 +84,7 @@ async fn describe(shard: &ShardHandle, partition: Partition) -> PartitionInfo {
             info.start_offset = described.start.0;
             info.leader_epoch = described.term.0;
             info.bytes = described.bytes;
+            info.end_offset = described.end.0;
             // The end that consumers see is the released one.
             match shard
                 .call(Call::OffsetAt {

@@ -7,7 +7,7 @@ use millstream_protocol::Code;
 use millstream_protocol::messages::{self, ResetGroupRequest, ResetGroupResponse};
 use millstream_shard::call::{Answer, Call};
 
-use super::describe_group::{bounds, gather, offset_row};
+use super::describe_group::{Gathered, bounds, gather, offset_row};
 use super::offset_at::{At, position_of};
 use crate::authority::Right;
 use crate::refusals;
@@ -24,8 +24,11 @@ pub(super) async fn handle(
     principal.check(Right::Consume, &request.topic)?;
     let topic = session.thread.catalog.topic(&request.topic).await?;
     let indexes = indexes(request.partitions, &topic)?;
-    let members = match gather(session, &request.group).await {
-        Ok((home, _)) => home.members.len(),
+    let members = match gather(session, &request.group)
+        .await
+        .and_then(Gathered::whole)
+    {
+        Ok(gathered) => gathered.home.members.len(),
         // Offsets may be set before the group's first member comes.
         Err(error) if error.code == Code::UnknownGroup.number() => 0,
         Err(error) => return Err(error),

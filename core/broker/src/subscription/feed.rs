@@ -47,6 +47,8 @@ pub(super) struct Feed {
     pub(super) leader_epoch: Option<Term>,
     /// The position that the client named with its epoch: it counts once the feed stands there.
     pub(super) named: Option<(Offset, Term)>,
+    /// What follows the end that fetches tell is not known: there it fails, and is not caught up.
+    pub(super) end_unknown: bool,
     /// With `stop_at_end`: where this partition is over.
     pub(super) stop_at: Option<Offset>,
     pub(super) ready: VecDeque<Ready>,
@@ -62,6 +64,11 @@ pub(super) struct Feed {
     pub(super) tell_caught_up: Option<Offset>,
     /// What stops it when `ready` is empty: what came before is sent.
     pub(super) tell_failed: Option<messages::Error>,
+    /// PASSED to be sent when `ready` is empty: filters dropped what stands before `next`.
+    pub(super) tell_passed: bool,
+    /// To be told when `ready` is empty: nothing is kept from `next` to before the first, and the second is
+    /// the end.
+    pub(super) overtaken: Option<(Offset, Offset)>,
     /// Of the newest fetch, if it is sampled.
     pub(super) trace: Option<Box<Trace>>,
     /// It stands in the queue of those that want to fetch.
@@ -101,6 +108,7 @@ impl Feed {
             next: Offset(0),
             leader_epoch: None,
             named: None,
+            end_unknown: false,
             stop_at: None,
             ready: VecDeque::new(),
             ready_bytes: 0,
@@ -110,6 +118,8 @@ impl Feed {
             caught_up: false,
             tell_caught_up: None,
             tell_failed: None,
+            tell_passed: false,
+            overtaken: None,
             trace: None,
             queued: false,
         }
@@ -122,6 +132,15 @@ impl Feed {
         self.leader_epoch = named.map(|(_, epoch)| epoch);
     }
 
+    /// Whether there is something to send.
+    pub(super) fn has_words(&self) -> bool {
+        !self.ready.is_empty()
+            || self.tell_failed.is_some()
+            || self.tell_caught_up.is_some()
+            || self.tell_passed
+            || self.overtaken.is_some()
+    }
+
     /// Whether it wants to fetch.
     pub(super) fn is_hungry(&self, low_water: usize) -> bool {
         self.state == State::Open
@@ -130,6 +149,7 @@ impl Feed {
             && self.ready_bytes < low_water
             && self.tell_caught_up.is_none()
             && self.tell_failed.is_none()
+            && self.overtaken.is_none()
             && self.stop_at.is_none_or(|stop| self.next < stop)
     }
 
@@ -141,6 +161,8 @@ impl Feed {
         self.caught_up = false;
         self.tell_caught_up = None;
         self.tell_failed = None;
+        self.tell_passed = false;
+        self.overtaken = None;
         std::mem::take(&mut self.ready_bytes)
     }
 

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use millstream_batch::ids::{GroupEpoch, Offset, Partition, Term};
 use millstream_batch::{Batch, served_head};
 use millstream_machine::topic::TopicMeta;
-use millstream_protocol::messages::{self, CaughtUp, PartitionError};
+use millstream_protocol::messages::{self, CaughtUp, OnLost, PartitionError, Passed, RecordsLost};
 use millstream_protocol::{Code, Kind};
 use millstream_shard::call::{Answer, Call, Error, Fetch, Fetched, Served};
 use millstream_shard::handle::ReplyTo;
@@ -276,15 +276,27 @@ impl Subscription {
             self.outbox.batch(&ready.header, &ready.head, ready.body);
         }
         metrics.bytes_out.add(sent as u64);
-        if feed.ready.is_empty()
-            && let Some(error) = feed.tell_failed.take()
-        {
+        if !feed.ready.is_empty() {
+            return sent > 0;
+        }
+        let passed = std::mem::take(&mut feed.tell_passed);
+        if passed {
+            let passed = Passed {
+                handle,
+                offset: feed.next.0,
+                leader_epoch: feed.leader_epoch.map(|epoch| epoch.0),
+            };
+            self.outbox.frame(Kind::Passed, &passed);
+        }
+        if let Some(error) = feed.tell_failed.take() {
             self.fail(handle, error);
             return true;
         }
-        if feed.ready.is_empty()
-            && let Some(offset) = feed.tell_caught_up.take()
-        {
+        if let Some((start, end)) = feed.overtaken.take() {
+            self.lose_records(handle, start, end);
+            return true;
+        }
+        if let Some(offset) = feed.tell_caught_up.take() {
             let ended = feed.stop_at.is_some_and(|stop| offset >= stop);
             if ended {
                 feed.state = State::Ended;
@@ -303,7 +315,7 @@ impl Subscription {
             );
             return true;
         }
-        sent > 0
+        sent > 0 || passed
     }
 
     fn fetch_hungry(&mut self) {
@@ -391,10 +403,47 @@ impl Subscription {
             Answer::Error(Error::Stopping) => {
                 return Err(Code::Stopping.error("the broker is stopping"));
             }
+            Answer::Error(Error::OffsetOutOfRange { offset, start, end }) if offset < start => {
+                let idle = !feed.has_words();
+                feed.overtaken = Some((start, end));
+                if idle {
+                    feeds.turns.push_back(handle);
+                }
+            }
             other => self.fail_behind_ready(handle, refusals::unexpected(&other)),
         }
         self.feeds.want(handle);
         Ok(())
+    }
+
+    /// Nothing is kept from where a partition stands to before `start`.
+    fn lose_records(&mut self, handle: u32, start: Offset, end: Offset) {
+        let Some(feed) = self.feeds.feeds.get_mut(&handle) else {
+            return;
+        };
+        feed.caught_up = false; // it is not where it was
+        let (from, stop_at) = (feed.next, feed.stop_at);
+        let to = match self.on_lost {
+            OnLost::Newest => end,
+            _ => start,
+        };
+        if self.on_lost == OnLost::Fail {
+            let message = format!(
+                "{} records (offsets {from} to {}) were removed before they were read; the oldest that is kept has offset {start}",
+                start.0 - from.0,
+                start.0 - 1,
+            );
+            let mut error = Code::RecordsLost.error(message);
+            error.next_offset = Some(start.0);
+            return self.fail(handle, error);
+        }
+        let lost = RecordsLost {
+            handle,
+            from: from.0,
+            to: to.0,
+        };
+        self.outbox.frame(Kind::RecordsLost, &lost);
+        self.feeds.start(handle, to, stop_at);
     }
 
     /// This partition stops; the others go on.
@@ -439,6 +488,7 @@ impl Subscription {
         let Some(feed) = feeds.feeds.get_mut(&handle) else {
             return;
         };
+        feed.end_unknown |= !fetched.end_known;
         if feeds.ready_bytes >= READY_BYTES_MAX {
             return; // many came at once: fetched again when there is room
         }
@@ -459,8 +509,7 @@ impl Subscription {
         end: Offset,
     ) {
         let trace = self.feeds.feed(handle).and_then(|feed| feed.trace.take());
-        let has_ready = |feed: &Feed| !feed.ready.is_empty();
-        let idle = !self.feeds.feeds.get(&handle).is_some_and(has_ready);
+        let idle = !self.feeds.feeds.get(&handle).is_some_and(Feed::has_words);
         let mut dropped_last = false;
         let mut stopped_by = None;
         let (mut came, mut records) = (0, 0);
@@ -525,23 +574,28 @@ impl Subscription {
         let Some(feed) = feeds.feeds.get_mut(&handle) else {
             return;
         };
-        if idle && has_ready(feed) && stopped_by.is_some() {
+        if idle && !feed.ready.is_empty() && stopped_by.is_some() {
             feeds.turns.push_back(handle);
         }
         if let Some(error) = stopped_by {
             return self.fail_behind_ready(handle, error);
         }
-        let at_end = feed.next >= end || feed.stop_at.is_some_and(|stop| feed.next >= stop);
+        let at_end = feed.next >= end && !feed.end_unknown
+            || feed.stop_at.is_some_and(|stop| feed.next >= stop);
         if at_end && feed.fetching.is_none() {
             if !feed.caught_up || dropped_last || feed.stop_at.is_some_and(|stop| feed.next >= stop)
             {
                 feed.tell_caught_up = Some(feed.next);
             }
             feed.caught_up = true;
+            feed.tell_passed = false;
         } else if feed.fetching.is_none() {
             feed.caught_up = false;
+            if came > 0 {
+                feed.tell_passed = dropped_last;
+            }
         }
-        if idle && (has_ready(feed) || feed.tell_caught_up.is_some()) {
+        if idle && feed.has_words() {
             feeds.turns.push_back(handle);
         }
     }

@@ -3,14 +3,15 @@
 //! A partition is claimed at its own shard, under the epoch that the home gave, before it is read;
 //! the claim fences the last owner's commits. Absent: who gets which partition (the home's machine).
 
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
 use millstream_batch::ids::{GroupEpoch, MemberId, Partition, TopicId};
 use millstream_machine::request::{Assignment, Reply, Request};
-use millstream_protocol::messages::{self, Revoke};
+use millstream_protocol::messages::{self, Assigned, Revoke};
 use millstream_protocol::{Code, Kind};
-use millstream_shard::call::{Answer, Call, Error};
+use millstream_shard::call::{Answer, Call, Error, Position};
 use millstream_shard::handle::{ReplyTo, ShardHandle};
 use tokio::time::Instant;
 
@@ -18,6 +19,7 @@ use super::feed::State;
 use super::jobs::{Event, Opening};
 use super::{Subscription, WATCH_TAG};
 use crate::refusals;
+use crate::requests::At;
 use crate::shards::{ask, unexpected};
 
 /// A session timeout that the client did not name.
@@ -42,6 +44,10 @@ pub(super) struct Membership {
     /// The newest assignment that was taken up.
     version: u64,
     owned: Vec<(Partition, GroupEpoch)>,
+    /// Of these, what is not open yet and the client was not told of; since when.
+    unopened: BTreeMap<Partition, Instant>,
+    /// How many the client was told that there are of those.
+    told_opening: u32,
     /// The earliest time at which a partition that was asked back must be released.
     release_by: Option<Instant>,
 }
@@ -104,6 +110,8 @@ impl Subscription {
             session_timeout_ms,
             version,
             owned: Vec::new(),
+            unopened: BTreeMap::new(),
+            told_opening: 0,
             release_by: None,
         });
         self.take_assignment(assignment);
@@ -193,9 +201,14 @@ impl Subscription {
         self.revoke(&revoking);
         if let Some(membership) = &mut self.membership {
             membership.owned = owned;
+            let Membership {
+                owned, unopened, ..
+            } = membership;
+            unopened.retain(|partition, _| owned.iter().any(|(owned, _)| owned == partition));
         }
         self.claim_owned();
         self.set_deadline();
+        self.tell_opening();
     }
 
     /// Claim what is owned and not read yet.
@@ -206,6 +219,10 @@ impl Subscription {
         let mut unknown = false;
         for (partition, epoch) in membership.owned.clone() {
             if self.feeds.of(partition).is_none() {
+                if let Some(membership) = &mut self.membership {
+                    let now = Instant::now();
+                    membership.unopened.entry(partition).or_insert(now);
+                }
                 unknown |= !self.claim(partition, epoch);
             }
         }
@@ -215,6 +232,49 @@ impl Subscription {
                 tokio::time::sleep(CATALOG_WAIT).await;
                 Event::Claim
             });
+        }
+    }
+
+    /// Whether the client is to hear that a partition cannot be opened, though it may yet be.
+    pub(super) fn has_waited(&self, partition: Partition) -> bool {
+        let since = self
+            .membership
+            .as_ref()
+            .and_then(|membership| membership.unopened.get(&partition));
+        since.is_some_and(|since| since.elapsed() >= self.patience)
+    }
+
+    /// The client is told of this partition now.
+    pub(super) fn is_told(&mut self, partition: Partition) {
+        if let Some(membership) = &mut self.membership {
+            membership.unopened.remove(&partition);
+        }
+    }
+
+    /// How many partitions are being opened for the client, which is told so now.
+    pub(super) fn opening(&mut self) -> u32 {
+        self.membership.as_mut().map_or(0, |membership| {
+            membership.told_opening = u32::try_from(membership.unopened.len()).unwrap_or(u32::MAX);
+            membership.told_opening
+        })
+    }
+
+    /// Fewer partitions are being opened than the client believes, and none of them opened.
+    pub(super) fn tell_opening(&mut self) {
+        let believes_more = self
+            .membership
+            .as_ref()
+            .is_some_and(|membership| membership.unopened.len() < membership.told_opening as usize);
+        if believes_more {
+            let opening = self.opening();
+            let partitions = Vec::new();
+            self.outbox.frame(
+                Kind::Assigned,
+                &Assigned {
+                    partitions,
+                    opening,
+                },
+            );
         }
     }
 
@@ -304,7 +364,8 @@ impl Subscription {
             partition,
             group: self.group.clone(),
             claim,
-            from: self.from,
+            // Without a position it was added since the group began here: all of it is new.
+            from: At::Position(Position::Start),
             stop_at_end: self.stop_at_end,
         };
         self.open_later(handle, opening);

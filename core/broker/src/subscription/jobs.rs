@@ -4,7 +4,7 @@
 use std::rc::Rc;
 use std::time::Duration;
 
-use millstream_batch::ids::{GroupEpoch, MemberId, Offset, Partition};
+use millstream_batch::ids::{GroupEpoch, MemberId, Offset, Partition, TimestampMs};
 use millstream_machine::request::{Commit, Reply, Request};
 use millstream_machine::topic::TopicMeta;
 use millstream_protocol::messages::{
@@ -29,7 +29,7 @@ const ASSIGNED_TOGETHER: usize = 1_024;
 const OPEN_AGAIN: Duration = Duration::from_millis(20);
 const OPEN_AGAIN_MAX: Duration = Duration::from_secs(1);
 /// By then every shard knows of a new partition, or it was deleted.
-const KNOWN_BY_ALL: Duration = Duration::from_secs(5);
+pub(super) const KNOWN_BY_ALL: Duration = Duration::from_secs(5);
 
 /// The result of a job.
 #[derive(Debug)]
@@ -37,7 +37,7 @@ pub(super) enum Event {
     /// Where a partition starts and, with `stop_at_end`, ends.
     Opened {
         handle: u32,
-        start: Result<(Offset, Option<Offset>), messages::Error>,
+        start: Result<Start, messages::Error>,
     },
     Committed {
         tag: u64,
@@ -70,6 +70,16 @@ pub(super) enum Event {
     Watch,
 }
 
+/// Where a partition is opened.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Start {
+    at: Offset,
+    /// With `stop_at_end`: where it is over, as far as that is known.
+    stop: Option<Offset>,
+    /// `at` is the first offset of the batch that holds the first record at or after this time.
+    found_by: Option<TimestampMs>,
+}
+
 /// How a partition is opened.
 pub(super) struct Opening {
     pub(super) shard: ShardHandle,
@@ -83,11 +93,12 @@ pub(super) struct Opening {
 }
 
 impl Opening {
-    /// As [`resolve`](Self::resolve), again and again while that may help.
-    async fn resolve_within(
+    /// `ask`, again and again while that may help.
+    pub(super) async fn within<T>(
         &self,
         patience: Duration,
-    ) -> Result<(Offset, Option<Offset>), messages::Error> {
+        ask: impl AsyncFn() -> Result<T, messages::Error>,
+    ) -> Result<T, messages::Error> {
         let begun = Instant::now();
         let mut wait = OPEN_AGAIN;
         loop {
@@ -99,42 +110,67 @@ impl Opening {
                 }
                 false => None,
             };
-            match self.resolve().await {
+            match ask().await {
                 Err(error) if until(&error).is_some_and(|until| Instant::now() + wait < until) => {
                     let asked = Duration::from_millis(u64::from(error.retry_after_ms));
                     tokio::time::sleep(wait.max(asked)).await;
                     wait = (wait * 2).min(OPEN_AGAIN_MAX);
                 }
-                resolved => return resolved,
+                answered => return answered,
             }
         }
     }
 
     /// Fence older owners, then find out where to start.
-    async fn resolve(&self) -> Result<(Offset, Option<Offset>), messages::Error> {
-        let committed = self.committed().await?;
-        let start = match (committed, self.from) {
-            // What retention took away since the commit cannot be served: on from what is there.
-            (Some(committed), _) => committed.max(self.at(Position::Start).await?),
-            (None, At::Offset(offset, _)) => offset,
-            (None, At::Position(position)) => self.at(position).await?,
+    async fn resolve(&self) -> Result<Start, messages::Error> {
+        let mut found_by = None;
+        let at = match self.committed().await? {
+            Some(committed) => committed,
+            None => {
+                let at = self.begins_at().await?;
+                if let At::Position(Position::Timestamp(time)) = self.from
+                    && self.group.is_none()
+                {
+                    found_by = Some(time);
+                }
+                self.begin(at).await?
+            }
+        };
+        let mut start = Start {
+            at,
+            stop: None,
+            found_by,
         };
         if !self.stop_at_end {
-            return Ok((start, None));
+            return Ok(start);
         }
-        let end = self.at(Position::End).await?;
-        if start > end {
+        let end = match self.at(Position::End).await {
+            Ok(end) => end,
+            // Nobody knows the end: what is there is read, and then it fails.
+            Err(error) if error.code == Code::ReadOnly.number() => return Ok(start),
+            Err(error) => return Err(error),
+        };
+        if at > end {
             // There is nothing to fetch that would find this out.
             return Err(refusals::of_shard(&Error::OffsetOutOfRange {
-                offset: start,
+                offset: at,
                 start: self.at(Position::Start).await?,
                 end,
             }));
         }
-        Ok((start, Some(end)))
+        start.stop = Some(end);
+        Ok(start)
     }
 
-    async fn committed(&self) -> Result<Option<Offset>, messages::Error> {
+    /// What `from` says.
+    pub(super) async fn begins_at(&self) -> Result<Offset, messages::Error> {
+        match self.from {
+            At::Offset(offset, _) => Ok(offset),
+            At::Position(position) => self.at(position).await,
+        }
+    }
+
+    pub(super) async fn committed(&self) -> Result<Option<Offset>, messages::Error> {
         let Some(group) = self.group.as_deref().map(str::to_owned) else {
             return Ok(None);
         };
@@ -180,11 +216,11 @@ impl Subscription {
         let principal = self.session.principal();
         self.jobs.spawn_local(async move {
             let turn = principal.openings().acquire().await;
-            let mut start = opening.resolve_within(Duration::ZERO).await;
+            let mut start = opening.within(Duration::ZERO, || opening.resolve()).await;
             drop(turn);
             // Who has to be patient does not keep others from their turn.
             if start.is_err() && !patience.is_zero() {
-                start = opening.resolve_within(patience).await;
+                start = opening.within(patience, || opening.resolve()).await;
             }
             Event::Opened { handle, start }
         });
@@ -226,7 +262,7 @@ impl Subscription {
             Event::Sought {
                 handle,
                 generation,
-                to: opening.resolve().await.map(|(offset, _)| offset),
+                to: opening.resolve().await.map(|start| start.at),
             }
         });
     }
@@ -289,13 +325,16 @@ impl Subscription {
         }
         // Many can open at once: a frame holds so many at most.
         for partitions in assigned.chunks(ASSIGNED_TOGETHER) {
+            let opening = self.opening();
             self.outbox.frame(
                 Kind::Assigned,
                 &Assigned {
                     partitions: partitions.to_vec(),
+                    opening,
                 },
             );
         }
+        self.tell_opening();
         for (handle, error) in failed {
             self.fail(handle, error);
         }
@@ -304,7 +343,7 @@ impl Subscription {
     fn opened(
         &mut self,
         handle: u32,
-        start: Result<(Offset, Option<Offset>), messages::Error>,
+        start: Result<Start, messages::Error>,
         assigned: &mut Vec<AssignedPartition>,
         failed: &mut Vec<(u32, messages::Error)>,
     ) {
@@ -318,9 +357,10 @@ impl Subscription {
             self.to_release.push(partition);
             return self.release_now();
         }
+        let partition = feed.partition;
         if self.membership.is_some() {
             match &start {
-                Err(error) if error.retriable => {
+                Err(error) if error.retriable && !self.has_waited(partition) => {
                     // The client never heard of it, and the partition is still owned.
                     self.feeds.remove(handle);
                     return self.claim_later();
@@ -329,15 +369,13 @@ impl Subscription {
                 Ok(_) => {}
             }
         }
+        self.is_told(partition);
         let Some(feed) = self.feeds.feed(handle) else {
             return;
         };
-        let (offset, error) = match start {
-            Ok((offset, stop)) => {
-                let offset = (offset, stop);
-                (offset, None)
-            }
-            Err(error) => ((Offset(0), None), Some(error)),
+        let (start, error) = match start {
+            Ok(start) => (start, None),
+            Err(error) => (Start::default(), Some(error)),
         };
         assigned.push(AssignedPartition {
             handle,
@@ -345,10 +383,11 @@ impl Subscription {
             topic_id: bytes::Bytes::copy_from_slice(&feed.partition.topic.0),
             partition: feed.partition.index,
             epoch: feed.epoch.0,
-            offset: offset.0.0,
+            offset: start.at.0,
+            from_timestamp_ms: start.found_by.map(|time| time.0),
         });
         match error {
-            None => self.feeds.start(handle, offset.0, offset.1),
+            None => self.feeds.start(handle, start.at, start.stop),
             Some(error) => failed.push((handle, error)),
         }
     }
@@ -388,7 +427,7 @@ mod tests {
             }
         };
         let opened = tokio::select! {
-            opened = opening.resolve_within(patience) => opened.map(|(offset, _)| offset),
+            opened = opening.within(patience, || opening.resolve()) => opened.map(|start| start.at),
             () = shard => unreachable!("the handle lives"),
         };
         (opened, answers.len())

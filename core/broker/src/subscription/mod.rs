@@ -9,6 +9,7 @@
 //! One task holds all state, so that nothing is locked. What waits for a shard is a job of its own,
 //! whose result comes back as an event. Absent: who gets which partition (the group's home shard).
 
+mod begin;
 mod client;
 mod feed;
 mod feeds;
@@ -25,7 +26,7 @@ use std::time::Duration;
 
 use millstream_batch::ids::{MemberId, Partition, TopicId};
 use millstream_machine::topic::TopicMeta;
-use millstream_protocol::messages::{self, Revoke, Subscribe, Subscribed};
+use millstream_protocol::messages::{self, OnLost, Revoke, Subscribe, Subscribed};
 use millstream_protocol::{Code, Kind};
 use millstream_shard::call::Answer;
 use quinn::SendStream;
@@ -75,6 +76,8 @@ struct Subscription {
     /// Where partitions without a committed offset start.
     from: At,
     stop_at_end: bool,
+    /// What becomes of records that were removed before they were read; never the default.
+    on_lost: OnLost,
     /// How long a partition is tried that cannot be opened yet.
     patience: Duration,
     /// Topics that are read whole, and how many partitions of each are.
@@ -168,6 +171,15 @@ async fn begin(
         group: (!subscribe.group.is_empty()).then(|| Rc::from(subscribe.group.as_str())),
         from,
         stop_at_end: subscribe.stop_at_end,
+        on_lost: match OnLost::try_from(subscribe.on_lost) {
+            Ok(OnLost::Default) if subscribe.group.is_empty() => OnLost::Oldest,
+            Ok(OnLost::Default) => OnLost::Fail,
+            Ok(chosen) => chosen,
+            Err(_) => {
+                let message = format!("on_lost = {} is not known", subscribe.on_lost);
+                return Err(Code::BadRequest.error(message));
+            }
+        },
         patience: match subscribe.open_ms {
             0 => PATIENCE,
             ms => Duration::from_millis(u64::from(ms)),

@@ -43,6 +43,9 @@ impl Subscription {
             if topics.is_empty() {
                 return Err(Code::BadRequest.error("SUBSCRIBE with a group names no topic"));
             }
+            if let Some(group) = &self.group {
+                self.begin_group(group, &topics).await?;
+            }
             let ids = topics.iter().map(|topic| topic.id).collect();
             let client: String = subscribe.client.chars().take(60).collect();
             let timeout_ms = session_timeout(subscribe.session_timeout_ms);

@@ -13,7 +13,7 @@ use crate::client::{Client, Stream, World, batch, values, whole};
 use crate::common;
 use crate::poison::{not_compressed, poison};
 
-const JSON_FILTER: &[u8] = include_bytes!("../../../../plugins/dist/json-filter.wasm");
+pub(crate) const JSON_FILTER: &[u8] = include_bytes!("../../../../plugins/dist/json-filter.wasm");
 const RECORDS: [&[u8]; 4] = [
     br#"{"level":"info","n":1}"#,
     br#"{"level":"error","n":2}"#,
@@ -21,14 +21,14 @@ const RECORDS: [&[u8]; 4] = [
     br#"{"level":"info","n":4}"#,
 ];
 
-fn expression(expression: &str) -> Vec<Setting> {
+pub(crate) fn expression(expression: &str) -> Vec<Setting> {
     vec![Setting {
         key: "expr".to_owned(),
         value: Some(expression.to_owned()),
     }]
 }
 
-async fn deploy(
+pub(crate) async fn deploy(
     client: &Client,
     stage: &str,
     parameters: Vec<Setting>,

@@ -14,6 +14,7 @@ mod handshakes;
 mod identities;
 mod operators;
 mod poison;
+mod positions;
 mod producer_ids;
 mod strangers;
 mod streams;

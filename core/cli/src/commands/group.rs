@@ -1,13 +1,22 @@
 //! `group …`: consumer groups and their offsets.
 
-use millstream_client::{GroupDescription, GroupOffset, StartAt};
+mod reset;
+
+use std::io::{self, IsTerminal as _};
+use std::time::Duration;
+
+use millstream_client::{Admin, GroupDescription, GroupOffset};
 use serde_json::{Value, json};
 
 use crate::Global;
 use crate::connect::{block_on, client};
-use crate::exit::Outcome;
-use crate::output::{Table, grouped};
-use crate::values::start_at;
+use crate::exit::{Failure, Outcome};
+use crate::interrupt::Interrupt;
+use crate::output::{Output, Table, grouped, line, note};
+use crate::values::duration;
+
+/// From the cursor's home on, nothing: a terminal shows what comes next alone.
+const CLEAR: &str = "\x1b[H\x1b[2J";
 
 /// List, describe, reset and delete consumer groups
 #[derive(Debug, clap::Subcommand)]
@@ -15,30 +24,21 @@ pub(crate) enum Command {
     /// List groups
     List,
     /// Show a group's members, offsets and lag
-    Describe { group: String },
-    /// Set a group's offsets
     #[command(after_help = "\
-Positions: start, end, an offset, @milliseconds, -10m, or a time like 2026-01-31T12:00:00Z
+Every partition of the topics that the group reads, or has an offset in, is a row. What cannot be reached is
+said, and is a failure: its lag is not 0 but unknown.
 
 Examples:
-  millstream group reset billing --topic orders --to start --dry-run
-  millstream group reset billing --topic orders --partition 3 --to 41")]
-    Reset {
+  millstream group describe billing
+  millstream group describe billing --watch 5s        # again every 5 s, until Ctrl-C")]
+    Describe {
         group: String,
-        #[arg(long)]
-        topic: String,
-        /// Only this partition; may be given several times.
-        #[arg(long, value_name = "N")]
-        partition: Vec<u32>,
-        #[arg(long, value_parser = start_at, value_name = "POSITION", allow_hyphen_values = true)]
-        to: StartAt,
-        /// Also while the group has members.
-        #[arg(long)]
-        force: bool,
-        /// Only show what would be.
-        #[arg(long)]
-        dry_run: bool,
+        /// Show it again and again, so often. With -o json: one line each time.
+        #[arg(short, long, value_name = "TIME", value_parser = duration, num_args = 0..=1, default_missing_value = "2s")]
+        watch: Option<Duration>,
     },
+    /// Set a group's offsets
+    Reset(reset::Arguments),
     /// Delete a group without members, with its offsets
     Delete { group: String },
 }
@@ -48,63 +48,111 @@ pub(crate) fn run(command: Command, global: &Global) -> Outcome {
         let client = client(global).await?;
         let admin = client.admin();
         let output = global.output;
-        match command {
-            Command::List => {
-                let mut groups = admin.list_groups().await?;
-                groups.sort();
-                let mut table = Table::new(["GROUP"]);
-                for group in &groups {
-                    table.row([group.clone()]);
-                }
-                let text = if table.is_empty() {
-                    "no groups".into()
-                } else {
-                    table.to_string()
-                };
-                output.show(text, &json!(groups))?;
-            }
-            Command::Describe { group } => {
-                let described = admin.describe_group(&group).await?;
-                output.show(describe(&described), &group_json(&described))?;
-            }
-            Command::Reset {
-                group,
-                topic,
-                partition,
-                to,
-                force,
-                dry_run,
-            } => {
-                let offsets = admin
-                    .reset_group(&group, &topic, &partition, to, force, dry_run)
-                    .await?;
-                let head = if dry_run {
-                    "would be set to (nothing was changed):"
-                } else {
-                    "is set to:"
-                };
-                let text = format!("{group} {head}\n{}", offset_table(&offsets));
-                let json = json!({ "group": group, "dry_run": dry_run, "offsets": offsets.iter().map(offset_json).collect::<Value>() });
-                output.show(text, &json)?;
-            }
-            Command::Delete { group } => {
-                admin.delete_group(&group).await?;
-                output.show(format!("deleted {group}"), &json!({ "deleted": group }))?;
-            }
-        }
+        let outcome = carry_out(&admin, command, output).await;
         client.close().await;
-        Ok(())
+        outcome
     })
 }
 
+async fn carry_out(admin: &Admin, command: Command, output: Output) -> Outcome {
+    match command {
+        Command::List => {
+            let mut groups = admin.list_groups().await?;
+            groups.sort();
+            let mut table = Table::new(["GROUP"]);
+            for group in &groups {
+                table.row([group.clone()]);
+            }
+            let text = if table.is_empty() {
+                "no groups".into()
+            } else {
+                table.to_string()
+            };
+            output.show(text, &json!(groups))
+        }
+        Command::Describe { group, watch: None } => {
+            let described = admin.describe_group(&group).await?;
+            output.show(describe(&described), &group_json(&described))?;
+            let unreached = unreached(&described);
+            for why in &unreached {
+                note(&format!("error: {why}"));
+            }
+            if unreached.is_empty() {
+                Ok(())
+            } else {
+                Err(Failure::Told)
+            }
+        }
+        Command::Describe {
+            group,
+            watch: Some(every),
+        } => watch(admin, &group, every, output).await,
+        Command::Reset(arguments) => reset::run(admin, &arguments, output).await,
+        Command::Delete { group } => {
+            admin.delete_group(&group).await?;
+            output.show(format!("deleted {group}"), &json!({ "deleted": group }))
+        }
+    }
+}
+
+/// Again and again until Ctrl-C. What may pass is said and asked again; what will not, ends it.
+async fn watch(admin: &Admin, group: &str, every: Duration, output: Output) -> Outcome {
+    let mut interrupt = Interrupt::listen()?;
+    let clears = !output.is_json() && io::stdout().is_terminal();
+    loop {
+        let described = tokio::select! {
+            described = admin.describe_group(group) => described,
+            () = interrupt.wait() => return Ok(()),
+        };
+        match described {
+            Ok(described) if output.is_json() => line(&group_json(&described).to_string())?,
+            Ok(described) => {
+                let mut text = if clears {
+                    CLEAR.to_owned()
+                } else {
+                    String::new()
+                };
+                text.push_str(&describe(&described));
+                for why in unreached(&described) {
+                    text.push_str(&format!("\nerror: {why}"));
+                }
+                line(&text)?;
+            }
+            Err(error) if error.retriable() => note(&format!("error: {error}")),
+            Err(error) => return Err(error.into()),
+        }
+        tokio::select! {
+            () = tokio::time::sleep(every) => {}
+            () = interrupt.wait() => return Ok(()),
+        }
+    }
+}
+
+/// What is not known of a group, and why.
+fn unreached(group: &GroupDescription) -> Vec<String> {
+    let mut unreached = group.unreachable.clone();
+    for offset in &group.offsets {
+        if let Some(error) = &offset.error {
+            unreached.push(format!("{}/{}: {error}", offset.topic, offset.partition));
+        }
+    }
+    unreached
+}
+
+/// `None`: not all of it is known.
+fn lag(group: &GroupDescription) -> Option<u64> {
+    let whole = group.unreachable.is_empty();
+    let lags = group.offsets.iter().map(|offset| offset.lag);
+    lags.sum::<Option<u64>>().filter(|_| whole)
+}
+
 fn describe(group: &GroupDescription) -> String {
-    let lag: u64 = group.offsets.iter().map(|offset| offset.lag).sum();
     let mut text = format!(
         "{}  {}  epoch {}  lag {}\n",
         group.group,
         group.state,
         group.epoch,
-        grouped(lag)
+        lag(group).map_or_else(|| "unknown".into(), grouped)
     );
     if !group.members.is_empty() {
         let mut table = Table::new(["MEMBER", "CLIENT", "PARTITIONS"]);
@@ -138,8 +186,11 @@ fn offset_table(offsets: &[GroupOffset]) -> String {
             offset
                 .committed
                 .map_or_else(|| "-".into(), |committed| committed.to_string()),
-            offset.end_offset.to_string(),
-            offset.lag.to_string(),
+            match offset.error {
+                Some(_) => "?".into(),
+                None => offset.end_offset.to_string(),
+            },
+            offset.lag.map_or_else(|| "?".into(), |lag| lag.to_string()),
             if offset.member == 0 {
                 "-".into()
             } else {
@@ -160,6 +211,7 @@ fn offset_json(offset: &GroupOffset) -> Value {
         "lag": offset.lag,
         "member": (offset.member != 0).then_some(offset.member),
         "metadata": offset.metadata,
+        "error": offset.error,
     })
 }
 
@@ -168,7 +220,8 @@ fn group_json(group: &GroupDescription) -> Value {
         "group": group.group,
         "state": group.state,
         "epoch": group.epoch,
-        "lag": group.offsets.iter().map(|offset| offset.lag).sum::<u64>(),
+        "lag": lag(group),
+        "unreachable": group.unreachable,
         "members": group.members.iter().map(|member| json!({
             "member": member.member,
             "client": member.client,

@@ -1,11 +1,14 @@
 //! `log inspect|verify`: a data directory, read offline. Changes nothing.
 
+mod start;
+
 use std::fs::{File, TryLockError};
 use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
+use millstream_broker::{missing_shard, read_meta};
 use millstream_log::Damage;
 use millstream_log::inspect::{Item, Verified, verify, walk};
 use millstream_log::io::{FileId, IoError, IoErrorKind};
@@ -45,7 +48,8 @@ Examples:
     /// Check every byte; fails when something is damaged
     #[command(after_help = "\
 Damage is what had been made durable and no longer reads as it was written. A torn end is a write that
-never finished and was never acknowledged: the next start cuts it.
+never finished and was never acknowledged: the next start cuts it. What the next start would say is said
+too: a shard that it would open read-only fails the check, whatever the reason.
 
 Example:
   millstream log verify .millstream")]
@@ -84,22 +88,37 @@ pub(crate) fn run(command: &Command, global: &Global) -> Outcome {
         }
         Command::Verify { directory, shard } => {
             let _held = hold(directory)?;
-            let mut whole = true;
+            let strange = match shard {
+                None => strange_directory(directory),
+                Some(_) => None,
+            };
+            let mut whole = strange.is_none();
             let mut all = Vec::new();
             for shard in shards(directory, *shard)? {
-                let (found, facts) = check(&shard)?;
-                whole &= found.damage.is_empty() && facts.is_empty();
+                let checked = check(&shard)?;
+                whole &= checked.is_whole();
                 if global.output.is_json() {
-                    all.push(verified_json(&shard, &found, &facts));
+                    all.push(verified_json(&shard, &checked));
                 } else {
-                    line(&verified_text(&shard, &found, &facts))?;
+                    line(&verified_text(&shard, &checked))?;
                 }
             }
             if global.output.is_json() {
-                line(&json!({ "ok": whole, "shards": all }).to_string())?;
+                line(&json!({ "ok": whole, "shards": all, "directory": strange }).to_string())?;
+            } else if let Some(why) = strange {
+                line(&format!("A START WOULD REFUSE THE DIRECTORY: {why}"))?;
             }
             if whole { Ok(()) } else { Err(Failure::Told) }
         }
+    }
+}
+
+/// Why a start would not take a data directory for what it is, before it looks at any log.
+fn strange_directory(directory: &Path) -> Option<String> {
+    directory.join("shard-0").is_dir().then_some(())?;
+    match read_meta(directory) {
+        Ok(meta) => missing_shard(directory, &meta),
+        Err(error) => Some(error.to_string()),
     }
 }
 
@@ -209,8 +228,23 @@ impl Shard {
     }
 }
 
-/// The log's own check, and facts that no longer mean anything.
-fn check(shard: &Shard) -> Outcome<(Verified, Vec<Damage>)> {
+/// What is known of a shard's log once every byte was looked at.
+struct Checked {
+    found: Verified,
+    /// Damage that the log's own check does not see: facts that mean nothing, and what a start finds.
+    further: Vec<Damage>,
+    /// Why the next start would take no writes.
+    read_only: Option<String>,
+}
+
+impl Checked {
+    fn is_whole(&self) -> bool {
+        self.found.damage.is_empty() && self.further.is_empty() && self.read_only.is_none()
+    }
+}
+
+/// The log's own check, facts that no longer mean anything, and what a start would say.
+fn check(shard: &Shard) -> Outcome<Checked> {
     let mut progress = Progress::new(true);
     let total: u64 = shard.wal_files().map(|(_, bytes)| bytes).sum();
     let mut seen = 0;
@@ -220,7 +254,7 @@ fn check(shard: &Shard) -> Outcome<(Verified, Vec<Damage>)> {
         shard.read(file, at, len)
     };
     let found = verify(&shard.files, &mut read)?;
-    let mut facts = Vec::new();
+    let mut further = Vec::new();
     for (number, length) in shard.wal_files() {
         walk(number, length, &mut read, &mut |item| {
             let Item::Group(group) = item else { return };
@@ -231,7 +265,7 @@ fn check(shard: &Shard) -> Outcome<(Verified, Vec<Damage>)> {
             {
                 if let Some(Err(error)) = fact_of(entry) {
                     let file = FileId::Wal(number).file_name();
-                    facts.push(Damage {
+                    further.push(Damage {
                         file,
                         at: entry.at,
                         what: error.to_string(),
@@ -240,7 +274,15 @@ fn check(shard: &Shard) -> Outcome<(Verified, Vec<Damage>)> {
             }
         })?;
     }
-    Ok((found, facts))
+    let start = start::rehearsed(&shard.path, &shard.files, &mut read)?;
+    if found.damage.is_empty() && further.is_empty() {
+        further = start.damage;
+    }
+    Ok(Checked {
+        found,
+        further,
+        read_only: start.read_only,
+    })
 }
 
 fn fact_of(entry: &ScannedEntry) -> Option<Result<Fact, millstream_machine::fact::FactError>> {
@@ -250,7 +292,12 @@ fn fact_of(entry: &ScannedEntry) -> Option<Result<Fact, millstream_machine::fact
         .map(|fact| Fact::decode(entry.header.kind, fact))
 }
 
-fn verified_text(shard: &Shard, found: &Verified, facts: &[Damage]) -> String {
+fn verified_text(shard: &Shard, checked: &Checked) -> String {
+    let Checked {
+        found,
+        further,
+        read_only,
+    } = checked;
     let mut text = format!(
         "{}: {} files, {} groups, {} entries, {} batches, {}, last lsn {}",
         shard.path.display(),
@@ -272,13 +319,16 @@ fn verified_text(shard: &Shard, found: &Verified, facts: &[Damage]) -> String {
             damage.file, damage.at, damage.what
         ));
     }
-    for damage in found.damage.iter().chain(facts) {
+    for damage in found.damage.iter().chain(further) {
         text.push_str(&format!(
             "\n  DAMAGED: {} at byte {}: {}",
             damage.file, damage.at, damage.what
         ));
     }
-    if found.damage.is_empty() && facts.is_empty() {
+    if let Some(why) = read_only {
+        text.push_str(&format!("\n  A START WOULD TAKE NO WRITES: {why}"));
+    }
+    if checked.is_whole() {
         text.push_str("\n  no damage");
     } else {
         text.push_str("\n  What is whole is still served. Restore the damaged files from a backup, or let consumers seek past.");
@@ -286,7 +336,12 @@ fn verified_text(shard: &Shard, found: &Verified, facts: &[Damage]) -> String {
     text
 }
 
-fn verified_json(shard: &Shard, found: &Verified, facts: &[Damage]) -> Value {
+fn verified_json(shard: &Shard, checked: &Checked) -> Value {
+    let Checked {
+        found,
+        further,
+        read_only,
+    } = checked;
     let list =
         |damage: &Damage| json!({ "file": damage.file, "at": damage.at, "what": damage.what });
     json!({
@@ -298,7 +353,8 @@ fn verified_json(shard: &Shard, found: &Verified, facts: &[Damage]) -> Value {
         "bytes": found.bytes,
         "last_lsn": found.last.0,
         "snapshot": found.snapshot.as_ref().map(|(begin, parts)| json!({ "begin": begin.0, "parts": parts })),
-        "damage": found.damage.iter().chain(facts).map(list).collect::<Value>(),
+        "damage": found.damage.iter().chain(further).map(list).collect::<Value>(),
+        "read_only": read_only,
         "torn": found.torn.iter().map(list).collect::<Value>(),
     })
 }

@@ -15,8 +15,8 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use millstream_client::{
-    Client, ConsumedRecord, Consumer, ConsumerBuilder, ConsumerEvent, OffsetSpec, StartAt,
-    TopicPartition,
+    Client, Code, ConsumedRecord, Consumer, ConsumerBuilder, ConsumerEvent, OffsetSpec, OnLost,
+    StartAt, TopicPartition,
 };
 
 use crate::Global;
@@ -89,9 +89,30 @@ pub(crate) struct Arguments {
     /// A parameter of the filter; may be given several times.
     #[arg(long, value_parser = pair, value_name = "KEY=VALUE", requires = "filter")]
     param: Vec<(String, String)>,
+    /// What to do when records were removed (by retention or a trim) before they were read: fail (the
+    /// default with --group), or say so and go on with the oldest (the default without) or the newest.
+    #[arg(long, value_enum, value_name = "WHAT")]
+    on_lost: Option<Lost>,
     /// Fail if records are missing or repeated (offsets, and each producer's sequences).
     #[arg(long)]
     verify: bool,
+}
+
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum Lost {
+    Fail,
+    Oldest,
+    Newest,
+}
+
+impl From<Lost> for OnLost {
+    fn from(lost: Lost) -> Self {
+        match lost {
+            Lost::Fail => Self::Fail,
+            Lost::Oldest => Self::Oldest,
+            Lost::Newest => Self::Newest,
+        }
+    }
 }
 
 pub(crate) fn run(arguments: Arguments, global: &Global) -> Outcome {
@@ -139,7 +160,8 @@ async fn subscribe(
         .from(from)
         .auto_commit(None)
         .reconnect_timeout(global.timeout())
-        .verify(arguments.verify);
+        .verify(arguments.verify)
+        .on_lost(arguments.on_lost.map_or(OnLost::Default, OnLost::from));
     let mut last = None;
     if let Some(count) = arguments.last {
         let (starts, ends) = newest(client, &topics, &arguments.partition, count).await?;
@@ -184,6 +206,7 @@ async fn subscribe(
         done: BTreeMap::new(),
         committed: Instant::now(),
         failed: false,
+        verify: arguments.verify,
         reading: BTreeSet::new(),
         ends,
         last,
@@ -300,6 +323,8 @@ struct Printer {
     done: BTreeMap<TopicPartition, u64>,
     committed: Instant,
     failed: bool,
+    /// Records that are missing are a failure.
+    verify: bool,
     /// Partitions that were given and have not failed.
     reading: BTreeSet<TopicPartition>,
     /// Where to stop, if not where the broker ends the subscription.
@@ -382,13 +407,7 @@ impl Printer {
                         }
                     }
                     self.reached(&partition, next)?;
-                    if self.grouped {
-                        self.done.insert(partition, next);
-                        if self.committed.elapsed() >= COMMIT_EVERY {
-                            self.write()?;
-                            self.commit().await?;
-                        }
-                    }
+                    self.done(partition, next);
                 }
                 Some(Ok(ConsumerEvent::Revoking(partitions))) => {
                     self.write()?;
@@ -406,9 +425,30 @@ impl Printer {
                     note(&format!("error: {partition}: {error}"));
                     self.reading.remove(&partition);
                     self.give_up(&partition)?;
-                    if !self.grouped && self.reading.is_empty() {
-                        break; // nothing more can come
+                    // Without a group nothing more can come; in one, to lose records is to fail.
+                    let is_over = match self.grouped {
+                        true => error.code() == Some(Code::RecordsLost),
+                        false => self.reading.is_empty(),
+                    };
+                    if is_over {
+                        break;
                     }
+                }
+                Some(Ok(ConsumerEvent::RecordsLost {
+                    partition,
+                    from,
+                    to,
+                })) => {
+                    self.write()?;
+                    self.failed |= self.verify;
+                    note(&format!(
+                        "{}: {partition}: {} records (offsets {from} to {}) were removed before they were read",
+                        if self.verify { "error" } else { "warning" },
+                        to - from,
+                        to.saturating_sub(1),
+                    ));
+                    self.reached(&partition, to)?;
+                    self.done(partition, to);
                 }
                 Some(Ok(ConsumerEvent::Assigned(partitions))) => {
                     for (partition, start) in partitions {
@@ -416,9 +456,16 @@ impl Printer {
                         self.reading.insert(partition);
                     }
                 }
-                Some(Ok(ConsumerEvent::CaughtUp {
-                    partition, offset, ..
-                })) => self.reached(&partition, offset)?,
+                // What filters dropped is done with as well.
+                Some(Ok(
+                    ConsumerEvent::CaughtUp {
+                        partition, offset, ..
+                    }
+                    | ConsumerEvent::Passed { partition, offset },
+                )) => {
+                    self.reached(&partition, offset)?;
+                    self.done(partition, offset);
+                }
                 Some(Err(error)) if error.kind() == millstream_client::ErrorKind::Gap => {
                     self.write()?;
                     self.failed = true;
@@ -428,6 +475,10 @@ impl Printer {
                     self.write()?;
                     return Err(error.into());
                 }
+            }
+            if !self.done.is_empty() && self.committed.elapsed() >= COMMIT_EVERY {
+                self.write()?;
+                self.commit().await?;
             }
         }
         Ok(())
@@ -506,6 +557,13 @@ impl Printer {
             self.print_last(last)?;
         }
         self.write()
+    }
+
+    /// With a group: everything before `next` was printed or is not to be.
+    fn done(&mut self, partition: TopicPartition, next: u64) {
+        if self.grouped {
+            self.done.insert(partition, next);
+        }
     }
 
     /// What is here already; `None` when that is nothing.

@@ -135,6 +135,14 @@ pub(crate) fn run(command: Command, global: &Global) -> Outcome {
                     .map(partition_json)
                     .collect();
                 output.show(describe(&described), &json)?;
+                // What cannot be reached is not empty.
+                if described
+                    .partition_infos
+                    .iter()
+                    .any(|partition| partition.error.is_some())
+                {
+                    return Err(Failure::Told);
+                }
             }
             Command::Delete {
                 topics, if_exists, ..
@@ -254,18 +262,34 @@ fn describe(topic: &TopicDescription) -> String {
     for partition in &topic.partition_infos {
         let count = partition.end_offset.saturating_sub(partition.start_offset);
         records += count;
+        // Of a shard that cannot say it, the end is at least this.
+        let known = |number: String| match partition.error {
+            Some(_) => format!("{number}+"),
+            None => number,
+        };
         table.row([
             partition.partition.to_string(),
             partition.start_offset.to_string(),
-            partition.end_offset.to_string(),
-            count.to_string(),
+            known(partition.end_offset.to_string()),
+            known(count.to_string()),
             bytes(partition.bytes),
             partition.shard.to_string(),
             partition.error.clone().unwrap_or_else(|| "ok".into()),
         ]);
     }
     text.push_str(&table.to_string());
-    text.push_str(&format!("\n{} records\n", grouped(records)));
+    let unreached = topic
+        .partition_infos
+        .iter()
+        .filter(|partition| partition.error.is_some());
+    text.push_str(&match unreached.count() {
+        0 => format!("\n{} records\n", grouped(records)),
+        count => format!(
+            "\nat least {} records: {count} partition{} cannot be reached\n",
+            grouped(records),
+            plural(count as u64)
+        ),
+    });
     text
 }
 

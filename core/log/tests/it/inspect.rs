@@ -2,7 +2,7 @@
 
 use millstream_batch::ids::{Offset, PartitionSlot};
 use millstream_log::io::FileId;
-use millstream_log::{Config, inspect};
+use millstream_log::{Config, Event, Recovery, inspect, rehearse};
 
 use crate::disk::{BLOCK, Disk, Shard, config, payload};
 
@@ -161,4 +161,76 @@ fn a_name_far_ahead_is_told_and_costs_nothing() {
         let shard = Shard::open(renamed, small());
         assert!(shard.found().read_only.is_some());
     }
+}
+
+/// A start rehearsed over the files of a disk, and the entries that it would replay.
+fn rehearsed(disk: &Disk) -> (Recovery, Vec<u64>) {
+    let files: Vec<_> = disk
+        .live
+        .iter()
+        .map(|(f, b)| (*f, b.len() as u64))
+        .collect();
+    let mut replayed = Vec::new();
+    let mut read = |file, at: u64, len: usize| {
+        let bytes = &disk.live[&file];
+        let start = (at as usize).min(bytes.len());
+        let end = (start + len).min(bytes.len());
+        Ok(bytes::Bytes::copy_from_slice(&bytes[start..end]))
+    };
+    let recovery = rehearse::rehearse(&files, &mut read, &mut |event| {
+        if let Event::Replay(entry) = event {
+            replayed.push(entry.lsn.0);
+        }
+    });
+    (recovery.expect("it ends"), replayed)
+}
+
+/// What a start says is said beforehand, whatever is gone: also where nothing that is there is damaged.
+#[test]
+fn a_rehearsed_start_says_what_a_start_says() {
+    let whole = long_log(true);
+    let mut disks = vec![("whole".to_owned(), whole.clone())];
+    for file in whole.live.keys().copied() {
+        disks.push((
+            format!("without {}", file.file_name()),
+            without(&whole, file),
+        ));
+    }
+    for n in whole.wal_files() {
+        for at in (0..SEGMENT).step_by(BLOCK) {
+            let mut holed = whole.clone();
+            for plane in [&mut holed.live, &mut holed.durable] {
+                plane.get_mut(&FileId::Wal(n)).expect("there")[at..at + BLOCK].fill(0);
+            }
+            disks.push((format!("block at {at} of file {n} zeroed"), holed));
+        }
+    }
+    // As retention leaves it, and then the snapshot is gone that stood for what was freed.
+    let mut shard = Shard::open(whole, small());
+    shard.log.set_start(PartitionSlot(0), Offset(15));
+    shard.run();
+    shard.disk.crash();
+    let mut bare = shard.disk;
+    for plane in [&mut bare.live, &mut bare.durable] {
+        plane.retain(|file, _| matches!(file, FileId::Wal(_) | FileId::Spare(_)));
+    }
+    assert!(rehearsed(&bare).0.read_only.is_some());
+    disks.push(("without its snapshot".to_owned(), bare));
+    let mut refused = 0;
+    for (context, disk) in disks {
+        let (said, replayed) = rehearsed(&disk);
+        let shard = Shard::open(disk, small());
+        let found = shard.found();
+        assert_eq!(said.read_only, found.read_only, "{context}");
+        assert_eq!(said.damage, found.damage, "{context}");
+        assert_eq!(
+            (said.last, said.cut_bytes),
+            (found.last, found.cut_bytes),
+            "{context}"
+        );
+        let lsns: Vec<u64> = shard.replayed.iter().map(|entry| entry.lsn.0).collect();
+        assert_eq!(replayed, lsns, "{context}");
+        refused += usize::from(said.read_only.is_some());
+    }
+    assert!(refused > 5, "{refused}");
 }

@@ -413,6 +413,7 @@ fn consuming() -> Vec<Sample> {
         }],
         stop_at_end: true,
         open_ms: 60_000,
+        on_lost: OnLost::Newest.into(),
     };
     let assigned = AssignedPartition {
         handle: 6,
@@ -421,6 +422,7 @@ fn consuming() -> Vec<Sample> {
         partition: 3,
         epoch: 8,
         offset: 41,
+        from_timestamp_ms: Some(1_700_000_000_000),
     };
     let batch = Batch {
         handle: 6,
@@ -460,6 +462,7 @@ fn consuming() -> Vec<Sample> {
             "Assigned",
             &Assigned {
                 partitions: vec![assigned],
+                opening: 3,
             },
         ),
         sample(
@@ -489,6 +492,26 @@ fn consuming() -> Vec<Sample> {
                 offset: 50,
                 ended: true,
                 leader_epoch: Some(2),
+            },
+        ),
+        sample(
+            "",
+            Kind::Passed,
+            "Passed",
+            &Passed {
+                handle: 6,
+                offset: 47,
+                leader_epoch: Some(2),
+            },
+        ),
+        sample(
+            "",
+            Kind::RecordsLost,
+            "RecordsLost",
+            &RecordsLost {
+                handle: 6,
+                from: 44,
+                to: 300,
             },
         ),
         sample("", Kind::PartitionError, "PartitionError", &failed),
@@ -551,9 +574,10 @@ fn groups() -> Vec<Sample> {
         committed: Some(0),
         start_offset: 0,
         end_offset: 50,
-        lag: 50,
+        lag: Some(50),
         member: 5,
         metadata: text("m"),
+        error: text("shard 1: read-only"),
     };
     let member = GroupMember {
         member: 5,
@@ -569,6 +593,7 @@ fn groups() -> Vec<Sample> {
         state: text("stable"),
         members: vec![member],
         offsets: vec![offset.clone()],
+        unreachable: vec![text("shard 1: stopped")],
     };
     let reset = ResetGroupRequest {
         group: group(),

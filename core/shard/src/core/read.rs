@@ -41,6 +41,11 @@ impl ShardCore {
             };
             return self.fail(token, Error::Refused(refusal));
         }
+        if fetch.offset >= shown.end
+            && let Some(error) = self.cut_short()
+        {
+            return self.fail(token, error);
+        }
         if fetch.offset < shown.start || fetch.offset > end {
             let error = Error::OffsetOutOfRange {
                 offset: fetch.offset,
@@ -137,6 +142,7 @@ impl ShardCore {
                 batches,
                 start: shown.start,
                 end: shown.end,
+                end_known: self.cut_short().is_none(),
             }),
         );
     }
@@ -148,6 +154,7 @@ impl ShardCore {
                     batches: Vec::new(),
                     start: shown.start,
                     end: shown.end,
+                    end_known: self.cut_short().is_none(),
                 };
                 self.answer(token, Answer::Fetched(fetched));
             }
@@ -161,7 +168,10 @@ impl ShardCore {
         };
         let offset = match at {
             Position::Start => shown.start,
-            Position::End => shown.end,
+            Position::End => match self.cut_short() {
+                Some(error) => return self.fail(token, error),
+                None => shown.end,
+            },
             Position::Timestamp(timestamp) => {
                 self.searching.insert(token, partition);
                 return self.log.offset_for_timestamp(TimeQuery {
@@ -201,13 +211,16 @@ impl ShardCore {
                     found: true,
                 },
             ),
-            Ok(None) => self.answer(
-                token,
-                Answer::Offset {
-                    offset: shown.end,
-                    found: false,
-                },
-            ),
+            Ok(None) => match self.cut_short() {
+                Some(error) => self.fail(token, error),
+                None => self.answer(
+                    token,
+                    Answer::Offset {
+                        offset: shown.end,
+                        found: false,
+                    },
+                ),
+            },
             Err(FetchError::Damaged { from, to }) => self.fail(token, Error::Damaged { from, to }),
             Err(FetchError::Io(error)) => self.fail(token, Error::Read(error.to_string())),
         }
@@ -222,6 +235,14 @@ impl ShardCore {
             ..Shown::default()
         });
         Some((info.slot, shown, info.end))
+    }
+
+    /// On a read-only shard: what could not be replayed may hold more, so that no end is known.
+    fn cut_short(&self) -> Option<Error> {
+        match &self.writes {
+            Writes::ReadOnly(why) => Some(Error::ReadOnly(why.clone())),
+            _ => None,
+        }
     }
 
     fn unknown_partition(&mut self, token: u64, partition: Partition) {

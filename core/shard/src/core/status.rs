@@ -1,5 +1,9 @@
 //! Counters, and the answer to `Status`.
 
+use std::collections::{BTreeMap, BTreeSet};
+
+use millstream_batch::ids::{Offset, Partition, PartitionSlot, TopicId};
+
 use super::latency::Latency;
 use super::{ShardCore, Writes};
 use crate::call::Status;
@@ -71,25 +75,40 @@ impl ShardCore {
         }
     }
 
-    /// Records between each group's offset and the released end.
+    /// Records between each group's offset and the released end, in every partition of a topic that the
+    /// group has an offset in. None while ends are not known: that is not none behind.
     fn lag(&self) -> Vec<(String, String, u32, u64)> {
         let mut rows = Vec::new();
+        if let Writes::ReadOnly(_) = self.writes {
+            return rows;
+        }
+        let mut of_topic: BTreeMap<TopicId, BTreeMap<u32, PartitionSlot>> = BTreeMap::new();
+        for (slot, shown) in &self.shown {
+            let Partition { topic, index } = shown.partition;
+            of_topic.entry(topic).or_default().insert(index, *slot);
+        }
+        let mut groups: BTreeMap<&str, BTreeMap<PartitionSlot, Offset>> = BTreeMap::new();
         for (group, slot, offset) in self.state.committed() {
-            let Some(shown) = self.shown.get(&slot) else {
-                continue;
-            };
-            let Some(topic) = self.state.topic(shown.partition.topic) else {
-                continue;
-            };
-            let lag = shown.end.0.saturating_sub(offset.0.max(shown.start.0));
-            rows.push((
-                group.to_owned(),
-                topic.name.clone(),
-                shown.partition.index,
-                lag,
-            ));
-            if rows.len() == LAG_ROWS_MAX {
-                break;
+            groups.entry(group).or_default().insert(slot, offset);
+        }
+        for (group, committed) in groups {
+            let topic_of = |slot| Some(self.shown.get(slot)?.partition.topic);
+            let topics: BTreeSet<TopicId> = committed.keys().filter_map(topic_of).collect();
+            for id in topics {
+                let (Some(topic), Some(slots)) = (self.state.topic(id), of_topic.get(&id)) else {
+                    continue;
+                };
+                for (index, slot) in slots {
+                    let shown = self.shown[slot];
+                    let next = committed
+                        .get(slot)
+                        .map_or(shown.start, |at| shown.start.max(*at));
+                    let lag = shown.end.0.saturating_sub(next.0);
+                    rows.push((group.to_owned(), topic.name.clone(), *index, lag));
+                    if rows.len() == LAG_ROWS_MAX {
+                        return rows;
+                    }
+                }
             }
         }
         rows

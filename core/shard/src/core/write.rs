@@ -57,6 +57,7 @@ impl Class {
             | R::Produce(_)
             | R::ClaimPartition { .. }
             | R::Commit(_)
+            | R::BeginOffset { .. }
             | R::ResetOffset { .. }
             | R::JoinGroup { .. } => Self::Write,
         }
@@ -248,6 +249,13 @@ impl ShardCore {
 
     /// A refusal was decided on what is installed, so it waits like any reply.
     pub(super) fn refuse(&mut self, token: u64, refusal: Refusal) {
+        if let Writes::ReadOnly(why) = &self.writes
+            && is_unknown(&refusal)
+        {
+            // It may be among what could not be replayed.
+            let why = why.clone();
+            return self.fail(token, Error::ReadOnly(why));
+        }
         self.counters.refused += 1;
         let answer = Box::new(Answer::Error(Error::Refused(refusal)));
         self.hold(Held::Answer {
@@ -317,6 +325,19 @@ fn only(facts: impl IntoIterator<Item = Fact>) -> Option<Fact> {
     let fact = facts.next();
     assert!(facts.next().is_none(), "a decision of two facts");
     fact
+}
+
+/// Whether it says that something is not there.
+fn is_unknown(refusal: &Refusal) -> bool {
+    matches!(
+        refusal,
+        Refusal::UnknownTopic(_)
+            | Refusal::UnknownPartition(_)
+            | Refusal::UnknownProducer { .. }
+            | Refusal::UnknownGroup(_)
+            | Refusal::UnknownMember { .. }
+            | Refusal::UnknownFilter(_)
+    )
 }
 
 fn index_key(place: BatchPlace) -> IndexKey {

@@ -69,6 +69,7 @@ impl Layer for EarlyRead {
         (tail.base_offset == fetch.offset).then(|| {
             let end = Offset(tail.last_offset.0 + 1);
             Answer::Fetched(Fetched {
+                end_known: true,
                 batches: vec![tail.clone()],
                 start: Offset(0),
                 end,
@@ -198,6 +199,7 @@ impl Layer for SwallowedDamage {
     fn answer(&mut self, answer: Answer) -> Answer {
         match answer {
             Answer::Error(Error::Damaged { .. }) => Answer::Fetched(Fetched {
+                end_known: true,
                 batches: Vec::new(),
                 start: Offset(0),
                 end: Offset(0),

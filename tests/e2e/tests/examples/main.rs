@@ -20,7 +20,7 @@ fn examples_of_the_help_texts() -> Result<()> {
     let mut wrong = Vec::new();
     for text in &texts {
         if !text.examples.is_empty() {
-            stage.furnish()?;
+            stage.furnish(&text.examples)?;
         }
         wrong.extend(all(&mut stage, text));
     }

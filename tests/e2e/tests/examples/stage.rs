@@ -62,24 +62,32 @@ impl Stage {
         Ok(stage)
     }
 
-    /// The topics and the group that the help texts speak of, as new.
-    pub(crate) fn furnish(&mut self) -> Result<()> {
+    /// The topics and the group that the help texts speak of, as new, and a deployed filter for examples that
+    /// name one.
+    pub(crate) fn furnish(&mut self, examples: &[String]) -> Result<()> {
         self.start_broker()?;
+        let deploys = if examples.iter().any(|example| example.contains("--filter ")) {
+            "millstream plugin deploy json-filter --topic payments --stage subscribe --param 'expr=total > 0'"
+        } else {
+            ""
+        };
         let script = format!(
-            "for topic in orders orders-eu payments copy; do
-               millstream topic delete $topic 2> /dev/null < /dev/null
-             done
+            "millstream topic delete orders 2> /dev/null
+             millstream topic delete copy 2> /dev/null
              set -e
              millstream topic create orders --partitions 4
-             millstream topic create orders-eu
-             millstream topic create payments
              millstream topic create copy
              for number in $(seq 50); do echo '{RECORD}'; done | millstream pub orders --partition 0
-             for key in a b c d e f; do echo '{RECORD}' | millstream pub orders --key $key; done
-             millstream pub orders-eu '{RECORD}'
-             millstream pub payments '{RECORD}'
+             for key in a b c d e f; do echo $key='{RECORD}'; done | millstream pub orders --key-separator =
+             if [ ! -e furnished ]; then
+               millstream topic create orders-eu
+               millstream topic create payments
+               millstream pub orders-eu '{RECORD}'
+               millstream pub payments '{RECORD}'
+               touch furnished
+             fi
              millstream sub orders --group billing --exit-at-end > /dev/null
-             millstream plugin deploy json-filter --topic payments --stage subscribe --param 'expr=total > 0'"
+             {deploys}"
         );
         self.shell(&script, &self.home())?.ended()
     }

@@ -5,7 +5,7 @@ use std::process::Command;
 use anyhow::Result;
 use millstream_batch::ids::{ShardId, group_home};
 use millstream_crash::{flip_inside, truncate, wal_files, zero_around};
-use millstream_e2e::{Options, binary};
+use millstream_e2e::{Options, binary, eventually};
 
 /// A flipped bit in an old batch: that range answers an error, everything else is served, and
 /// `log verify` names the place.
@@ -182,7 +182,11 @@ fn what_lies_behind_a_hole_is_not_taken_for_nothing() -> Result<()> {
     assert!(!verify.status.success() && said["ok"] == false, "{said}");
     assert!(said["shards"][1]["read_only"].is_string(), "{said}");
 
-    let broker = Options::on(data).start()?;
+    // It serves, and is not ready: a shard takes no writes.
+    let broker = Options::on(data).spawn()?;
+    eventually("it serves", || {
+        Ok::<_, anyhow::Error>(broker.log().contains(" serving "))
+    })?;
     // A group needs its home.
     let healthy = (0..)
         .map(|n| format!("new-{n}"))

@@ -249,3 +249,33 @@ fn a_missing_shard_is_missed() -> Result<()> {
     );
     Ok(())
 }
+
+/// A directory that was closed in good order has no damage, however many shards there are; nor has a copy of
+/// one of them. A shard that stands in another's place is not what a start takes.
+#[test]
+fn a_whole_directory_is_found_whole() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let broker = Options::on(dir.path().join("data"))
+        .with("--shards 2")
+        .start()?;
+    broker.ok("topic create t --partitions 2")?;
+    broker.ok_with("pub t", b"a\nb\n")?;
+    let data = broker.stop()?;
+    let verify = |path: &std::path::Path| {
+        Command::new(binary())
+            .args(["log", "verify"])
+            .arg(path)
+            .output()
+    };
+    let whole = verify(&data)?;
+    assert!(whole.status.success(), "{whole:?}");
+    let copy = dir.path().join("copy");
+    std::fs::rename(data.join("shard-1"), &copy)?;
+    let alone = verify(&copy)?;
+    assert!(alone.status.success(), "{alone:?}");
+    std::fs::rename(data.join("shard-0"), data.join("shard-1"))?;
+    std::fs::rename(&copy, data.join("shard-0"))?;
+    let mixed = verify(&data)?;
+    assert!(!mixed.status.success(), "{mixed:?}");
+    Ok(())
+}

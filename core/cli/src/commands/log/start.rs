@@ -4,12 +4,13 @@
 use std::path::Path;
 
 use millstream_batch::ids::{Lsn, ShardId};
+use millstream_broker::read_meta;
 use millstream_log::inspect::ReadAt;
 use millstream_log::io::FileId;
 use millstream_log::rehearse::rehearse;
 use millstream_log::{Damage, Event};
 use millstream_machine::fact::Fact;
-use millstream_machine::{Limits, State, install};
+use millstream_machine::{Limits, SnapshotError, State, install};
 
 use crate::exit::Outcome;
 
@@ -25,7 +26,7 @@ pub(super) fn rehearsed(
     files: &[(FileId, u64)],
     read: &mut ReadAt<'_>,
 ) -> Outcome<Start> {
-    let mut replay = Replay::new(shard_of(directory));
+    let mut replay = Replay::new(place_of(directory));
     let recovery = rehearse(files, read, &mut |event| replay.take(event))?;
     replay.parts_over();
     Ok(Start {
@@ -34,27 +35,46 @@ pub(super) fn rehearsed(
     })
 }
 
-/// The number in `shard-N`; a copy under another name is as good as any.
-fn shard_of(directory: &Path) -> ShardId {
-    let name = directory.file_name().and_then(|name| name.to_str());
-    let number = name.and_then(|name| name.strip_prefix("shard-")?.parse().ok());
-    ShardId(number.unwrap_or(0).min(u16::MAX - 1))
+/// Which shard a start would take this for, of how many; `None` for a copy outside of a data directory,
+/// which is what its snapshot says.
+fn place_of(directory: &Path) -> Option<(ShardId, u16)> {
+    let directory = directory.canonicalize().ok()?;
+    let number = directory.file_name()?.to_str()?.strip_prefix("shard-")?;
+    let shard = ShardId(number.parse().ok()?);
+    let shards = read_meta(directory.parent()?).ok()?.shards;
+    (shard.0 < shards).then_some((shard, shards))
 }
 
 struct Replay {
     state: State,
+    /// It is known which shard this has to be.
+    is_placed: bool,
     restoring: Option<Lsn>,
     /// What follows this cannot be understood.
     halted: Option<String>,
 }
 
 impl Replay {
-    fn new(shard: ShardId) -> Self {
+    fn new(place: Option<(ShardId, u16)>) -> Self {
+        let (shard, shards) = place.unwrap_or((ShardId(0), 1));
         Self {
-            // How many shards there are decides nothing here: only who asks is checked against it.
-            state: State::new(shard, shard.0 + 1, Limits::default()),
+            state: State::new(shard, shards, Limits::default()),
+            is_placed: place.is_some(),
             restoring: None,
             halted: None,
+        }
+    }
+
+    fn restore(&mut self, bytes: &[u8]) -> Result<(), SnapshotError> {
+        match self.state.restore_part(bytes) {
+            Err(SnapshotError::OtherShard { shard, shards })
+                if !self.is_placed && shard.0 < shards =>
+            {
+                self.state = State::new(shard, shards, Limits::default());
+                self.is_placed = true;
+                self.state.restore_part(bytes)
+            }
+            other => other,
         }
     }
 
@@ -62,7 +82,7 @@ impl Replay {
         match event {
             Event::SnapshotPart { begin, bytes } => {
                 self.restoring = Some(begin);
-                if let Err(error) = self.state.restore_part(&bytes) {
+                if let Err(error) = self.restore(&bytes) {
                     self.halt(format!("snapshot {begin} cannot be restored: {error}"));
                 }
             }

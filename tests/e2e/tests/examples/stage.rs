@@ -62,7 +62,7 @@ impl Stage {
         Ok(stage)
     }
 
-    /// The topics and the group that the help texts speak of, as new, and a deployed filter for examples that
+    /// The topics and groups that the help texts speak of, as new, and a deployed filter for examples that
     /// name one.
     pub(crate) fn furnish(&mut self, examples: &[String]) -> Result<()> {
         self.start_broker()?;
@@ -86,7 +86,9 @@ impl Stage {
                millstream pub payments '{RECORD}'
                touch furnished
              fi
-             millstream sub orders --group billing --exit-at-end > /dev/null
+             for group in billing billing-old; do
+               millstream sub orders --group $group --exit-at-end > /dev/null
+             done
              {deploys}"
         );
         self.shell(&script, &self.home())?.ended()

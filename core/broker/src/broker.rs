@@ -26,6 +26,7 @@ use crate::components::Components;
 use crate::config::{Config, Flush};
 use crate::directory::{Directory, Meta};
 use crate::endpoint::{self, Socket};
+use crate::members::Members;
 use crate::memory::Bounds;
 use crate::metrics::Metrics;
 use crate::secrets::Secrets;
@@ -66,6 +67,7 @@ pub(crate) struct Shared {
     pub(crate) windows: Windows,
     pub(crate) authority: Authority,
     pub(crate) secrets: Secrets,
+    pub(crate) members: Members,
     pub(crate) components: Arc<Components>,
     pub(crate) plugins: Plugins,
     pub(crate) metrics: Metrics,
@@ -152,6 +154,7 @@ impl Broker {
             windows: Windows::new(&config),
             authority: Authority::new(&config),
             secrets: Secrets::open(&directory)?,
+            members: Members::default(),
             components,
             plugins,
             metrics: Metrics::default(),

@@ -12,6 +12,7 @@ mod directory;
 mod endpoint;
 mod error;
 mod http;
+mod members;
 mod memory;
 mod metrics;
 mod producer;

@@ -29,8 +29,9 @@ pub(crate) async fn client(global: &Global) -> Outcome<Client> {
 /// A connected client of its own for a context.
 pub(crate) async fn client_of(context: Context, global: &Global) -> Outcome<Client> {
     let name = concat!("millstream-cli/", env!("CARGO_PKG_VERSION"));
+    let client_id = global.client_id.as_deref().unwrap_or(name);
     Ok(Client::builder(context)
-        .name(name)
+        .client_id(client_id)
         .timeout(global.timeout)
         .connect()
         .await?)

@@ -10,6 +10,7 @@ mod exit;
 mod format;
 mod input;
 mod interrupt;
+mod ledger;
 mod logging;
 mod memory;
 mod output;
@@ -61,6 +62,9 @@ struct Global {
     /// Give up on a broker that does not answer after so long, for example 500ms, 10s, 2m.
     #[arg(long, global = true, default_value = "30s", value_parser = values::duration, value_name = "TIME")]
     timeout: std::time::Duration,
+    /// What this program is called in the broker's log and among a group's members.
+    #[arg(long, global = true, env = "MILLSTREAM_CLIENT_ID", value_name = "NAME")]
+    client_id: Option<String>,
     /// Form of the log on stderr.
     #[arg(
         long,

@@ -117,6 +117,8 @@ pub(super) struct Driver {
     pub(super) held: Vec<Held>,
     pub(super) by_handle: HashMap<u32, usize>,
     pub(super) member: u64,
+    /// Came with the member id: shown to be that member again.
+    pub(super) member_token: Bytes,
     /// Bytes in the queue to the application.
     pub(super) queued: Arc<AtomicUsize>,
     pub(super) changes: mpsc::UnboundedSender<Change>,
@@ -151,6 +153,7 @@ impl Driver {
             held: Vec::new(),
             by_handle: HashMap::new(),
             member: 0,
+            member_token: Bytes::new(),
             queued,
             changes,
             arrivals,
@@ -236,7 +239,7 @@ impl Driver {
                 match incoming.next().await? {
                     Some(frame) if frame.known() == Some(Kind::Subscribed) => {
                         let subscribed: wire::Subscribed = frame.message()?;
-                        Ok((send, incoming, subscribed.member))
+                        Ok((send, incoming, subscribed))
                     }
                     Some(frame) if frame.known() == Some(Kind::Error) => Err(refusal(&frame)?.1),
                     Some(_) => Err(Error::protocol(
@@ -254,12 +257,13 @@ impl Driver {
         match self.offline(opening).await {
             None => Ok(None),
             Some(outcome) => {
-                let (send, incoming, member) = outcome?;
-                if self.member != member && self.member != 0 {
+                let (send, incoming, subscribed) = outcome?;
+                if self.member != subscribed.member && self.member != 0 {
                     // As a new member: what the old one had is given out anew.
                     self.lose(|_| true);
                 }
-                self.member = member;
+                self.member = subscribed.member;
+                self.member_token = subscribed.member_token;
                 Ok(Some((send, incoming)))
             }
         }
@@ -314,6 +318,7 @@ impl Driver {
             partitions,
             from: Some(from.to_wire()),
             member: self.member,
+            member_token: self.member_token.clone(),
             client: plan.client.clone(),
             session_timeout_ms: plan
                 .session_timeout

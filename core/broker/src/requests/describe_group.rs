@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use millstream_batch::ids::{Offset, Partition};
-use millstream_machine::request::{GroupInfo, Reply, Request};
+use millstream_machine::request::{GroupInfo, Reply, Request, Standing};
 use millstream_protocol::Code;
 use millstream_protocol::messages::{
     self, DescribeGroupRequest, DescribeGroupResponse, GroupMember, GroupOffset, GroupPartition,
@@ -38,10 +38,15 @@ pub(super) async fn handle(
         let partitions = partitions
             .map(|(topic, partition)| GroupPartition { topic, partition })
             .collect();
+        let known = &session.shared.members;
+        let address = known.address(&request.group, member.member, member.joined);
         members.push(GroupMember {
             member: member.member.0,
             client: member.client.clone(),
             partitions,
+            address: address
+                .map(|address| address.to_string())
+                .unwrap_or_default(),
         });
     }
     // Everything subscribed to, and everything with an offset.
@@ -81,28 +86,22 @@ pub(super) async fn handle(
         ));
     }
     offsets.sort_unstable_by(|a, b| (&a.topic, a.partition).cmp(&(&b.topic, b.partition)));
-    let owned: usize = home
-        .members
-        .iter()
-        .map(|member| member.partitions.len())
-        .sum();
-    let wanted: usize = subscribed
-        .keys()
-        .filter_map(|topic| session.thread.catalog.cached(*topic))
-        .map(|t| t.partitions as usize)
-        .sum();
-    let state = match (home.members.is_empty(), owned >= wanted) {
-        (true, _) => "empty",
-        (false, true) => "stable",
-        (false, false) => "rebalancing",
-    };
     Ok(DescribeGroupResponse {
         group: request.group,
         epoch: home.epoch.0,
-        state: state.to_owned(),
+        state: state_name(home.standing).to_owned(),
         members,
         offsets,
     })
+}
+
+/// How a group stands, as the wire says it.
+pub(super) fn state_name(standing: Standing) -> &'static str {
+    match standing {
+        Standing::Empty => "empty",
+        Standing::Stable => "stable",
+        Standing::Rebalancing => "rebalancing",
+    }
 }
 
 type Committed = Vec<(Partition, Offset, String)>;

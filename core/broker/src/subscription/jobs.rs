@@ -4,8 +4,8 @@
 use std::rc::Rc;
 use std::time::Duration;
 
-use millstream_batch::ids::{GroupEpoch, MemberId, Offset, Partition};
-use millstream_machine::request::{Commit, Reply, Request};
+use millstream_batch::ids::{GroupEpoch, MemberId, Offset, Partition, TopicId};
+use millstream_machine::request::{Assignment, Commit, Reply, Request};
 use millstream_machine::topic::TopicMeta;
 use millstream_protocol::messages::{
     self, Assigned, AssignedPartition, Committed, PartitionError, Sought,
@@ -18,6 +18,7 @@ use tokio::time::Instant;
 use super::Subscription;
 use super::feed::State;
 use super::filters::Judged;
+use super::group::Joining;
 use crate::refusals;
 use crate::requests::At;
 use crate::shards::{ask, unexpected};
@@ -68,6 +69,19 @@ pub(super) enum Event {
     GiveBack { handle: u32 },
     /// Ask for the assignment again.
     Watch,
+    /// Tell the home that the partition's shard shut this member out under this epoch.
+    Reassign {
+        partition: Partition,
+        epoch: GroupEpoch,
+    },
+    /// The member joined for the topics that bear its names now.
+    JoinedAnew {
+        joining: Joining,
+        anew: Vec<TopicId>,
+        joined: Result<Assignment, messages::Error>,
+    },
+    /// Look again whether topics were made anew.
+    LookForNamesakes,
 }
 
 /// How a partition is opened.
@@ -186,15 +200,15 @@ impl Subscription {
         mut failed: Vec<PartitionError>,
     ) {
         self.committing += 1;
+        // All are under way before the first is waited for, and before anything that is asked later.
+        let mut waiting = Vec::with_capacity(commits.len());
+        for (handle, shard, commit) in commits {
+            let (to, answer) = tokio::sync::oneshot::channel();
+            let reply = millstream_shard::handle::ReplyTo::Once(to);
+            shard.send(Call::Machine(Request::Commit(commit)), reply);
+            waiting.push((handle, answer));
+        }
         self.jobs.spawn_local(async move {
-            // All are under way before the first is waited for.
-            let mut waiting = Vec::with_capacity(commits.len());
-            for (handle, shard, commit) in commits {
-                let (to, answer) = tokio::sync::oneshot::channel();
-                let reply = millstream_shard::handle::ReplyTo::Once(to);
-                shard.send(Call::Machine(Request::Commit(commit)), reply);
-                waiting.push((handle, answer));
-            }
             for (handle, answer) in waiting {
                 let answer = answer
                     .await
@@ -211,7 +225,6 @@ impl Subscription {
     }
 
     pub(super) fn seek_later(&mut self, handle: u32, generation: u32, opening: Opening) {
-        self.seeking += 1;
         self.jobs.spawn_local(async move {
             Event::Sought {
                 handle,
@@ -226,39 +239,25 @@ impl Subscription {
         let mut assigned = Vec::new();
         let mut failed = Vec::new();
         for event in events {
-            self.seeking -= usize::from(matches!(event, Event::Sought { .. }));
             match event {
                 Event::Opened { handle, start } => {
                     self.opened(handle, start, &mut assigned, &mut failed);
                 }
                 Event::Committed { tag, failed } => {
                     self.committing -= 1;
+                    let fenced = fenced_in(&failed);
                     self.outbox
                         .frame(Kind::Committed, &Committed { tag, failed });
+                    for handle in fenced {
+                        self.overruled(handle);
+                    }
                     self.release_now();
                 }
                 Event::Sought {
                     handle,
                     generation,
-                    to: Ok(to),
-                } => {
-                    if self.feeds.feed(handle).is_some() {
-                        self.feeds.seek(handle, to);
-                        self.outbox.frame(
-                            Kind::Sought,
-                            &Sought {
-                                handle,
-                                offset: to.0,
-                                generation,
-                            },
-                        );
-                    }
-                }
-                Event::Sought {
-                    handle,
-                    to: Err(error),
-                    ..
-                } => self.fail(handle, error),
+                    to,
+                } => self.sought(handle, generation, to),
                 Event::Retry { handle, fetch } => self.retry_now(handle, fetch),
                 Event::Filtered {
                     handle,
@@ -274,6 +273,13 @@ impl Subscription {
                 }
                 Event::Claim => self.claim_owned(),
                 Event::GiveBack { handle } => self.give_back(handle),
+                Event::Reassign { partition, epoch } => self.reassign(partition, epoch),
+                Event::JoinedAnew {
+                    joining,
+                    anew,
+                    joined,
+                } => self.joined_anew(joining, anew, joined),
+                Event::LookForNamesakes => self.look_for_namesakes(),
                 Event::Watch => self.watch(),
             }
         }
@@ -289,6 +295,30 @@ impl Subscription {
         for (handle, error) in failed {
             self.fail(handle, error);
         }
+    }
+
+    fn sought(&mut self, handle: u32, generation: u32, to: Result<Offset, messages::Error>) {
+        let Some(asked) = self.feeds.answer_seek(handle) else {
+            return;
+        };
+        match to {
+            Ok(to) => {
+                if let Some(feed) = self.feeds.feed(handle) {
+                    feed.named = asked.named();
+                }
+                self.feeds.seek(handle, to);
+                self.outbox.frame(
+                    Kind::Sought,
+                    &Sought {
+                        handle,
+                        offset: to.0,
+                        generation,
+                    },
+                );
+            }
+            Err(error) => self.fail(handle, error),
+        }
+        self.seek_next(handle);
     }
 
     fn opened(
@@ -310,10 +340,15 @@ impl Subscription {
         }
         if self.membership.is_some() {
             match &start {
+                // In both cases the client never heard of it. Here the partition is still owned.
                 Err(error) if error.retriable => {
-                    // The client never heard of it, and the partition is still owned.
                     self.feeds.remove(handle);
                     return self.claim_later();
+                }
+                Err(error) if error.code == Code::MemberFenced.number() => {
+                    let (partition, epoch) = (feed.partition, feed.epoch);
+                    self.feeds.remove(handle);
+                    return self.reassign_later(partition, epoch);
                 }
                 Err(_) => self.give_back_later(handle),
                 Ok(_) => {}
@@ -336,12 +371,22 @@ impl Subscription {
             partition: feed.partition.index,
             epoch: feed.epoch.0,
             offset: offset.0.0,
+            since: feed.since.0,
         });
         match error {
             None => self.feeds.start(handle, offset.0, offset.1),
             Some(error) => failed.push((handle, error)),
         }
     }
+}
+
+/// The handles of commits that failed because the member does not hold the partition any more.
+fn fenced_in(failed: &[PartitionError]) -> Vec<u32> {
+    let code = |failed: &PartitionError| Some(failed.error.as_ref()?.code);
+    let fenced = failed
+        .iter()
+        .filter(|failed| code(failed) == Some(Code::MemberFenced.number()));
+    fenced.map(|failed| failed.handle).collect()
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ mod common;
 mod filters;
 mod groups;
 mod handshakes;
+mod members;
 mod operators;
 mod producer_ids;
 mod streams;

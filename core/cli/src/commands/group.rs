@@ -1,6 +1,6 @@
 //! `group …`: consumer groups and their offsets.
 
-use millstream_client::{GroupDescription, GroupOffset, StartAt};
+use millstream_client::{GroupDescription, GroupOffset, GroupSummary, StartAt};
 use serde_json::{Value, json};
 
 use crate::Global;
@@ -32,15 +32,25 @@ Examples:
         partition: Vec<u32>,
         #[arg(long, value_parser = start_at, value_name = "POSITION", allow_hyphen_values = true)]
         to: StartAt,
-        /// Also while the group has members.
+        /// Also while the group has members: they go on from there, and what they have read and not
+        /// committed by then is read again.
         #[arg(long)]
         force: bool,
-        /// Only show what would be.
+        /// Only show what would be. Needs no --force.
         #[arg(long)]
         dry_run: bool,
     },
-    /// Delete a group without members, with its offsets
-    Delete { group: String },
+    /// Delete a group, with its offsets
+    #[command(after_help = "\
+Examples:
+  millstream group delete billing
+  millstream group delete billing --force    # its members end with an error")]
+    Delete {
+        group: String,
+        /// Also while the group has members: they end.
+        #[arg(long)]
+        force: bool,
+    },
 }
 
 pub(crate) fn run(command: Command, global: &Global) -> Outcome {
@@ -50,18 +60,22 @@ pub(crate) fn run(command: Command, global: &Global) -> Outcome {
         let output = global.output;
         match command {
             Command::List => {
-                let mut groups = admin.list_groups().await?;
-                groups.sort();
-                let mut table = Table::new(["GROUP"]);
+                let groups = admin.list_groups().await?;
+                let mut table = Table::new(["GROUP", "STATE", "MEMBERS", "LAG"]);
                 for group in &groups {
-                    table.row([group.clone()]);
+                    table.row([
+                        group.group.clone(),
+                        group.state.clone(),
+                        group.members.to_string(),
+                        grouped(group.lag),
+                    ]);
                 }
                 let text = if table.is_empty() {
                     "no groups".into()
                 } else {
                     table.to_string()
                 };
-                output.show(text, &json!(groups))?;
+                output.show(text, &groups.iter().map(summary_json).collect::<Value>())?;
             }
             Command::Describe { group } => {
                 let described = admin.describe_group(&group).await?;
@@ -87,8 +101,8 @@ pub(crate) fn run(command: Command, global: &Global) -> Outcome {
                 let json = json!({ "group": group, "dry_run": dry_run, "offsets": offsets.iter().map(offset_json).collect::<Value>() });
                 output.show(text, &json)?;
             }
-            Command::Delete { group } => {
-                admin.delete_group(&group).await?;
+            Command::Delete { group, force } => {
+                admin.delete_group(&group, force).await?;
                 output.show(format!("deleted {group}"), &json!({ "deleted": group }))?;
             }
         }
@@ -107,7 +121,7 @@ fn describe(group: &GroupDescription) -> String {
         grouped(lag)
     );
     if !group.members.is_empty() {
-        let mut table = Table::new(["MEMBER", "CLIENT", "PARTITIONS"]);
+        let mut table = Table::new(["MEMBER", "CLIENT", "ADDRESS", "PARTITIONS"]);
         for member in &group.members {
             let owned: Vec<_> = member
                 .partitions
@@ -119,7 +133,12 @@ fn describe(group: &GroupDescription) -> String {
             } else {
                 owned.join(" ")
             };
-            table.row([member.member.to_string(), member.client.clone(), owned]);
+            table.row([
+                member.member.to_string(),
+                member.client.clone(),
+                member.address.clone().unwrap_or_else(|| "-".into()),
+                owned,
+            ]);
         }
         text.push_str(&format!("\n{table}"));
     }
@@ -163,6 +182,15 @@ fn offset_json(offset: &GroupOffset) -> Value {
     })
 }
 
+fn summary_json(group: &GroupSummary) -> Value {
+    json!({
+        "group": group.group,
+        "state": group.state,
+        "members": group.members,
+        "lag": group.lag,
+    })
+}
+
 fn group_json(group: &GroupDescription) -> Value {
     json!({
         "group": group.group,
@@ -172,6 +200,7 @@ fn group_json(group: &GroupDescription) -> Value {
         "members": group.members.iter().map(|member| json!({
             "member": member.member,
             "client": member.client,
+            "address": member.address,
             "partitions": member.partitions.iter()
                 .map(|(topic, partition)| json!({ "topic": topic, "partition": partition })).collect::<Value>(),
         })).collect::<Value>(),

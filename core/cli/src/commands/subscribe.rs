@@ -3,7 +3,7 @@
 //! With a group, offsets are committed after the records were written: a crash repeats some, and skips
 //! none.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::io::{self, Write};
 use std::pin::pin;
@@ -17,6 +17,7 @@ use crate::connect::{block_on, client};
 use crate::exit::{Failure, Outcome};
 use crate::format::{FORMAT_HELP, Format, write_json};
 use crate::interrupt::Interrupt;
+use crate::ledger::Ledger;
 use crate::output::note;
 use crate::values::{pair, start_at};
 
@@ -121,7 +122,7 @@ async fn subscribe(
         format,
         left: arguments.count.unwrap_or(u64::MAX),
         out: Vec::with_capacity(2 * BLOCK_BYTES),
-        done: BTreeMap::new(),
+        ledger: Ledger::default(),
         committed: Instant::now(),
         failed: false,
         reading: BTreeSet::new(),
@@ -135,7 +136,8 @@ async fn subscribe(
     if outcome.is_ok() {
         printer.commit().await?;
     }
-    let failed = printer.failed;
+    // What was printed and not committed is printed again by the group's next member.
+    let failed = printer.failed || !printer.ledger.is_settled();
     printer.consumer.close().await;
     match outcome {
         Ok(()) if failed => Err(Failure::Told),
@@ -150,8 +152,7 @@ struct Printer {
     format: Format,
     left: u64,
     out: Vec<u8>,
-    /// Next offset to read of what was printed and not yet committed.
-    done: BTreeMap<TopicPartition, u64>,
+    ledger: Ledger,
     committed: Instant,
     failed: bool,
     /// Partitions that were given and have not failed.
@@ -166,7 +167,7 @@ impl Printer {
                 None => {
                     // Nothing is here: let people see what there is before waiting.
                     self.write()?;
-                    if self.grouped && !self.done.is_empty() {
+                    if self.grouped && self.ledger.has_printed() {
                         tokio::select! {
                             event = self.consumer.next_event() => event,
                             () = tokio::time::sleep_until((self.committed + COMMIT_EVERY).into()) => {
@@ -201,7 +202,7 @@ impl Printer {
                         }
                     }
                     if self.grouped {
-                        self.done.insert(
+                        self.ledger.print(
                             TopicPartition::new(batch.topic().clone(), batch.partition()),
                             next,
                         );
@@ -214,12 +215,14 @@ impl Printer {
                 Some(Ok(ConsumerEvent::Revoking(partitions))) => {
                     self.write()?;
                     self.commit().await?;
-                    self.done
-                        .retain(|partition, _| !partitions.contains(partition));
+                    self.ledger.take_away(&partitions);
                 }
                 Some(Ok(ConsumerEvent::Lost(partitions))) => {
-                    self.done
-                        .retain(|partition, _| !partitions.contains(partition));
+                    for partition in self.ledger.take_away(&partitions) {
+                        note(&format!(
+                            "{partition} was taken away: what was printed of it since the last commit comes again"
+                        ));
+                    }
                 }
                 Some(Ok(ConsumerEvent::Failed { partition, error })) => {
                     self.write()?;
@@ -231,8 +234,10 @@ impl Printer {
                     }
                 }
                 Some(Ok(ConsumerEvent::Assigned(partitions))) => {
-                    self.reading
-                        .extend(partitions.into_iter().map(|(partition, _)| partition));
+                    for (partition, _) in partitions {
+                        self.ledger.give(&partition);
+                        self.reading.insert(partition);
+                    }
                 }
                 Some(Ok(ConsumerEvent::CaughtUp { .. })) => {}
                 Some(Err(error)) if error.kind() == millstream_client::ErrorKind::Gap => {
@@ -273,30 +278,26 @@ impl Printer {
 
     async fn commit(&mut self) -> Outcome {
         self.committed = Instant::now();
-        if self.done.is_empty() {
+        let due = self.ledger.due(&self.consumer.assignment());
+        if due.is_empty() {
             return Ok(());
         }
-        let done = std::mem::take(&mut self.done);
-        let ours = self.consumer.assignment();
-        let offsets: Vec<_> = done
-            .iter()
-            .filter(|(partition, _)| ours.contains(partition))
-            .map(|(partition, next)| (partition.clone(), *next, ""))
-            .collect();
-        match self.consumer.commit_offsets(&offsets).await {
+        match self.consumer.commit_offsets(&due).await {
             Ok(failures) => {
-                for failure in failures {
+                for failure in &failures {
                     note(&format!(
                         "{} was not committed: {}",
                         failure.partition, failure.error
                     ));
                 }
+                let failed = failures.iter().map(|failure| &failure.partition);
+                self.ledger.committed(&due, failed);
                 Ok(())
             }
             // Records repeat after a lost commit; that is the promise of a group.
             Err(error) if error.retriable() => {
                 note(&format!("not committed: {error}"));
-                self.done = done;
+                self.ledger.not_committed(due);
                 Ok(())
             }
             Err(error) => Err(error.into()),

@@ -133,6 +133,7 @@ fn connection() -> Vec<Sample> {
         version_max: 2,
         client: text("vectors/1"),
         token: text("secret"),
+        client_id: text("app-7"),
     };
     let answer = HelloResponse {
         version: 1,
@@ -408,6 +409,7 @@ fn consuming() -> Vec<Sample> {
         }],
         stop_at_end: true,
         open_ms: 60_000,
+        member_token: text("proof").into(),
     };
     let assigned = AssignedPartition {
         handle: 6,
@@ -416,6 +418,7 @@ fn consuming() -> Vec<Sample> {
         partition: 3,
         epoch: 8,
         offset: 41,
+        since: 7,
     };
     let batch = Batch {
         handle: 6,
@@ -447,6 +450,7 @@ fn consuming() -> Vec<Sample> {
             &Subscribed {
                 member: 5,
                 session_timeout_ms: 10_000,
+                member_token: text("proof").into(),
             },
         ),
         sample(
@@ -557,6 +561,7 @@ fn groups() -> Vec<Sample> {
             topic: text("logs"),
             partition: 3,
         }],
+        address: text("192.0.2.7:4433"),
     };
     let described = DescribeGroupResponse {
         group: group(),
@@ -585,7 +590,12 @@ fn groups() -> Vec<Sample> {
             Kind::ListGroups,
             "ListGroupsResponse",
             &ListGroupsResponse {
-                groups: vec![group()],
+                groups: vec![GroupSummary {
+                    group: group(),
+                    state: text("stable"),
+                    members: 1,
+                    lag: 50,
+                }],
             },
         ),
         sample(
@@ -613,7 +623,10 @@ fn groups() -> Vec<Sample> {
             "request",
             Kind::DeleteGroup,
             "DeleteGroupRequest",
-            &DeleteGroupRequest { group: group() },
+            &DeleteGroupRequest {
+                group: group(),
+                force: true,
+            },
         ),
         sample(
             "response",

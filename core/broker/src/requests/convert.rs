@@ -6,6 +6,7 @@ use millstream_machine::topic::{FilterBinding, OnError, Stage, TopicConfig, Topi
 use millstream_protocol::messages::{self, FilterInfo, Setting, TopicInfo};
 use millstream_shard::call::Error;
 
+use crate::config::Config;
 use crate::refusals;
 
 pub(super) fn topic(meta: &TopicMeta) -> TopicInfo {
@@ -58,6 +59,22 @@ pub(super) fn filter(meta: &TopicMeta, binding: &FilterBinding) -> FilterInfo {
         .to_owned(),
         state: String::new(),
     }
+}
+
+/// Every setting of a topic, with what holds where a topic does not say.
+pub(super) fn default_settings(config: &Config) -> Vec<Setting> {
+    let defaults = TopicConfig {
+        retention_ms: Some(config.topics.retention_ms),
+        retention_bytes: Some(config.topics.retention_bytes),
+        batch_bytes_max: Some(config.log.batch_bytes() as u32),
+    };
+    settings::show(&defaults)
+        .into_iter()
+        .map(|(key, value)| Setting {
+            key: key.to_owned(),
+            value,
+        })
+        .collect()
 }
 
 /// Settings of a new topic.

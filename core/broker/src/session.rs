@@ -18,7 +18,7 @@ use crate::authority::Principal;
 use crate::broker::{Phase, Shared};
 use crate::endpoint::Admitted;
 use crate::memory::{IngressShare, SendShare};
-use crate::metrics::Alive;
+use crate::metrics::{Alive, HandshakeFailure};
 use crate::stream::{FrameReader, ReadEnd, Received, refuse, write_frame};
 use crate::thread::Thread;
 use crate::windows::Window;
@@ -68,14 +68,14 @@ pub(crate) async fn serve(
         Ok(connecting) => match tokio::time::timeout(hello, connecting).await {
             Ok(Ok(connection)) => connection,
             Ok(Err(error)) => {
-                metrics.handshakes_failed.add(1);
+                metrics.handshakes_failed.add(HandshakeFailure::of(&error));
                 tracing::debug!(%error, "a handshake failed");
                 return;
             }
-            Err(_) => return metrics.handshakes_failed.add(1),
+            Err(_) => return metrics.handshakes_failed.add(HandshakeFailure::Timeout),
         },
         Err(error) => {
-            metrics.handshakes_failed.add(1);
+            metrics.handshakes_failed.add(HandshakeFailure::of(&error));
             tracing::debug!(%error, "a connection was not taken");
             return;
         }
@@ -305,6 +305,7 @@ async fn hello(
             }
         }
         Err(error) => {
+            session.shared.metrics.hellos_refused.add(error.code);
             refuse(&mut send, &mut reader, &error).await;
             // Give the answer a moment to arrive: closing drops what is not yet sent.
             drop(tokio::time::timeout(Duration::from_millis(200), send.stopped()).await);
@@ -329,7 +330,7 @@ async fn request(
             }
         }
         Err(error) => {
-            session.shared.metrics.requests_refused.add(1);
+            session.shared.metrics.requests_refused.add(error.code);
             refuse(&mut send, &mut reader, &error).await;
         }
     }

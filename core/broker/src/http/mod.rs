@@ -145,7 +145,7 @@ async fn answer(shared: &Shared, request: &Request<Incoming>) -> Response<Full<B
         "/livez" => text(StatusCode::OK, "alive\n".to_owned()),
         "/readyz" => ready(shared).await,
         "/metrics" => {
-            let report = Report::gather(shared).await;
+            let report = Report::with_topics(shared).await;
             let mut response = text(
                 StatusCode::OK,
                 prometheus::page(&metrics::families(shared, &report)),

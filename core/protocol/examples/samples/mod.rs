@@ -181,10 +181,12 @@ fn topics() -> Vec<Sample> {
         leader_epoch: 2,
         bytes: 12_345,
         error: text("why"),
+        records_per_second: 12.5,
     };
     let described = DescribeTopicResponse {
         topic: Some(topic()),
         partitions: vec![partition],
+        defaults: vec![setting()],
     };
     let at = |at| OffsetAtRequest {
         topic: text("logs"),
@@ -350,6 +352,7 @@ fn producing() -> Vec<Sample> {
         duplicate: true,
         kept: Some(2),
         kept_map: Bytes::from_static(&[0b101]),
+        partitions: Some(6),
     };
     vec![
         sample(

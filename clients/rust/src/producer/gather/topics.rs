@@ -32,6 +32,8 @@ pub(super) struct Topics {
     lanes: Vec<Lane>,
     /// Where the turns of records without a key begin.
     first_partition: u32,
+    /// Topics that are growing.
+    growing: usize,
 }
 
 #[derive(Debug)]
@@ -41,6 +43,17 @@ struct Topic {
     filtered: bool,
     lanes: Vec<LaneId>,
     sticky: Sticky,
+    growing: Option<Growing>,
+}
+
+/// Partitions were added, and what was taken before is not settled yet.
+#[derive(Debug)]
+struct Growing {
+    /// The last batch from before.
+    up_to: u64,
+    unsettled: usize,
+    /// More were added meanwhile: for afterwards.
+    next: Option<u32>,
 }
 
 /// A partition of a topic.
@@ -57,6 +70,7 @@ impl Topics {
             by_name: HashMap::new(),
             lanes: Vec::new(),
             first_partition,
+            growing: 0,
         }
     }
 
@@ -77,19 +91,12 @@ impl Topics {
         self.topics[topic].lanes.len() as u32
     }
 
-    /// Learn of a topic, or that it has more partitions or another id than was known.
-    pub(super) fn learn(
-        &mut self,
-        name: &str,
-        id: &Bytes,
-        partitions: u32,
-        filtered: bool,
-    ) -> TopicIndex {
+    /// Learn of a topic, or that it has another id than was known. Its partitions are for `grow`.
+    pub(super) fn learn(&mut self, name: &str, id: &Bytes, filtered: bool) -> TopicIndex {
         if let Some(index) = self.find(name)
             && self.topics[index].id == *id
         {
             self.topics[index].filtered = filtered;
-            self.add_lanes(index, partitions);
             return index;
         }
         // A topic created anew under an old name has its own lanes: sequences do not carry over.
@@ -102,10 +109,74 @@ impl Topics {
             filtered,
             lanes: Vec::new(),
             sticky: start,
+            growing: None,
         });
         self.by_name.insert(name, index);
-        self.add_lanes(index, partitions);
         index
+    }
+
+    /// Whether the topic may grow now: else it does when what it waits for is settled.
+    pub(super) fn may_grow(&mut self, topic: TopicIndex, partitions: u32) -> bool {
+        match &mut self.topics[topic].growing {
+            Some(growing) => {
+                growing.next = growing.next.max(Some(partitions));
+                false
+            }
+            None => true,
+        }
+    }
+
+    /// The topic has so many partitions. Of the batches up to `up_to`, so many of its own are unsettled.
+    pub(super) fn grow(
+        &mut self,
+        topic: TopicIndex,
+        partitions: u32,
+        up_to: u64,
+        unsettled: usize,
+    ) {
+        for partition in self.partitions(topic)..partitions {
+            self.topics[topic].lanes.push(self.lanes.len());
+            self.lanes.push(Lane { topic, partition });
+        }
+        if unsettled > 0 {
+            self.growing += 1;
+            self.topics[topic].growing = Some(Growing {
+                up_to,
+                unsettled,
+                next: None,
+            });
+        }
+    }
+
+    pub(super) fn any_growing(&self) -> bool {
+        self.growing > 0
+    }
+
+    /// Whether a batch was taken after its topic grew, and those from before are not all settled.
+    pub(super) fn waits(&self, topic: TopicIndex, batch: u64) -> bool {
+        let growing = self.topics[topic].growing.as_ref();
+        growing.is_some_and(|growing| batch > growing.up_to)
+    }
+
+    /// A batch of the topic is settled. Gives the number of partitions to grow to next, if that waited.
+    pub(super) fn settled(&mut self, topic: TopicIndex, batch: u64) -> Option<u32> {
+        let growing = self.topics[topic].growing.as_mut()?;
+        if batch > growing.up_to {
+            return None;
+        }
+        growing.unsettled -= 1;
+        if growing.unsettled > 0 {
+            return None;
+        }
+        let next = growing.next;
+        self.topics[topic].growing = None;
+        self.growing -= 1;
+        next
+    }
+
+    /// The lanes of a topic's partitions.
+    pub(super) fn lanes_of(&self, topic: TopicIndex) -> Vec<LaneId> {
+        self.topics[topic].lanes.clone()
     }
 
     /// Forget a name, so that the next look-up asks the broker. Handles to the topic stay usable.
@@ -161,12 +232,5 @@ impl Topics {
     /// A batch of the lane is on its way: records without a key go on to the next partition.
     pub(super) fn advance(&mut self, lane: LaneId) {
         self.topics[self.lanes[lane].topic].sticky.advance();
-    }
-
-    fn add_lanes(&mut self, topic: TopicIndex, partitions: u32) {
-        for partition in self.topics[topic].lanes.len() as u32..partitions {
-            self.topics[topic].lanes.push(self.lanes.len());
-            self.lanes.push(Lane { topic, partition });
-        }
     }
 }

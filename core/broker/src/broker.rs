@@ -33,7 +33,7 @@ use crate::shards::Shards;
 use crate::thread::{self, ShardStart, Start};
 use crate::traces::Traces;
 use crate::windows::Windows;
-use crate::{Error, http, steering, sys, tls};
+use crate::{Error, http, service, steering, sys, tls};
 
 /// How often a stopping broker looks whether its streams are through.
 const DRAIN_LOOK: Duration = Duration::from_millis(10);
@@ -343,11 +343,13 @@ pub fn run(config: Config, started: impl FnOnce(&Broker)) -> Result<(), Error> {
         })
         .map_err(|error| Error::Internal(format!("no thread: {error}")))?;
     let broker = Broker::start(config)?;
+    service::notify(service::READY);
     started(&broker);
     broker
         .control
         .block_on(is_first)
         .map_err(|_| Error::Internal("signals cannot be heard".to_owned()))?;
+    service::notify(service::STOPPING);
     broker.stop()
 }
 

@@ -18,6 +18,7 @@ mod producer;
 mod refusals;
 mod requests;
 mod secrets;
+mod service;
 mod session;
 mod shards;
 mod steering;

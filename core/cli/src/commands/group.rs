@@ -15,7 +15,10 @@ pub(crate) enum Command {
     /// List groups
     List,
     /// Show a group's members, offsets and lag
-    Describe { group: String },
+    Describe {
+        /// Name of the group.
+        group: String,
+    },
     /// Set a group's offsets
     #[command(after_help = "\
 Positions: start, end, an offset, @milliseconds, -10m, or a time like 2026-01-31T12:00:00Z
@@ -24,12 +27,15 @@ Examples:
   millstream group reset billing --topic orders --to start --dry-run
   millstream group reset billing --topic orders --partition 3 --to 41")]
     Reset {
+        /// Name of the group.
         group: String,
+        /// Topic whose offsets are set.
         #[arg(long)]
         topic: String,
         /// Only this partition; may be given several times.
         #[arg(long, value_name = "N")]
         partition: Vec<u32>,
+        /// Where the group goes on.
         #[arg(long, value_parser = start_at, value_name = "POSITION", allow_hyphen_values = true)]
         to: StartAt,
         /// Also while the group has members.
@@ -40,7 +46,10 @@ Examples:
         dry_run: bool,
     },
     /// Delete a group without members, with its offsets
-    Delete { group: String },
+    Delete {
+        /// Name of the group.
+        group: String,
+    },
 }
 
 pub(crate) fn run(command: Command, global: &Global) -> Outcome {

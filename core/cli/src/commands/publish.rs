@@ -44,6 +44,7 @@ Examples:
   millstream pub orders --key-separator : < lines-with-keys.txt
   millstream sub orders --from start --exit-at-end -o json | millstream pub copy --json")]
 pub(crate) struct Arguments {
+    /// Topic to send to; it must be there.
     topic: String,
     /// What precedes this in a line is the record's key.
     #[arg(short = 'k', long, value_name = "TEXT", conflicts_with = "json")]

@@ -37,6 +37,7 @@ Examples:
 
 --help explains the format.")]
 pub(crate) struct Arguments {
+    /// Topic to read.
     topic: String,
     /// How a record is printed. Default: its value and a line end.
     #[arg(short, long, value_name = "FORMAT", value_parser = Format::parse)]

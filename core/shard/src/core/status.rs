@@ -1,5 +1,7 @@
 //! Counters, and the answer to `Status`.
 
+use millstream_log::io::IoErrorKind;
+
 use super::latency::Latency;
 use super::{ShardCore, Writes};
 use crate::call::Status;
@@ -32,7 +34,10 @@ impl ShardCore {
         let stats = self.log.stats();
         let (state, why) = match &self.writes {
             Writes::Open => ("serving", None),
-            Writes::Full(why) => ("disk-full", Some(why.clone())),
+            Writes::Full(error) => match error.kind {
+                IoErrorKind::Limit => ("limited", Some(error.to_string())),
+                _ => ("disk-full", Some(error.to_string())),
+            },
             Writes::ReadOnly(why) => ("read-only", Some(why.clone())),
             Writes::Stopped(why) => ("stopped", Some(why.clone())),
         };
@@ -48,6 +53,7 @@ impl ShardCore {
             disk: String::new(), // the driver knows its storage
             state: state.to_owned(),
             why,
+            clock: self.clock_words(),
             log_bytes: stats.disk_bytes,
             log_files: stats.wal_files as usize,
             hot_tail_bytes: stats.hot_bytes as usize,

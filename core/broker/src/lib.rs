@@ -12,6 +12,7 @@ mod directory;
 mod endpoint;
 mod error;
 mod http;
+mod limits;
 mod memory;
 mod metrics;
 mod places;
@@ -38,4 +39,4 @@ pub use config::{
 };
 pub use directory::{Directory, Meta, read_meta};
 pub use error::Error;
-pub use sys::huge_pages_only_where_advised;
+pub use sys::{Resource, huge_pages_only_where_advised, limit};

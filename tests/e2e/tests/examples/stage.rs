@@ -345,7 +345,8 @@ impl Running {
         for reader in self.readers.drain(..) {
             let _ = reader.join();
         }
-        let interrupted = status.signal().is_some() || status.code() == Some(130);
+        // By Ctrl-C, or by SIGPIPE where the end of a pipe went before its source.
+        let interrupted = status.signal().is_some() || matches!(status.code(), Some(130 | 141));
         ensure!(
             status.success() || !itself && interrupted,
             "{status}:\n{}",

@@ -81,6 +81,14 @@ pub struct FilterSpec {
     pub on_error: String,
     /// `running`, or `paused` with why. Empty in a deployment.
     pub state: String,
+    /// The right to deploy is missing: `parameters` have their keys alone.
+    pub values_hidden: bool,
+    /// Records, batches and starts that failed since `errors_since_ms` (Unix time in milliseconds).
+    pub errors: u64,
+    pub errors_since_ms: i64,
+    /// What failed last, and when; empty if nothing has, or the right to see it is missing.
+    pub last_error: String,
+    pub last_error_at_ms: i64,
 }
 
 /// A consumer group.
@@ -409,7 +417,7 @@ impl Admin {
             memory_bytes_max: filter.memory_bytes_max,
             batch_ms_max: filter.batch_ms_max,
             on_error: filter.on_error.clone(),
-            state: String::new(),
+            ..wire::FilterInfo::default()
         };
         let request = wire::DeployFilterRequest { filter: Some(info) };
         let deadline = Instant::now() + self.timeout;
@@ -546,11 +554,20 @@ fn filter_spec(info: wire::FilterInfo) -> FilterSpec {
         topic: info.topic,
         stage: info.stage,
         digest: info.digest.to_vec(),
-        parameters: settings(info.parameters),
+        parameters: info
+            .parameters
+            .into_iter()
+            .map(|setting| (setting.key, setting.value.unwrap_or_default()))
+            .collect(),
         memory_bytes_max: info.memory_bytes_max,
         batch_ms_max: info.batch_ms_max,
         on_error: info.on_error,
         state: info.state,
+        values_hidden: info.values_hidden,
+        errors: info.errors,
+        errors_since_ms: info.errors_since_ms,
+        last_error: info.last_error,
+        last_error_at_ms: info.last_error_at_ms,
     }
 }
 

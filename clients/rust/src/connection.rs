@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use millstream_batch::limits::{FRAME_HEADER_BYTES_MAX, FRAME_PAYLOAD_BYTES_MAX};
 use millstream_protocol::messages::{HelloRequest, HelloResponse};
 use millstream_protocol::{
     Decoder, Frame, Kind, Message, VERSION_MAX, VERSION_MIN, frame, messages,
@@ -326,9 +327,25 @@ async fn exchange<Q: Message>(
     request: &Q,
     payload: Bytes,
 ) -> Result<Frame> {
+    let bytes = request.encoded_len();
+    let bytes_max = match payload.is_empty() {
+        true => FRAME_PAYLOAD_BYTES_MAX,
+        false => FRAME_HEADER_BYTES_MAX,
+    };
+    if bytes > bytes_max || payload.len() > FRAME_PAYLOAD_BYTES_MAX {
+        return Err(Error::usage(format!(
+            "{} of {bytes} bytes with {} more is over the limit of {bytes_max} and {FRAME_PAYLOAD_BYTES_MAX}",
+            kind.name(),
+            payload.len()
+        )));
+    }
     let (mut send, recv) = connection.open_bi().await?;
     let mut head = BytesMut::new();
-    frame::encode_head(&mut head, kind, request, payload.len());
+    if payload.is_empty() {
+        frame::encode_into(&mut head, kind, request);
+    } else {
+        frame::encode_head(&mut head, kind, request, payload.len());
+    }
     let mut parts = [head.freeze(), payload];
     let parts = if parts[1].is_empty() {
         &mut parts[..1]

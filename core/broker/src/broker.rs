@@ -13,6 +13,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use millstream_batch::ids::ShardId;
+use millstream_machine::topic::TopicMeta;
 use millstream_shard::call::{Answer, Call};
 use millstream_shard::core::CoreConfig;
 use millstream_shard::driver::{Deployments, Peers, Plugins, ShardConfig, Workers};
@@ -451,7 +452,25 @@ async fn settle(shared: &Shared) -> Result<(), Error> {
     }
     shared.components.sweep_compiled(digests).await;
     drop(deploying);
-    Ok(())
+    let deployments = Arc::clone(&shared.plugins.deployments);
+    let started = tokio::task::spawn_blocking(move || start_filters(&deployments, &topics)).await;
+    started.map_err(|error| Error::Internal(format!("starting filters ended badly: {error}")))
+}
+
+/// A component may not start under a newer broker, or on a smaller machine: that is known before its first batch.
+fn start_filters(deployments: &Deployments, topics: &[TopicMeta]) {
+    for topic in topics {
+        for binding in &topic.filters {
+            if let Err(error) = deployments.try_start(topic.id, binding) {
+                tracing::error!(
+                    topic = topic.name,
+                    filter = binding.name,
+                    %error,
+                    "a deployed filter does not start: its on_error says what becomes of batches"
+                );
+            }
+        }
+    }
 }
 
 async fn stop_shards(shared: &Shared) -> Result<(), Error> {

@@ -19,6 +19,7 @@ use millstream_shard::driver::{ComponentSource, Lookup, deployment};
 use rustc_hash::{FxHashMap, FxHashSet};
 use sha2::{Digest as _, Sha256};
 
+use crate::bundled;
 use crate::directory::write_file;
 
 /// Instances that the pool has room for at least, and at most: each reserves address space.
@@ -159,11 +160,12 @@ impl Components {
         .await
     }
 
-    /// Start a deployment once, as its topic would, and throw the instance away: what does not start
-    /// is refused before it is a fact.
+    /// Start a deployment once, as its topic would or a subscription with parameters of its own, and throw
+    /// the instance away: what does not start is refused before it is a fact, or filters anything.
     pub(crate) async fn try_start(
         self: &Arc<Self>,
         binding: FilterBinding,
+        own: Parameters,
     ) -> Result<(), messages::Error> {
         let me = Arc::clone(self);
         blocking(move || {
@@ -172,10 +174,13 @@ impl Components {
                     Code::UnknownFilter.error("the component is not loaded: deploy it again")
                 );
             };
-            match deployment(&binding, component, Placement::Shard).filter(&Parameters::new()) {
+            let said = |code: Code, error: StartError| {
+                Err(code.error(format!("filter `{}`: {error}", binding.name)))
+            };
+            match deployment(&binding, component, Placement::Shard).filter(&own) {
                 Ok(_) => Ok(()),
-                Err(error @ StartError::NoRoom(_)) => Err(Code::Busy.error(error.to_string())),
-                Err(error) => Err(Code::BadConfig.error(error.to_string())),
+                Err(error @ StartError::NoRoom(_)) => said(Code::Busy, error),
+                Err(error) => said(Code::BadConfig, error),
             }
         })
         .await
@@ -210,7 +215,11 @@ impl Components {
             return ready;
         }
         let file = self.file(digest);
-        let lookup = match std::fs::read(&file) {
+        let read = match bundled::by_digest(digest) {
+            Some(wasm) => Ok(wasm.to_vec()),
+            None => std::fs::read(&file),
+        };
+        let lookup = match read {
             Err(error) => {
                 Lookup::Lost(format!("component {} cannot be read: {error}", hex(digest)))
             }

@@ -5,6 +5,7 @@
 
 mod authority;
 mod broker;
+mod bundled;
 mod catalog;
 mod components;
 mod config;
@@ -37,6 +38,7 @@ mod walk;
 mod windows;
 
 pub use broker::{Broker, run};
+pub use bundled::{BUNDLED, Bundled, bundled};
 pub use config::{
     CheckRecords, Config, ConfigError, DEFAULT_HTTP_PORT, DEFAULT_PORT, Flush, Limits, LogSettings,
     Memory, Plugins, PrincipalSettings, Quic, Storage, Telemetry, Tls, TopicDefaults,

@@ -21,7 +21,7 @@ use millstream_protocol::frame::encode_into;
 use millstream_protocol::kinds::name_of;
 use millstream_protocol::messages::{self, Ack, Produced, ProducerOpen, ProducerOpened};
 use millstream_protocol::{Code, Frame, Kind};
-use millstream_shard::call::{Answer, Call, Kept};
+use millstream_shard::call::{Answer, Call, Kept, RefusedRecord};
 use millstream_shard::handle::{ReplyTo, Stamps};
 use quinn::SendStream;
 use tokio::sync::{Notify, mpsc};
@@ -150,8 +150,14 @@ struct Traced {
     stamps: Arc<Stamps>,
 }
 
-/// With what filters left of the batch, when that is less than was sent.
-type Outcome = Result<(machine::Produced, Option<Kept>), messages::Error>;
+/// With what filters left of the batch, when that is less than was sent, or is not known.
+type Outcome = Result<(machine::Produced, Left), messages::Error>;
+
+enum Left {
+    All,
+    Some(Kept),
+    Unknown,
+}
 
 impl Stream {
     /// Read until the end, whatever it is.
@@ -452,19 +458,18 @@ impl Stream {
             flight.first_tag += 1;
             match outcome {
                 Err(_) if self.silent => metrics.batches_lost.add(1),
+                Ok((
+                    _,
+                    Left::Some(Kept {
+                        refused: Some(_), ..
+                    }),
+                )) if self.silent => {
+                    metrics.batches_lost.add(1);
+                }
                 Ok(_) if self.silent => {}
-                Ok((produced, kept)) => encode_into(
-                    out,
-                    Kind::Produced,
-                    &Produced {
-                        tag,
-                        base_offset: produced.base_offset.map(|offset| offset.0),
-                        append_time_ms: produced.append_time.0,
-                        duplicate: produced.duplicate,
-                        kept: kept.as_ref().map(|kept| kept.records),
-                        kept_map: kept.and_then(|kept| kept.map).unwrap_or_default(),
-                    },
-                ),
+                Ok((produced, left)) => {
+                    encode_into(out, Kind::Produced, &answer(tag, &produced, left));
+                }
                 Err(error) => {
                     metrics.batches_refused.add(1);
                     encode_into(out, Kind::Error, &messages::Error { tag, ..error });
@@ -476,8 +481,36 @@ impl Stream {
 
 fn outcome(answer: Answer) -> Outcome {
     match answer {
-        Answer::Reply(Reply::Produced(produced)) => Ok((produced, None)),
-        Answer::Filtered { produced, kept } => Ok((produced, Some(kept))),
+        Answer::Reply(Reply::Produced(produced)) => Ok((produced, Left::All)),
+        Answer::Filtered { produced, kept } => {
+            Ok((produced, kept.map_or(Left::Unknown, Left::Some)))
+        }
         other => Err(refusals::unexpected(&other)),
     }
+}
+
+fn answer(tag: u64, produced: &machine::Produced, left: Left) -> Produced {
+    let mut answer = Produced {
+        tag,
+        base_offset: produced.base_offset.map(|offset| offset.0),
+        append_time_ms: produced.append_time.0,
+        duplicate: produced.duplicate,
+        refused_unknown: matches!(left, Left::Unknown),
+        ..Produced::default()
+    };
+    if let Left::Some(kept) = left {
+        answer.kept = Some(kept.records);
+        answer.kept_map = kept.map.unwrap_or_default();
+        if let Some(refused) = kept.refused {
+            answer.refused = refused.records;
+            answer.refused_map = refused.map.unwrap_or_default();
+            let told = |reason: RefusedRecord| messages::RefusedRecord {
+                record: reason.record,
+                filter: reason.filter,
+                message: reason.message,
+            };
+            answer.refusals = refused.reasons.into_iter().map(told).collect();
+        }
+    }
+    answer
 }

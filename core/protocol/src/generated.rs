@@ -285,7 +285,7 @@ pub struct Produce {
     #[prost(uint64, tag = "4")]
     pub sequence: u64,
 }
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Produced {
     #[prost(uint64, tag = "1")]
     pub tag: u64,
@@ -301,6 +301,27 @@ pub struct Produced {
     /// then: bit i % 8 of byte i / 8 is set when record i was kept; empty past 65,536 records
     #[prost(bytes = "bytes", tag = "6")]
     pub kept_map: ::prost::bytes::Bytes,
+    /// of those not kept: records that a filter cannot judge, and refuses; look at it
+    #[prost(uint32, tag = "7")]
+    pub refused: u32,
+    /// which, as kept_map
+    #[prost(bytes = "bytes", tag = "8")]
+    pub refused_map: ::prost::bytes::Bytes,
+    /// why, for the first of them
+    #[prost(message, repeated, tag = "9")]
+    pub refusals: ::prost::alloc::vec::Vec<RefusedRecord>,
+    /// of a duplicate: what was refused of the first try is not known any more
+    #[prost(bool, tag = "10")]
+    pub refused_unknown: bool,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RefusedRecord {
+    #[prost(uint32, tag = "1")]
+    pub record: u32,
+    #[prost(string, tag = "2")]
+    pub filter: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub message: ::prost::alloc::string::String,
 }
 /// --- consuming ------------------------------------------------------------------------------------
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -658,6 +679,19 @@ pub struct FilterInfo {
     /// running, paused: why
     #[prost(string, tag = "9")]
     pub state: ::prost::alloc::string::String,
+    /// records, batches and starts that failed since errors_since_ms
+    #[prost(uint64, tag = "10")]
+    pub errors: u64,
+    #[prost(int64, tag = "11")]
+    pub errors_since_ms: i64,
+    /// which record, and why
+    #[prost(string, tag = "12")]
+    pub last_error: ::prost::alloc::string::String,
+    #[prost(int64, tag = "13")]
+    pub last_error_at_ms: i64,
+    /// parameters come with their keys alone: no right to deploy
+    #[prost(bool, tag = "14")]
+    pub values_hidden: bool,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct DeployFilterRequest {

@@ -105,10 +105,11 @@ impl Kind {
         self as u16
     }
 
-    /// Whether the payload is raw bytes (a batch or a component) rather than a long message.
+    /// Whether the payload is always raw bytes (a batch), never a long message. The component of a
+    /// DEPLOY_FILTER has a header before it; the answer, and a request without component, may be long.
     #[must_use]
     pub fn has_raw_payload(self) -> bool {
-        matches!(self, Self::Produce | Self::Batch | Self::DeployFilter)
+        matches!(self, Self::Produce | Self::Batch)
     }
 }
 

@@ -3,7 +3,9 @@
 use bytes::{Bytes, BytesMut};
 use millstream_batch::limits::{FRAME_HEADER_BYTES_MAX, FRAME_PAYLOAD_BYTES_MAX};
 use millstream_protocol::frame::{any_payload, encode, encode_head, fits};
-use millstream_protocol::messages::{ListTopicsResponse, PingRequest, Produce, TopicInfo};
+use millstream_protocol::messages::{
+    DeployFilterResponse, FilterInfo, ListTopicsResponse, PingRequest, Produce, TopicInfo,
+};
 use millstream_protocol::{Decoder, FrameError, Kind};
 
 fn produce_frame(payload: &[u8]) -> Vec<u8> {
@@ -168,6 +170,32 @@ fn a_message_too_long_for_a_header_travels_as_the_payload() {
         frames[0].message::<ListTopicsResponse>().expect("the list"),
         long
     );
+}
+
+/// Of every size around the limit: neither side has to know where it is.
+#[test]
+fn the_answer_to_a_deployment_may_be_long() {
+    for bytes in [
+        10,
+        FRAME_HEADER_BYTES_MAX - 40,
+        FRAME_HEADER_BYTES_MAX,
+        1 << 20,
+    ] {
+        let filter = FilterInfo {
+            name: "n".repeat(bytes),
+            ..FilterInfo::default()
+        };
+        let answer = DeployFilterResponse {
+            filter: Some(filter),
+            revision: 7,
+        };
+        let frames = Decoder::decode_all(&encode(Kind::DeployFilter, &answer)).expect("a frame");
+        assert_eq!(
+            frames[0].message::<DeployFilterResponse>(),
+            Ok(answer),
+            "{bytes}"
+        );
+    }
 }
 
 #[test]

@@ -29,6 +29,43 @@ impl Bitmap {
         Ok(Self { bytes, records })
     }
 
+    /// None of `records` is kept.
+    #[must_use]
+    pub fn none(records: usize) -> Self {
+        Self {
+            bytes: vec![0; records.div_ceil(8)],
+            records,
+        }
+    }
+
+    /// All of `records` are kept.
+    #[must_use]
+    pub fn all(records: usize) -> Self {
+        let mut bytes = vec![0xff; records.div_ceil(8)];
+        if let (Some(last), used @ 1..) = (bytes.last_mut(), records % 8) {
+            *last = (1 << used) - 1;
+        }
+        Self { bytes, records }
+    }
+
+    /// Says whether record `record` is kept. Panics past the last record.
+    pub fn set(&mut self, record: usize, kept: bool) {
+        assert!(record < self.records, "record {record} of {}", self.records);
+        let bit = 1 << (record % 8);
+        if kept {
+            self.bytes[record / 8] |= bit;
+        } else {
+            self.bytes[record / 8] &= !bit;
+        }
+    }
+
+    /// What is kept of a part that begins at record `at`. Panics past the last record.
+    pub(crate) fn put(&mut self, at: usize, part: &Self) {
+        for record in 0..part.records {
+            self.set(at + record, part.keeps(record));
+        }
+    }
+
     /// Whether record `record` is kept. Panics past the last record.
     #[must_use]
     pub fn keeps(&self, record: usize) -> bool {
@@ -82,6 +119,25 @@ mod tests {
         assert_eq!(bitmap.iter_kept().collect::<Vec<_>>(), [0, 2, 8]);
         assert_eq!(bitmap.kept(), 3);
         assert!(!bitmap.keeps_all() && !bitmap.keeps_none());
+    }
+
+    #[test]
+    fn bits_are_set_one_by_one_and_by_parts() {
+        let mut bitmap = Bitmap::none(20);
+        bitmap.put(7, &Bitmap::all(9));
+        bitmap.set(8, false);
+        bitmap.set(19, true);
+        assert_eq!(
+            bitmap.iter_kept().collect::<Vec<_>>(),
+            [7, 9, 10, 11, 12, 13, 14, 15, 19]
+        );
+        for records in [0, 1, 8, 9] {
+            assert!(Bitmap::all(records).keeps_all() && Bitmap::none(records).keeps_none());
+            assert_eq!(
+                Bitmap::parse(Bitmap::all(records).bytes, records).unwrap(),
+                Bitmap::all(records)
+            );
+        }
     }
 
     #[test]

@@ -43,9 +43,14 @@ pub(crate) struct Cache {
 }
 
 impl Cache {
-    /// Opens or makes the directory and its key, which only this user can read.
+    /// Opens or makes the directory and its key, which only this user can read. A directory that others own
+    /// or may write is refused: whoever can put a key there can sign code.
     pub(crate) fn open(dir: &Path) -> io::Result<Self> {
-        fs::create_dir_all(dir)?;
+        let mut builder = fs::DirBuilder::new();
+        #[cfg(unix)]
+        std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+        builder.recursive(true).create(dir)?;
+        require_own(&fs::symlink_metadata(dir)?, 0o022)?;
         let path = dir.join(KEY_FILE);
         let key = match read_key(&path) {
             Ok(key) => key,
@@ -224,7 +229,32 @@ fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
     Ok(content)
 }
 
+/// That a file or directory is this user's, is no link, and has none of these permissions.
+#[cfg(unix)]
+fn require_own(meta: &fs::Metadata, forbidden: u32) -> io::Result<()> {
+    use std::os::unix::fs::MetadataExt as _;
+    let me = fs::metadata("/proc/self").map(|me| me.uid());
+    let why = if meta.is_symlink() {
+        "it is a link"
+    } else if me.is_ok_and(|me| me != meta.uid()) {
+        "another user owns it"
+    } else if meta.mode() & forbidden != 0 {
+        "others than its owner could change what is run"
+    } else {
+        return Ok(());
+    };
+    let mode = meta.mode() & 0o7777;
+    let message = format!("{why} (mode {mode:o}): make it the broker's own, or remove it");
+    Err(io::Error::new(io::ErrorKind::PermissionDenied, message))
+}
+
+#[cfg(not(unix))]
+fn require_own(_: &fs::Metadata, _: u32) -> io::Result<()> {
+    Ok(())
+}
+
 fn read_key(path: &Path) -> io::Result<[u8; 32]> {
+    require_own(&fs::symlink_metadata(path)?, 0o077)?;
     let bytes = read_bounded(path)?;
     <[u8; 32]>::try_from(bytes)
         .map_err(|bytes| io::Error::other(format!("{} bytes instead of 32", bytes.len())))

@@ -6,18 +6,23 @@
 //!
 //! Deliberately absent: the failure policy, and the threads; `placement` decides, this keeps the record.
 
-use std::collections::VecDeque;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use millstream_batch::STRIDE;
 
 use crate::bitmap::Bitmap;
 use crate::component::Component;
 use crate::error::{Erred, FilterError, StartError};
 use crate::filter::{Budget, Context, Filter};
 use crate::host::Parameters;
+use crate::kills::Kills;
 use crate::log::GuestLog;
 use crate::placement::{KILL_WINDOW, KILLS_MAX, Placement, Record, average, place};
+use crate::verdict::{Search, Verdict};
 
 /// One component deployed under a name.
 #[derive(Debug)]
@@ -30,8 +35,66 @@ pub struct Deployment {
     /// A [`Placement`] as a number.
     placement: AtomicU8,
     retired: AtomicBool,
+    starts: AtomicBool,
     kills: Mutex<Kills>,
+    /// Something is in `kills`: most deployments never take its lock.
+    has_kills: AtomicBool,
+    last_error: Mutex<Option<LastError>>,
     meter: Meter,
+}
+
+/// What went wrong last with a deployment, since it was made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LastError {
+    /// Which record or batch, and what.
+    pub text: String,
+    /// When that was.
+    pub at: SystemTime,
+    /// When the first of all errors was.
+    pub since: SystemTime,
+    /// Records, batches and starts that failed since then.
+    pub errors: u64,
+}
+
+/// A batch as a filter sees it: a [`RecordIndex`](millstream_batch::RecordIndex) over `raw`, the inflated
+/// records section.
+#[derive(Clone, Copy, Debug)]
+pub struct View<'a> {
+    /// Where it stands.
+    pub context: &'a Context<'a>,
+    /// `STRIDE` numbers a record.
+    pub index: &'a [u32],
+    /// One a record.
+    pub timestamps: &'a [i64],
+    /// The bytes that the index points into.
+    pub raw: &'a [u8],
+}
+
+impl<'a> View<'a> {
+    /// Some of the records, as if they were all: their index and bytes.
+    fn part(&self, part: &Range<usize>) -> (Vec<u32>, &'a [u8]) {
+        let at = |record: usize| match self.index.get(record * STRIDE) {
+            Some(at) => *at as usize,
+            None => self.raw.len(),
+        };
+        let (from, to) = (at(part.start), at(part.end));
+        let mut index = self.index[part.start * STRIDE..part.end * STRIDE].to_vec();
+        for numbers in index.chunks_exact_mut(STRIDE) {
+            // Of a record, its key, its value and its headers; lengths stay.
+            for number in [0, 1, 3, 5] {
+                numbers[number] -= from as u32;
+            }
+        }
+        (index, &self.raw[from..to])
+    }
+
+    /// A number for a record's key, value and headers, wherever it stands.
+    fn hash(&self, record: usize) -> u64 {
+        let (index, raw) = self.part(&(record..record + 1));
+        let mut hasher = DefaultHasher::new();
+        raw[index[1] as usize..].hash(&mut hasher);
+        hasher.finish()
+    }
 }
 
 /// What a deployment has done since it was made. For `/metrics`.
@@ -43,7 +106,7 @@ pub struct Stats {
     pub records: u64,
     /// Records kept.
     pub records_kept: u64,
-    /// Batches that the component refused.
+    /// Records that it could not judge.
     pub refused: u64,
     /// Instances killed.
     pub kills: u64,
@@ -67,10 +130,6 @@ struct Meter {
     batches_here: AtomicU64,
 }
 
-/// The latest kills, as times since the deployment was made. Pure.
-#[derive(Debug, Default)]
-struct Kills(VecDeque<Duration>);
-
 impl Deployment {
     /// A deployment that has cost nothing yet, and where it begins.
     #[must_use]
@@ -89,7 +148,10 @@ impl Deployment {
             made: Instant::now(),
             placement: AtomicU8::new(placement as u8),
             retired: AtomicBool::new(false),
+            starts: AtomicBool::new(true),
             kills: Mutex::default(),
+            has_kills: AtomicBool::new(false),
+            last_error: Mutex::default(),
             meter: Meter::default(),
         })
     }
@@ -101,39 +163,96 @@ impl Deployment {
         for (key, value) in subscription {
             parameters.insert(key.clone(), value.clone());
         }
-        Filter::new(&self.component, parameters, self.budget, &self.log).inspect_err(|error| {
+        let started = Filter::new(&self.component, parameters, self.budget, &self.log);
+        if !matches!(started, Err(StartError::NoRoom(_))) {
+            self.starts.store(started.is_ok(), Ordering::Relaxed);
+        }
+        started.inspect_err(|error| {
             if error.erred() == Erred::Component {
-                self.killed(Instant::now());
+                add(&self.meter.kills, 1);
+                self.killed(None, true);
             }
+            self.note(1, format!("starting: {error}"));
         })
     }
 
-    /// Calls a filter of this deployment and keeps the accounts: see [`Filter::call`].
-    pub fn call(
-        &self,
-        filter: &mut Filter,
-        context: &Context<'_>,
-        index: &[u32],
-        timestamps: &[i64],
-        raw: &[u8],
-    ) -> Result<Bitmap, FilterError> {
+    /// Asks a filter of this deployment about a batch, and keeps the accounts.
+    ///
+    /// # Errors
+    /// One that [may be of a record](FilterError::may_be_of_a_record): [`search`](Self::search), where that
+    /// may take its time. All others are the whole batch's.
+    pub fn judge(&self, filter: &mut Filter, view: &View<'_>) -> Result<Verdict, FilterError> {
         if self.is_paused() {
             return Err(FilterError::Paused {
                 kills: KILLS_MAX,
                 window_ms: KILL_WINDOW.as_millis() as u64,
             });
         }
-        let start = Instant::now();
-        let answer = filter.call(context, index, timestamps, raw);
-        self.meter.batch(start.elapsed(), timestamps.len());
+        let (start, records) = (Instant::now(), view.timestamps.len());
+        let answer = self.ask(filter, view, 0..records);
+        self.meter.batch(start.elapsed(), records);
         self.settle(0);
-        match &answer {
-            Ok(bitmap) => add(&self.meter.records_kept, bitmap.kept() as u64),
-            Err(FilterError::Refused(_)) => add(&self.meter.refused, 1),
-            Err(error) if error.is_kill() => self.killed(start),
-            Err(_) => {}
+        match answer {
+            Ok(kept) => {
+                add(&self.meter.records_kept, kept.kept() as u64);
+                if self.has_kills.load(Ordering::Relaxed) {
+                    self.kills().judged();
+                }
+                Ok(Verdict::of(kept))
+            }
+            Err(error) => {
+                if !error.may_be_of_a_record() {
+                    self.failed_whole(view, &error);
+                }
+                Err(error)
+            }
         }
-        answer
+    }
+
+    /// After [`judge`](Self::judge) failed with `error`: which records are at fault? All others are judged.
+    /// Takes some `2 × log2(records)` calls for each of them, so prefer a worker thread.
+    ///
+    /// # Errors
+    /// The fault is no record's.
+    pub fn search(
+        &self,
+        filter: &mut Filter,
+        view: &View<'_>,
+        error: FilterError,
+    ) -> Result<Verdict, FilterError> {
+        let (start, first_kills) = (Instant::now(), error.is_kill());
+        let found = Search::new(view.timestamps.len(), error).and_then(|mut search| {
+            while let Some(part) = search.part() {
+                search.answer(self.ask(filter, view, part))?;
+            }
+            Ok(search.verdict())
+        });
+        // What a batch costs is known from the call before; this is beside it.
+        add(&self.meter.time_ns, nanos(start.elapsed()));
+        match &found {
+            Err(error) => self.failed_whole(view, error),
+            Ok(verdict) => {
+                add(&self.meter.records_kept, verdict.kept.kept() as u64);
+                add(&self.meter.refused, verdict.failed.len() as u64);
+                self.failed_in_part(view, verdict, first_kills);
+            }
+        }
+        found
+    }
+
+    /// Whether the last instance that was asked for started.
+    #[must_use]
+    pub fn starts(&self) -> bool {
+        self.starts.load(Ordering::Relaxed)
+    }
+
+    /// What went wrong last, if anything has.
+    #[must_use]
+    pub fn last_error(&self) -> Option<LastError> {
+        self.last_error
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// The component.
@@ -181,13 +300,93 @@ impl Deployment {
         }
     }
 
-    fn killed(&self, now: Instant) {
-        add(&self.meter.kills, 1);
-        let now = now.saturating_duration_since(self.made);
-        let mut kills = self.kills.lock().unwrap_or_else(PoisonError::into_inner);
-        let recent = kills.add(now);
-        drop(kills);
+    /// One call about a part of a batch.
+    fn ask(
+        &self,
+        filter: &mut Filter,
+        view: &View<'_>,
+        part: Range<usize>,
+    ) -> Result<Bitmap, FilterError> {
+        let kills = filter.kills();
+        let answer = if part.len() == view.timestamps.len() {
+            filter.call(view.context, view.index, view.timestamps, view.raw)
+        } else {
+            let (index, raw) = view.part(&part);
+            filter.call(view.context, &index, &view.timestamps[part], raw)
+        };
+        add(&self.meter.kills, filter.kills() - kills);
+        answer
+    }
+
+    /// A batch got no verdict at all.
+    fn failed_whole(&self, view: &View<'_>, error: &FilterError) {
+        if matches!(error, FilterError::Paused { .. }) {
+            return; // what led there is the last error
+        }
+        if error.is_kill() {
+            self.killed(None, true);
+        }
+        let Context {
+            topic, partition, ..
+        } = view.context;
+        self.note(1, format!("a batch of {topic}/{partition}: {error}"));
+    }
+
+    fn failed_in_part(&self, view: &View<'_>, verdict: &Verdict, first_kills: bool) {
+        if verdict.judged_some() {
+            self.kills().judged();
+        }
+        let reasons = || verdict.failed.iter().zip(&verdict.reasons);
+        for (record, error) in reasons().filter(|(_, error)| error.is_kill()) {
+            self.killed(Some(view.hash(*record as usize)), error.is_proof());
+        }
+        let Context {
+            topic, partition, ..
+        } = view.context;
+        if let Some((record, error)) = reasons().next_back() {
+            let place = match view.context.base_offset {
+                Some(base) => {
+                    format!("record {record} of the batch at offset {base} of {topic}/{partition}")
+                }
+                None => format!("record {record} of a batch produced to {topic}/{partition}"),
+            };
+            let failed = verdict.failed.len() as u64;
+            self.note(failed, format!("{place}: {}", error.of_record()));
+        } else if first_kills {
+            self.killed(None, true);
+            let text = "records fail together that pass apart: suspect the time or memory budget, or state that it keeps";
+            self.note(1, format!("a batch of {topic}/{partition}: {text}"));
+        }
+    }
+
+    fn note(&self, errors: u64, text: String) {
+        let now = SystemTime::now();
+        let mut last = self
+            .last_error
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let (since, before) = last
+            .as_ref()
+            .map_or((now, 0), |last| (last.since, last.errors));
+        let errors = before + errors;
+        *last = Some(LastError {
+            text,
+            at: now,
+            since,
+            errors,
+        });
+    }
+
+    /// An instance was killed, by a record or by none alone.
+    fn killed(&self, record: Option<u64>, is_proof: bool) {
+        self.has_kills.store(true, Ordering::Relaxed);
+        let now = self.made.elapsed();
+        let recent = self.kills().add(now, record, is_proof);
         self.settle(recent);
+    }
+
+    fn kills(&self) -> MutexGuard<'_, Kills> {
+        self.kills.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Decide anew where it belongs. Threads that race here decide the same, or the next batch does.
@@ -252,7 +451,7 @@ fn placement_of(number: u8) -> Placement {
 
 impl Meter {
     fn batch(&self, cost: Duration, records: usize) {
-        let cost = u64::try_from(cost.as_nanos()).unwrap_or(u64::MAX);
+        let cost = nanos(cost);
         add(&self.batches, 1);
         add(&self.batches_here, 1);
         add(&self.records, records as u64);
@@ -263,55 +462,10 @@ impl Meter {
     }
 }
 
-impl Kills {
-    /// Counts a kill: how many there have now been within the window.
-    fn add(&mut self, now: Duration) -> u32 {
-        self.0.push_back(now);
-        while self
-            .0
-            .front()
-            .is_some_and(|at| now.saturating_sub(*at) > KILL_WINDOW)
-        {
-            self.0.pop_front();
-        }
-        // More than pause it say nothing more.
-        if self.0.len() > KILLS_MAX as usize {
-            self.0.pop_front();
-        }
-        self.0.len() as u32
-    }
+fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
 fn add(counter: &AtomicU64, n: u64) {
     counter.fetch_add(n, Ordering::Relaxed);
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn kills_are_counted_within_a_minute() {
-        let s = Duration::from_secs;
-        let mut kills = Kills::default();
-        assert_eq!(
-            [0, 59, 60].map(|at| kills.add(s(at))),
-            [1, 2, 3],
-            "0, 59 and 60 s are within a minute"
-        );
-        let mut slow = Kills::default();
-        assert_eq!([0, 30, 61, 92].map(|at| slow.add(s(at))), [1, 2, 2, 2]);
-        assert_eq!(slow.add(s(93)), 3, "61, 92 and 93 s are within a minute");
-        assert_eq!(slow.0.len(), 3);
-    }
-
-    #[test]
-    fn the_average_follows_the_cost() {
-        let meter = Meter::default();
-        for _ in 0..200 {
-            meter.batch(Duration::from_micros(500), 1);
-        }
-        let average = meter.batch_ns_average.load(Ordering::Relaxed);
-        assert!((490_000..=500_000).contains(&average), "{average}");
-    }
 }

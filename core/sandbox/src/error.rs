@@ -5,6 +5,11 @@ use std::fmt::Write as _;
 
 use thiserror::Error;
 
+use crate::log::one_line;
+
+/// Bytes of one name, or of a library's words, in an error.
+const NAME_BYTES_MAX: usize = 400;
+
 /// Whose mistake an error is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Erred {
@@ -52,8 +57,9 @@ pub enum CompileError {
     CoreModule,
     /// Not WebAssembly, cut short, or damaged.
     #[error(
-        "this is not a valid WebAssembly component: {0}; if it was copied, compare its length and \
-         digest with the original, else build it again"
+        "this is not a valid WebAssembly component: {}; if it was copied, compare its length and \
+         digest with the original, else build it again",
+        short(.0)
     )]
     Malformed(String),
     /// Exports nothing that the broker calls.
@@ -70,8 +76,9 @@ pub enum CompileError {
     },
     /// A plug point of another version of the package.
     #[error(
-        "the component exports {found}, but this broker offers {offered}; build it with the SDK of \
-         this broker's version"
+        "the component exports {}, but this broker offers {offered}; build it with the SDK of \
+         this broker's version",
+        short(found)
     )]
     OtherVersion {
         /// What is exported.
@@ -81,8 +88,9 @@ pub enum CompileError {
     },
     /// The right name, the wrong functions.
     #[error(
-        "the component's {export} does not have the shape that the broker calls: {reason}; build it \
-         against this broker's wit/ directory"
+        "the component's {export} does not have the shape that the broker calls: {}; build it \
+         against this broker's wit/ directory",
+        short(reason)
     )]
     WrongShape {
         /// The plug point.
@@ -92,8 +100,9 @@ pub enum CompileError {
     },
     /// Asks for something that the sandbox does not give.
     #[error(
-        "the component imports {import}, which the sandbox does not offer; it offers {offered}. \
-         There is no network, file system, clock or entropy: remove what needs it"
+        "the component imports {}, which the sandbox does not offer; it offers {offered}. \
+         There is no network, file system, clock or entropy: remove what needs it",
+        short(import)
     )]
     UnknownImport {
         /// What is asked for.
@@ -103,8 +112,9 @@ pub enum CompileError {
     },
     /// Asks for an interface that there is, in another shape.
     #[error(
-        "the component's imports do not fit the broker's: {0}; build it against this broker's wit/ \
-         directory"
+        "the component's imports do not fit the broker's: {}; build it against this broker's wit/ \
+         directory",
+        short(.0)
     )]
     WrongImport(String),
 }
@@ -236,6 +246,33 @@ impl FilterError {
         }
     }
 
+    /// Whether it may be the fault of one record, so that others of the batch can be judged without it.
+    #[must_use]
+    pub fn may_be_of_a_record(&self) -> bool {
+        match self {
+            Self::Refused(_)
+            | Self::Trap(_)
+            | Self::OverMemory { .. }
+            | Self::OutOfTime { .. }
+            | Self::BadAnswer(_) => true,
+            Self::Restart(_) | Self::Paused { .. } => false,
+        }
+    }
+
+    /// What is wrong with the one record that this is about.
+    #[must_use]
+    pub fn of_record(&self) -> String {
+        match self {
+            // The SDK names the record's place in what it was given, which was this record alone.
+            Self::Refused(text) => text.strip_prefix("record 0: ").unwrap_or(text).to_owned(),
+            Self::OutOfTime { ms_max } => format!(
+                "the component took longer than its {ms_max} ms for this record alone, twice: it loops, or the \
+                 deployment's time budget is too small"
+            ),
+            other => other.to_string(),
+        }
+    }
+
     /// Whether the same call would end the same way on any machine. A kill by time alone is no such
     /// proof (the machine may have been busy), so it never dead-letters a record at the first attempt.
     #[must_use]
@@ -247,14 +284,25 @@ impl FilterError {
     }
 }
 
+/// Names that a component chose, as many and as much of each as people can read.
 fn list(names: &[String]) -> String {
+    const SHOWN: usize = 8;
     let mut text = String::new();
-    for (i, name) in names.iter().enumerate() {
+    for (i, name) in names.iter().take(SHOWN).enumerate() {
         let comma = if i > 0 { ", " } else { "" };
-        let _ = write!(text, "{comma}{name}");
+        let _ = write!(text, "{comma}{}", short(name));
     }
-    if text.is_empty() {
-        text.push_str("nothing");
+    match names.len().saturating_sub(SHOWN) {
+        _ if names.is_empty() => text.push_str("nothing"),
+        0 => {}
+        more => {
+            let _ = write!(text, " and {more} more");
+        }
     }
     text
+}
+
+/// A text that a component or a library that read it had a hand in: errors never echo it whole.
+fn short(text: &str) -> String {
+    one_line(text, NAME_BYTES_MAX)
 }

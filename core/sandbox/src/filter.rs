@@ -22,7 +22,7 @@ use crate::bitmap::Bitmap;
 use crate::component::{Component, FilterExports};
 use crate::error::{FilterError, StartError};
 use crate::host::{Host, OverMemory, Parameters};
-use crate::log::GuestLog;
+use crate::log::{GuestLog, one_line};
 
 /// The exported interface.
 pub(crate) const FILTER_VIEW: &str = "millstream:plugin/filter-view@0.1.0";
@@ -30,7 +30,7 @@ pub(crate) const FILTER_VIEW: &str = "millstream:plugin/filter-view@0.1.0";
 /// for an error text or a log line.
 const HOSTCALL_BYTES_MAX: usize = 256 << 10;
 /// Bytes of an error text that are kept.
-const TEXT_BYTES_MAX: usize = 4 << 10;
+const TEXT_BYTES_MAX: usize = 1 << 10;
 
 /// What one deployment lets each instance use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -115,6 +115,7 @@ pub struct Filter {
     log: Arc<GuestLog>,
     instance: Option<Instance>,
     instances_made: u64,
+    kills: u64,
 }
 
 #[derive(Debug)]
@@ -144,6 +145,7 @@ impl Filter {
             log: Arc::clone(log),
             instance: None,
             instances_made: 0,
+            kills: 0,
         };
         filter.instance = Some(filter.start()?);
         Ok(filter)
@@ -187,21 +189,30 @@ impl Filter {
         // component could be instantiated, and `keep` is that export of such an instance.
         let keep =
             unsafe { TypedFunc::<KeepParams<'_>, (KeepResult,)>::new_unchecked(instance.keep) };
+        instance.store.data_mut().last_words = None;
         instance.store.set_epoch_deadline(self.ticks());
         let ticking = self.component.engine.ticker().during_call();
         let answer = keep.call(&mut instance.store, params);
         drop(ticking);
         match answer {
-            Err(error) => Err(self.killed(&error)),
+            Err(error) => {
+                self.kills += 1;
+                Err(self.killed(&error, instance.store.data()))
+            }
             Ok((Err(text),)) => {
                 self.keep_warm(instance);
-                Err(FilterError::Refused(cut(text)))
+                Err(FilterError::Refused(cut(&text)))
             }
-            Ok((Ok(bytes),)) => {
-                let bitmap = Bitmap::parse(bytes, records).map_err(FilterError::BadAnswer)?;
-                self.keep_warm(instance);
-                Ok(bitmap)
-            }
+            Ok((Ok(bytes),)) => match Bitmap::parse(bytes, records) {
+                Ok(bitmap) => {
+                    self.keep_warm(instance);
+                    Ok(bitmap)
+                }
+                Err(why) => {
+                    self.kills += 1;
+                    Err(FilterError::BadAnswer(why))
+                }
+            },
         }
     }
 
@@ -218,6 +229,12 @@ impl Filter {
         self.instances_made
     }
 
+    /// Instances that were killed in a call, for what they did.
+    #[must_use]
+    pub fn kills(&self) -> u64 {
+        self.kills
+    }
+
     fn start(&mut self) -> Result<Instance, StartError> {
         let Some(exports) = &self.component.filter else {
             return Err(StartError::NotOffered {
@@ -225,18 +242,12 @@ impl Filter {
                 offered: format!("{:?}", self.component.plug_points()),
             });
         };
-        let instance = self
-            .instantiate(exports)
-            .map_err(|error| self.not_started(&error))??;
+        let instance = self.instantiate(exports)?;
         self.instances_made += 1;
         Ok(instance)
     }
 
-    /// The outer error is a kill, the inner one the component's own.
-    fn instantiate(
-        &self,
-        exports: &FilterExports,
-    ) -> wasmtime::Result<Result<Instance, StartError>> {
+    fn instantiate(&self, exports: &FilterExports) -> Result<Instance, StartError> {
         let engine = &self.component.engine;
         let host = Host::new(
             Arc::clone(&self.log),
@@ -248,15 +259,25 @@ impl Filter {
         store.set_hostcall_fuel(HOSTCALL_BYTES_MAX);
         store.set_epoch_deadline(self.ticks());
         let _ticking = engine.ticker().during_call();
-        let instance = self.component.pre.instantiate(&mut store)?;
-        let start = instance.get_typed_func::<(), (StartResult,)>(&mut store, exports.start)?;
-        if let (Err(text),) = start.call(&mut store, ())? {
-            return Ok(Err(StartError::Refused(cut(text))));
-        }
+        let started = self
+            .component
+            .pre
+            .instantiate(&mut store)
+            .and_then(|instance| {
+                let start =
+                    instance.get_typed_func::<(), (StartResult,)>(&mut store, exports.start)?;
+                let (answer,) = start.call(&mut store, ())?;
+                Ok((instance, answer))
+            });
+        let instance = match started {
+            Ok((instance, Ok(()))) => instance,
+            Ok((_, Err(text))) => return Err(StartError::Refused(cut(&text))),
+            Err(error) => return Err(self.not_started(&error, store.data())),
+        };
         let keep = instance
             .get_func(&mut store, exports.keep)
             .expect("the export was found when the component was compiled");
-        Ok(Ok(Instance { store, keep }))
+        Ok(Instance { store, keep })
     }
 
     fn keep_warm(&mut self, instance: Instance) {
@@ -270,7 +291,7 @@ impl Filter {
         u64::from(self.budget.batch_ms_max) + 1
     }
 
-    fn killed(&self, error: &wasmtime::Error) -> FilterError {
+    fn killed(&self, error: &wasmtime::Error, host: &Host) -> FilterError {
         if let Some(OverMemory { wanted }) = error.downcast_ref() {
             return FilterError::OverMemory {
                 wanted: *wanted,
@@ -283,31 +304,47 @@ impl Filter {
             },
             None if error.downcast_ref::<WasmBacktrace>().is_none() => {
                 // It ended outside the component's code: the answer broke the canonical ABI.
-                FilterError::BadAnswer(cut(format!("{error:#}")))
+                FilterError::BadAnswer(cut(&format!("{error:#}")))
             }
-            _ => FilterError::Trap(cut(format!("{error:#}"))),
+            trap => FilterError::Trap(match (&host.last_words, trap) {
+                (Some(words), _) => words.clone(),
+                (None, Some(trap)) => format!("{trap}{}", place(error)),
+                (None, None) => cut(&format!("{error:#}")),
+            }),
         }
     }
 
-    fn not_started(&self, error: &wasmtime::Error) -> StartError {
+    fn not_started(&self, error: &wasmtime::Error, host: &Host) -> StartError {
         if error.is::<PoolConcurrencyLimitError>() {
             return StartError::NoRoom(format!("{error:#}"));
         }
-        match self.killed(error) {
+        match self.killed(error, host) {
             FilterError::OverMemory { bytes_max, .. } => StartError::OverMemory { bytes_max },
             FilterError::OutOfTime { ms_max } => StartError::OutOfTime { ms_max },
-            _ => StartError::Trap(cut(format!("{error:#}"))),
+            FilterError::Trap(text) => StartError::Trap(text),
+            _ => StartError::Trap(cut(&format!("{error:#}"))),
         }
     }
 }
 
-/// Bounds a text that a component had a hand in.
-fn cut(mut text: String) -> String {
-    if text.len() > TEXT_BYTES_MAX {
-        text.truncate(text.floor_char_boundary(TEXT_BYTES_MAX));
-        text.push('…');
+/// Where in the component's code a trap came from, as far as it has names.
+fn place(error: &wasmtime::Error) -> String {
+    let backtrace = error.downcast_ref::<WasmBacktrace>();
+    let names: Vec<&str> = backtrace
+        .into_iter()
+        .flat_map(WasmBacktrace::frames)
+        .filter_map(wasmtime::FrameInfo::func_name)
+        .take(3)
+        .collect();
+    if names.is_empty() {
+        return String::new();
     }
-    text
+    format!(" in {}", cut(&names.join(", called by ")))
+}
+
+/// Bounds a text that a component had a hand in.
+fn cut(text: &str) -> String {
+    one_line(text, TEXT_BYTES_MAX)
 }
 
 const _: () = {

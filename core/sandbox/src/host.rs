@@ -8,7 +8,7 @@ use thiserror::Error;
 use wasmtime::component::{ComponentType, Linker, Lower};
 use wasmtime::{ResourceLimiter, Result, StoreContextMut};
 
-use crate::log::{GuestLog, Level};
+use crate::log::{GuestLog, Level, one_line};
 
 /// A deployment's or subscription's parameters, by name.
 pub type Parameters = BTreeMap<String, String>;
@@ -23,12 +23,17 @@ pub(crate) const INTERFACES: [&str; 2] = [
 /// Table elements of one instance: function pointers and the like.
 const TABLE_ELEMENTS_MAX: usize = 20_000;
 
+/// Bytes of a component's last words that are kept.
+const WORDS_BYTES_MAX: usize = 1 << 10;
+
 /// What belongs to one instance.
 #[derive(Debug)]
 pub(crate) struct Host {
     log: Arc<GuestLog>,
     parameters: Arc<Parameters>,
     pub(crate) memory: Memory,
+    /// What the component logged last as critical: an SDK does so with the message of a panic.
+    pub(crate) last_words: Option<String>,
 }
 
 /// The memory budget of one instance.
@@ -54,6 +59,7 @@ impl Host {
                 bytes: 0,
                 bytes_max,
             },
+            last_words: None,
         }
     }
 }
@@ -92,8 +98,13 @@ pub(crate) fn link(linker: &mut Linker<Host>) -> Result<()> {
     let [logging, config] = INTERFACES;
     linker.instance(logging)?.func_wrap(
         "log",
-        |store: StoreContextMut<'_, Host>, (level, context, message): (Level, String, String)| {
-            store.data().log.line(level, &context, &message);
+        |mut store: StoreContextMut<'_, Host>,
+         (level, context, message): (Level, String, String)| {
+            let host = store.data_mut();
+            host.log.line(level, &context, &message);
+            if matches!(level, Level::Critical) {
+                host.last_words = Some(one_line(&message, WORDS_BYTES_MAX));
+            }
             Ok(())
         },
     )?;

@@ -7,8 +7,8 @@
 //!
 //! Order of use: [`Engine::new`] once a process, [`Engine::compile`] once a component,
 //! [`Deployment::new`] once a deployment, [`Deployment::filter`] once a shard or subscription, then
-//! [`Deployment::call`] once a batch. After an error that [kills](FilterError::is_kill),
-//! [`find_poison`] names the record.
+//! [`Deployment::judge`] once a batch. After an error that [may be one record's](FilterError::may_be_of_a_record),
+//! [`Deployment::search`] gives a [`Verdict`]: what is kept, and which records it cannot judge.
 //!
 //! Deliberately absent: what to do about an error (retry, reject, skip, dead-letter: that is the
 //! deployment's failure policy, decided by the shard), record batches and how an index is made (the
@@ -24,18 +24,19 @@ mod error;
 mod filter;
 mod hmac;
 mod host;
+mod kills;
 mod log;
 mod placement;
-mod poison;
 mod ticker;
+mod verdict;
 
 pub use bitmap::Bitmap;
 pub use component::{Component, Digest, Origin, PlugPoint};
-pub use deployment::{Deployment, Stats};
+pub use deployment::{Deployment, LastError, Stats, View};
 pub use engine::{Engine, EngineConfig};
 pub use error::{CompileError, EngineError, Erred, FilterError, StartError};
 pub use filter::{Budget, Context, Filter, Stage};
 pub use host::Parameters;
 pub use log::GuestLog;
 pub use placement::Placement;
-pub use poison::{NoPoison, Poison, find_poison};
+pub use verdict::Verdict;

@@ -116,6 +116,24 @@ impl Ration {
     }
 }
 
+/// A text that a component had a hand in, as one bounded line for people: no terminal escapes, no line ends.
+pub(crate) fn one_line(text: &str, bytes_max: usize) -> String {
+    let text = text.trim();
+    let cut = text.floor_char_boundary(bytes_max);
+    let mut line = String::with_capacity(cut);
+    for c in text[..cut].chars() {
+        match c {
+            '\n' | '\t' => line.push(' '),
+            c if c.is_control() => line.extend(c.escape_default()),
+            c => line.push(c),
+        }
+    }
+    if cut < text.len() {
+        line.push('…');
+    }
+    line
+}
+
 /// Text from a component: bounded, and unable to write line ends or terminal escapes.
 struct Clean<'a>(&'a str);
 
@@ -155,6 +173,13 @@ mod tests {
         let later = start + Duration::from_secs(1);
         assert_eq!(ration.take(later), Some(2));
         assert_eq!(ration.take(later), Some(0));
+    }
+
+    #[test]
+    fn a_text_becomes_one_bounded_line() {
+        assert_eq!(one_line("a\nb\x1b[31m\tc\n", 100), "a b\\u{1b}[31m c");
+        let long = one_line(&"é".repeat(1 << 20), 99);
+        assert_eq!((long.chars().count(), long.ends_with('…')), (50, true));
     }
 
     #[test]

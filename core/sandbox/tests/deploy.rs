@@ -338,3 +338,62 @@ fn what_no_deployment_names_leaves_the_cache() {
     assert_eq!(files().len(), 2);
     assert_eq!(Engine::clear_cache(&dir.path().join("nowhere")).unwrap(), 0);
 }
+
+/// A name of a megabyte, with escapes for a terminal in it.
+#[test]
+fn errors_do_not_echo_what_a_component_is_full_of() {
+    let name = format!("evil:{}/x@0.1.0", "a".repeat(1 << 20));
+    let long = [
+        format!(r#"(component (instance $i) (export "{name}" (instance $i)))"#),
+        format!(r#"(component (import "{name}" (func)))"#),
+        (0..10_000)
+            .map(|i| format!(r#"(export "wasi:cli/run{i}@0.2.0" (instance $i))"#))
+            .fold("(component (instance $i) ".to_owned(), |text, export| {
+                text + &export
+            })
+            + ")",
+    ];
+    for text in long {
+        let Ok(wasm) = wat::parse_str(&text) else {
+            panic!("{} bytes of text", text.len())
+        };
+        let error = refused(&wasm).to_string();
+        assert!(error.len() < 8 << 10, "{} bytes", error.len());
+        assert!(!error.contains('\n'), "{error}");
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn a_cache_that_others_may_write_is_not_used() {
+    use std::os::unix::fs::{PermissionsExt as _, symlink};
+    let root = tempfile::tempdir().unwrap();
+    let wasm = common::bundled("key-filter");
+    let compile = |dir: &Path| {
+        let engine = engine_with(EngineConfig {
+            cache_dir: Some(dir.to_owned()),
+            ..EngineConfig::default()
+        });
+        engine.compile(&wasm).unwrap().origin()
+    };
+    let own = root.path().join("own");
+    assert_eq!(compile(&own), Origin::Compiler);
+    assert_eq!(
+        fs::metadata(&own).unwrap().permissions().mode() & 0o777,
+        0o700
+    );
+    assert_eq!(compile(&own), Origin::Cache);
+    for mode in [0o777, 0o770, 0o702] {
+        fs::set_permissions(&own, fs::Permissions::from_mode(mode)).unwrap();
+        assert_eq!(compile(&own), Origin::Compiler, "{mode:o}");
+    }
+    fs::set_permissions(&own, fs::Permissions::from_mode(0o755)).unwrap();
+    assert_eq!(compile(&own), Origin::Cache, "others may read it");
+    let link = root.path().join("link");
+    symlink(&own, &link).unwrap();
+    assert_eq!(compile(&link), Origin::Compiler);
+    // A key that others could read signs nothing any more: a new one takes its place.
+    fs::set_permissions(own.join("key"), fs::Permissions::from_mode(0o644)).unwrap();
+    assert_eq!(compile(&own), Origin::Compiler);
+    assert_eq!(compile(&own), Origin::Cache);
+}

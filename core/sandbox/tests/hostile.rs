@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use common::{Batch, CONTEXT, budget, engine, filter_with, parameters, wat_component, wat_filter};
 use millstream_sandbox::{
-    Budget, Component, Deployment, Engine, Erred, Filter, FilterError, GuestLog, NoPoison,
-    Parameters, Placement, StartError, find_poison,
+    Budget, Component, Deployment, Engine, Erred, Filter, FilterError, GuestLog, Parameters,
+    Placement, StartError, Verdict, View,
 };
 
 /// Crashes if a record's value is the byte 0, and keeps all else.
@@ -68,35 +68,84 @@ fn a_crash_costs_the_instance_and_nothing_else() {
     }
 }
 
+fn deploy(component: Arc<Component>, budget: Budget) -> (Arc<Deployment>, Filter) {
+    let (parameters, placement) = (Parameters::new(), Placement::Shard);
+    let deployment = Deployment::new("orders-check", component, parameters, budget, placement);
+    let filter = deployment.filter(&Parameters::new()).unwrap();
+    (deployment, filter)
+}
+
+/// As a worker does it: judge, and search for the records at fault.
+fn judge(
+    deployment: &Deployment,
+    filter: &mut Filter,
+    batch: &Batch,
+) -> Result<Verdict, FilterError> {
+    let view = View {
+        context: &CONTEXT,
+        index: batch.index.index(),
+        timestamps: batch.index.timestamps(),
+        raw: &batch.raw,
+    };
+    match deployment.judge(filter, &view) {
+        Err(error) if error.may_be_of_a_record() => deployment.search(filter, &view, error),
+        judged => judged,
+    }
+}
+
+/// `records` of which some are the byte 0.
+fn with_zeros(records: usize, zeros: &[usize]) -> Batch {
+    Batch::of_values((0..records).map(|i| if zeros.contains(&i) { &b"\0"[..] } else { b"v" }))
+}
+
 #[test]
-fn the_record_at_fault_is_found_wherever_it_is() {
+fn the_records_at_fault_are_found_and_all_others_are_judged() {
     let engine = engine();
-    let mut filter = default_filter(&engine, DIES_OF_ZERO);
+    let (deployment, mut filter) = deploy(compile(&engine, DIES_OF_ZERO), budget());
     for records in [1, 2, 3, 10, 64, 100] {
-        for poison in [0, records / 2, records - 1] {
-            let values = (0..records).map(|i| if i == poison { &b"\0"[..] } else { b"v" });
-            let batch = Batch::of_values(values);
-            let (index, timestamps) = (batch.index.index(), batch.index.timestamps());
-            let found = find_poison(&mut filter, &CONTEXT, index, timestamps, &batch.raw).unwrap();
-            assert_eq!(found.record, poison, "of {records}");
-            assert!(matches!(found.error, FilterError::Trap(_)));
+        for zeros in [
+            vec![0],
+            vec![records / 2],
+            vec![records - 1],
+            vec![0, records - 1],
+        ] {
+            let mut zeros: Vec<usize> = zeros;
+            zeros.dedup();
+            let verdict = judge(&deployment, &mut filter, &with_zeros(records, &zeros)).unwrap();
+            let failed: Vec<usize> = verdict.failed.iter().map(|r| *r as usize).collect();
+            assert_eq!(failed, zeros, "of {records}");
+            assert!((0..records).all(|i| verdict.kept.keeps(i) != zeros.contains(&i)));
+            assert!(
+                verdict
+                    .reasons
+                    .iter()
+                    .all(|why| matches!(why, FilterError::Trap(_)))
+            );
         }
     }
+    assert!(!deployment.is_paused(), "it is one record, again and again");
+    let last = deployment.last_error().unwrap();
+    assert!(
+        last.text.contains("produced to orders/3") && last.text.contains("unreachable"),
+        "{}",
+        last.text
+    );
+    assert!(last.errors >= 24 && last.since <= last.at);
 }
 
 #[test]
 fn no_record_is_blamed_for_a_fault_of_the_whole() {
     let engine = engine();
-    let component = compile(&engine, LOOPS_ON_TWO);
     let budget = Budget {
         batch_ms_max: 200,
         ..budget()
     };
-    let mut filter = filter_with(&component, &[], budget);
-    let batch = batch(2);
-    let (index, timestamps) = (batch.index.index(), batch.index.timestamps());
-    let found = find_poison(&mut filter, &CONTEXT, index, timestamps, &batch.raw);
-    assert_eq!(found, Err(NoPoison::NotAlone { first: 0, last: 1 }));
+    let (deployment, mut filter) = deploy(compile(&engine, LOOPS_ON_TWO), budget);
+    let verdict = judge(&deployment, &mut filter, &batch(2)).unwrap();
+    assert!(verdict.failed.is_empty() && verdict.kept.keeps_all());
+    let last = deployment.last_error().unwrap();
+    assert!(last.text.contains("pass apart"), "{}", last.text);
+    assert_eq!(deployment.placement(), Placement::Worker);
 }
 
 #[test]
@@ -292,40 +341,81 @@ fn the_pool_is_bounded_and_says_so() {
 }
 
 #[test]
-fn three_kills_pause_the_deployment_and_one_moves_it() {
+fn a_poison_record_counts_once_however_often_it_is_sent() {
     let engine = engine();
-    let component = compile(&engine, DIES_OF_ZERO);
-    let deployment = Deployment::new(
-        "orders-check",
-        component,
-        Parameters::new(),
-        budget(),
-        Placement::Shard,
+    let (deployment, mut filter) = deploy(compile(&engine, DIES_OF_ZERO), budget());
+    for _ in 0..10 {
+        for zeros in [&[0][..], &[2, 7]] {
+            let verdict = judge(&deployment, &mut filter, &with_zeros(9, zeros)).unwrap();
+            assert_eq!(verdict.failed.len(), zeros.len());
+        }
+        // Alone too.
+        assert_eq!(
+            judge(&deployment, &mut filter, &with_zeros(1, &[0]))
+                .unwrap()
+                .failed,
+            [0]
+        );
+    }
+    assert!(!deployment.is_paused());
+    assert_eq!(
+        deployment.placement(),
+        Placement::Worker,
+        "one kill moves it"
     );
-    let mut filter = deployment.filter(&Parameters::new()).unwrap();
-    let mut ask = |batch: &Batch| {
-        let (index, timestamps) = (batch.index.index(), batch.index.timestamps());
-        deployment.call(&mut filter, &CONTEXT, index, timestamps, &batch.raw)
-    };
-    let bad = Batch::of_values([&b"\0"[..]]);
-    assert!(ask(&batch(10)).is_ok());
-    assert_eq!(deployment.stats().kills, 0);
+    assert!(
+        judge(&deployment, &mut filter, &batch(10))
+            .unwrap()
+            .kept
+            .keeps_all()
+    );
+}
 
-    assert!(matches!(ask(&bad), Err(FilterError::Trap(_))));
-    assert_eq!(deployment.placement(), Placement::Worker);
-    assert!(ask(&batch(10)).is_ok() && !deployment.is_paused());
-    assert!(matches!(ask(&bad), Err(FilterError::Trap(_))));
-    assert!(matches!(ask(&bad), Err(FilterError::Trap(_))));
-
+#[test]
+fn what_only_crashes_is_paused() {
+    let engine = engine();
+    let (deployment, mut filter) = deploy(compile(&engine, "unreachable"), budget());
+    for value in [b"a", b"b", b"c"] {
+        assert!(!deployment.is_paused());
+        let verdict = judge(&deployment, &mut filter, &Batch::of_values([&value[..]])).unwrap();
+        assert_eq!(verdict.failed, [0]);
+    }
     assert!(deployment.is_paused());
-    let paused = ask(&batch(10)).unwrap_err();
+    let paused = judge(&deployment, &mut filter, &batch(10)).unwrap_err();
     assert!(
         matches!(paused, FilterError::Paused { kills: 3, .. }),
         "{paused}"
     );
     assert!(!paused.is_kill());
+    let last = deployment.last_error().unwrap();
+    assert!(
+        last.text.contains("unreachable"),
+        "what led there: {}",
+        last.text
+    );
     let stats = deployment.stats();
-    assert_eq!((stats.batches, stats.records, stats.kills), (5, 23, 3));
-    assert_eq!(stats.records_kept, 20);
+    assert_eq!((stats.kills, stats.refused, stats.records_kept), (3, 3, 0));
     assert!(stats.paused && stats.time_ns > 0 && stats.batch_ns_average > 0);
+}
+
+#[test]
+fn three_kills_of_the_whole_pause_the_deployment_and_one_moves_it() {
+    let engine = engine();
+    let keep = "
+    (if (i32.eq (local.get 8) (i32.const 12)) (then unreachable))
+    (call $all (call $records (local.get 8)))";
+    let (deployment, mut filter) = deploy(compile(&engine, keep), budget());
+    assert_eq!(deployment.placement(), Placement::Shard);
+    for kills in 1..=3 {
+        let verdict = judge(&deployment, &mut filter, &batch(2)).unwrap();
+        assert!(verdict.kept.keeps_all());
+        let expected = if kills < 3 {
+            Placement::Worker
+        } else {
+            Placement::Paused
+        };
+        assert_eq!(deployment.placement(), expected);
+    }
+    let paused = judge(&deployment, &mut filter, &batch(1)).unwrap_err();
+    assert!(matches!(paused, FilterError::Paused { .. }), "{paused}");
 }

@@ -6,7 +6,7 @@ use std::fmt::{Debug, Write as _};
 use std::sync::{Arc, Mutex};
 
 use common::{Batch, CONTEXT, budget, engine, parameters};
-use millstream_sandbox::{Deployment, FilterError, Placement};
+use millstream_sandbox::{Deployment, FilterError, Placement, View};
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Metadata, Subscriber};
@@ -108,10 +108,13 @@ fn logged(lines: u32, own: &[(&str, &str)], subscription: &[(&str, &str)]) -> Ve
         );
         let mut filter = deployment.filter(&parameters(subscription)).unwrap();
         let batch = Batch::of_values([&b"v"[..]]);
-        let (index, timestamps) = (batch.index.index(), batch.index.timestamps());
-        deployment
-            .call(&mut filter, &CONTEXT, index, timestamps, &batch.raw)
-            .unwrap_err();
+        let view = View {
+            context: &CONTEXT,
+            index: batch.index.index(),
+            timestamps: batch.index.timestamps(),
+            raw: &batch.raw,
+        };
+        deployment.judge(&mut filter, &view).unwrap_err();
     });
     captured.0.lock().unwrap().clone()
 }
@@ -132,7 +135,14 @@ fn a_panic_tells_its_message_to_the_log() {
         let mut filter = common::filter_with(&component, &[("prefix", "a")], budget());
         let outside = [0, 1_000, 7, 0, 0, 0];
         let error = filter.call(&CONTEXT, &outside, &[0], b"short").unwrap_err();
-        assert!(matches!(error, FilterError::Trap(_)), "{error}");
+        let text = error.to_string();
+        assert!(matches!(error, FilterError::Trap(_)), "{text}");
+        // Its own words reach whoever asked, on one line.
+        assert!(
+            text.contains("panicked at ") && text.contains("record.rs"),
+            "{text}"
+        );
+        assert!(text.contains("1000") && !text.contains('\n'), "{text}");
     });
     let log = captured.0.lock().unwrap().clone();
     assert_eq!(log.len(), 1, "{log:?}");

@@ -70,10 +70,11 @@ pub enum Position {
 #[derive(Debug)]
 pub enum Answer {
     Reply(Reply),
-    /// In place of [`Reply::Produced`], when the topic's filters dropped records of the batch.
+    /// In place of [`Reply::Produced`], when the topic's filters did not keep the whole batch. `None`: it is
+    /// a repetition, and what they did to the first is forgotten.
     Filtered {
         produced: Produced,
-        kept: Kept,
+        kept: Option<Kept>,
     },
     Fetched(Fetched),
     /// `offset` and, for `Timestamp`, whether a record was found (else it is the end).
@@ -98,6 +99,43 @@ pub struct Kept {
     /// Bit `i % 8` of byte `i / 8` is set when record `i` was kept. `None` for a batch of more than
     /// [`KEPT_MAP_RECORDS_MAX`](millstream_batch::limits::KEPT_MAP_RECORDS_MAX) records.
     pub map: Option<Bytes>,
+    /// Of those that were not kept, the ones that a filter could not judge and whose policy is `reject`.
+    pub refused: Option<Refused>,
+}
+
+/// Records that are refused: whoever sent them is to know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refused {
+    pub records: u32,
+    /// As [`Kept::map`].
+    pub map: Option<Bytes>,
+    /// Why, for the first of them.
+    pub reasons: Vec<RefusedRecord>,
+}
+
+/// Why a record is refused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RefusedRecord {
+    /// Its place in the batch as it was sent.
+    pub record: u32,
+    pub filter: String,
+    pub message: String,
+}
+
+impl Kept {
+    /// Memory that it takes, about.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        let map = |map: &Option<Bytes>| map.as_ref().map_or(0, Bytes::len);
+        let refused = self.refused.as_ref().map_or(0, |refused| {
+            let reasons = refused.reasons.iter();
+            map(&refused.map)
+                + reasons
+                    .map(|r| size_of::<RefusedRecord>() + r.filter.len() + r.message.len())
+                    .sum::<usize>()
+        });
+        map(&self.map) + refused
+    }
 }
 
 #[derive(Debug)]
@@ -222,6 +260,8 @@ pub struct FilterStatus {
     pub kept: u64,
     /// Batches without a verdict.
     pub errors: u64,
+    /// Records that could not be judged.
+    pub failed: u64,
     /// Instances killed, of those that ran as well as of those that did not start.
     pub kills: u64,
     pub nanos: u64,

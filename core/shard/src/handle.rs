@@ -21,8 +21,13 @@ pub enum ReplyTo {
         tag: u64,
         queue: mpsc::UnboundedSender<(u64, Answer)>,
     },
-    /// For a batch whose filters dropped records: the answer says so.
-    Filtered { kept: Kept, to: Box<ReplyTo> },
+    /// For a batch that its filters did not keep whole: the answer says so. `repeated`: of a batch that was
+    /// stored before, `kept` is what is known of that.
+    Filtered {
+        kept: Option<Kept>,
+        repeated: bool,
+        to: Box<ReplyTo>,
+    },
 }
 
 impl ReplyTo {
@@ -41,9 +46,9 @@ impl ReplyTo {
         match self {
             Self::Once(to) => drop(to.send(answer)),
             Self::Queue { tag, queue } => drop(queue.send((tag, answer))),
-            Self::Filtered { kept, to } => to.send(match answer {
+            Self::Filtered { kept, repeated, to } => to.send(match answer {
                 // Of a duplicate, what counts is what was kept the first time.
-                Answer::Reply(Reply::Produced(produced)) if !produced.duplicate => {
+                Answer::Reply(Reply::Produced(produced)) if produced.duplicate == repeated => {
                     Answer::Filtered { produced, kept }
                 }
                 other => other,

@@ -38,6 +38,7 @@ fn to_subscription(base_offset: u64, own: Option<Own<'_>>) -> Site<'_> {
         stage: Stage::Subscribe,
         time: TimestampMs(5),
         base_offset: Some(Offset(base_offset)),
+        from: Offset(0),
         own,
     }
 }
@@ -182,7 +183,7 @@ fn a_subscription_keeps_offsets_and_its_own_parameters_win() {
             &site,
             batch(&["eu-1", "us-1", "eu-2"]),
         );
-        let rest = rest.expect("filtered").expect("something is kept");
+        let rest = rest.expect("filtered").batch.expect("something is kept");
         let raw = rest.inflated(&mut Codec::new()).expect("it inflates");
         let offsets: Vec<i64> = Records::new(rest.header(), &raw)
             .map(|record| record.expect("a whole record").offset)
@@ -213,11 +214,11 @@ fn distinct_parameters_never_use_up_the_room() {
         let site = to_subscription(0, Some(own));
         let key = format!("{prefix}1");
         let rest = host.run(std::slice::from_ref(&binding), &site, batch(&["x", &key]));
-        let rest = rest.expect("filtered").expect("something is kept");
+        let rest = rest.expect("filtered").batch.expect("something is kept");
         assert_eq!(rest.header().records, 1, "of {connection}");
     }
     // What is shared still finds room.
     let site = to_subscription(0, None);
     let rest = host.run(std::slice::from_ref(&binding), &site, batch(&["eu-1", "x"]));
-    assert!(rest.expect("filtered").is_some());
+    assert!(rest.expect("filtered").batch.is_some());
 }

@@ -18,8 +18,8 @@ use millstream_machine::topic::{FilterBinding, OnError, Stage};
 use millstream_sandbox::Placement;
 use millstream_shard::call::{Answer, Call, Error, FilterStatus};
 use millstream_shard::driver::{
-    ComponentSource, Deployments, FilterCounts, FilterHost, Job, Plugins, Site, Turn, WorkerPool,
-    Workers,
+    ComponentSource, Deployments, FilterCounts, FilterHost, Halt, Job, Plugins, Site, Turn,
+    WorkerPool, Workers,
 };
 use millstream_shard::handle::{ReplyTo, ShardHandle};
 use tokio::sync::{Notify, mpsc};
@@ -194,7 +194,7 @@ impl WithDigest for FilterBinding {
 }
 
 fn host(deployments: &Arc<Deployments>) -> FilterHost {
-    FilterHost::new(Arc::clone(deployments), Arc::new(FilterCounts::default()))
+    FilterHost::of_worker(Arc::clone(deployments), Arc::new(FilterCounts::default()))
 }
 
 fn produce(topic: TopicId, index: u32, records: usize) -> Call {
@@ -362,43 +362,202 @@ fn kills_are_counted_over_all_threads_and_deploying_again_forgives() {
         stage: Stage::Subscribe,
         time: TimestampMs(5),
         base_offset: Some(Offset(0)),
+        from: Offset(0),
         own: None,
     };
-    let (mut one, mut two) = (host(&deployments), host(&deployments));
-    assert_eq!(deployments.placed(A, &binding), None, "it has not run");
+    let placed = || deployments.of_topic(A, &binding).map(|it| it.placement());
+    let thread = FilterHost::new(Arc::clone(&deployments), Arc::new(FilterCounts::default()));
+    let (mut one, mut two) = (thread, host(&deployments));
+    assert_eq!(placed(), None, "it has not run");
     assert!(one.run(bindings, &site, batch(&["k"])).is_ok());
-    assert_eq!(deployments.placed(A, &binding), Some(Placement::Shard));
+    assert_eq!(placed(), Some(Placement::Shard));
 
-    assert!(one.run(bindings, &site, batch(&["k", "k"])).is_err());
-    assert_eq!(deployments.placed(A, &binding), Some(Placement::Worker));
+    // A shard's or connection's thread does not search: that is a worker's.
+    let halt = one
+        .run(bindings, &site, batch(&["k", "k"]))
+        .expect_err("killed");
+    assert!(matches!(halt, Halt::Worker), "{halt:?}");
+    assert_eq!(placed(), Some(Placement::Worker));
+    let mut third = host(&deployments);
     assert!(
-        two.is_for_worker(bindings, &site),
+        third.is_for_worker(bindings, &site),
         "also for a thread that saw no kill"
     );
-    assert!(two.run(bindings, &site, batch(&["k", "k"])).is_err());
-    assert!(
-        two.run(bindings, &site, batch(&["k"])).is_ok(),
-        "two kills do not pause it"
-    );
-    assert!(one.run(bindings, &site, batch(&["k", "k"])).is_err());
-    assert_eq!(deployments.placed(A, &binding), Some(Placement::Paused));
+    for kills in 1..=3 {
+        let rest = two.run(bindings, &site, batch(&["k", "k"]));
+        let rest = rest.expect("apart they pass").batch.expect("kept");
+        assert_eq!(rest.header().records, 2);
+        let expected = if kills < 3 {
+            Placement::Worker
+        } else {
+            Placement::Paused
+        };
+        assert_eq!(placed(), Some(expected));
+    }
     for host in [&mut one, &mut two] {
+        // What was said to be a worker's is looked at by one; then it is paused everywhere.
+        host.is_for_worker(bindings, &site);
         assert!(!host.is_for_worker(bindings, &site));
-        let failure = host
+        let halt = host
             .run(bindings, &site, batch(&["k"]))
             .expect_err("paused");
+        let Halt::Failed(failure) = halt else {
+            panic!("{halt:?}")
+        };
         assert!(failure.message.contains("paused"), "{failure}");
     }
-    assert_eq!(one.status()[0].kills + two.status()[0].kills, 3);
+    assert_eq!(one.status()[0].kills + two.status()[0].kills, 4);
     assert!(two.status()[0].paused);
 
     deployments.renew(A, &binding.name);
     for host in [&mut one, &mut two] {
         assert!(host.run(bindings, &site, batch(&["k"])).is_ok());
     }
-    assert_eq!(deployments.placed(A, &binding), Some(Placement::Shard));
+    assert_eq!(placed(), Some(Placement::Shard));
     deployments.keep(A, &[]);
-    assert_eq!(deployments.placed(A, &binding), None);
+    assert_eq!(placed(), None);
+}
+
+/// Cannot judge a record whose key begins with `x`; keeps all others.
+const REFUSES_X: &str = "
+    (block $done (loop $next
+      (br_if $done (i32.ge_u (local.get $i) (local.get 8)))
+      (if (i32.eq (i32.const 120) (i32.load8_u (i32.add (local.get 11)
+              (i32.load offset=4 (i32.add (local.get 7) (i32.shl (local.get $i) (i32.const 2)))))))
+        (then (return (call $error))))
+      (local.set $i (i32.add (local.get $i) (i32.const 6)))
+      (br $next)))
+    (call $all (call $records (local.get 8)))";
+
+fn keyed(pid: u64, sequence: u64, keys: &[&str]) -> Call {
+    let batch = batch(keys);
+    let records = keys.len() as u32;
+    let request = Produce {
+        partition: Partition { topic: A, index: 0 },
+        pid: ProducerId(pid),
+        epoch: ProducerEpoch(0),
+        sequence: Sequence(sequence),
+        sent: records,
+        kept: records,
+        bytes: batch.bytes().len() as u32,
+        max_timestamp: TimestampMs(5),
+    };
+    Call::Produce {
+        request,
+        raw: vec![batch.into_bytes()].into(),
+    }
+}
+
+/// One bad record among many: it alone is refused, and whoever sent it is told which and why, a second
+/// time too; policies act on it alone.
+#[tokio::test(flavor = "current_thread")]
+async fn a_policy_acts_on_the_record_at_fault_and_the_producer_is_told() {
+    let body = async {
+        let source = Source::of(&[&wat_filter(REFUSES_X)]);
+        let deployments = Deployments::new(Arc::clone(&source) as Arc<dyn ComponentSource>);
+        let workers = Workers::start(&deployments, 1).expect("a thread");
+        let plugins = Plugins {
+            deployments,
+            workers: Arc::new(workers),
+        };
+        let dir = tempfile::tempdir().expect("a directory");
+        let (shard, _task) = open_with(dir.path(), plugins).await;
+        create(&shard, A, "a", 1).await;
+        let binding = |on_error| world::binding(&source, on_error, None);
+        deploy_on(&shard, "a", binding(OnError::Reject)).await;
+
+        let keys: Vec<&str> = (0..1_000)
+            .map(|i| if i == 701 { "x" } else { "k" })
+            .collect();
+        for repeated in [false, true] {
+            let answer = shard.call(keyed(1, 0, &keys)).await;
+            let Answer::Filtered {
+                produced,
+                kept: Some(kept),
+            } = answer
+            else {
+                panic!("{answer:?}")
+            };
+            assert_eq!(
+                (produced.base_offset, produced.duplicate),
+                (Some(Offset(0)), repeated)
+            );
+            let refused = kept.refused.expect("one");
+            assert_eq!((kept.records, refused.records), (999, 1));
+            let map = refused.map.expect("a short batch");
+            assert_eq!(map.iter().map(|b| b.count_ones()).sum::<u32>(), 1);
+            assert_eq!(map[701 / 8], 1 << (701 % 8));
+            let why = &refused.reasons[0];
+            assert_eq!(
+                (why.record, why.filter.as_str(), why.message.as_str()),
+                (701, "by-key", "no, thank you")
+            );
+        }
+        // What everything was kept of is answered as always.
+        for repeated in [false, true] {
+            let answer = shard.call(keyed(1, 1_000, &["k", "k"])).await;
+            let plain = matches!(&answer, Answer::Reply(_));
+            assert!(
+                plain && produced(&answer).duplicate == repeated,
+                "{answer:?}"
+            );
+        }
+        // All of a batch: nothing is stored, and it counts as sent.
+        let answer = shard.call(keyed(1, 1_002, &["x"])).await;
+        assert_eq!(produced(&answer).base_offset, None);
+        let Answer::Filtered {
+            kept: Some(kept), ..
+        } = &answer
+        else {
+            panic!("{answer:?}")
+        };
+        assert_eq!(
+            kept.refused.as_ref().map(|refused| refused.records),
+            Some(1)
+        );
+
+        for (on_error, stored) in [(OnError::Drop, 1), (OnError::Pass, 2)] {
+            deploy_on(&shard, "a", binding(on_error)).await;
+            let before = produced(&shard.call(keyed(0, 0, &["k"])).await).base_offset;
+            produced(&shard.call(keyed(0, 0, &["x", "k"])).await);
+            let after = produced(&shard.call(keyed(0, 0, &["k"])).await).base_offset;
+            let between = after.expect("kept").0 - before.expect("kept").0 - 1;
+            assert_eq!(between, stored, "{on_error:?}");
+        }
+    };
+    run(body).await;
+}
+
+/// After a restart nobody knows what was refused of a batch, and says so.
+#[tokio::test(flavor = "current_thread")]
+async fn what_is_not_known_of_a_repeated_batch_is_said_to_be_not_known() {
+    let body = async {
+        let source = Source::of(&[&wat_filter(REFUSES_X)]);
+        let dir = tempfile::tempdir().expect("a directory");
+        for run in 0..2 {
+            let deployments = Deployments::new(Arc::clone(&source) as Arc<dyn ComponentSource>);
+            let workers = Workers::start(&deployments, 1).expect("a thread");
+            let plugins = Plugins {
+                deployments,
+                workers: Arc::new(workers),
+            };
+            let (shard, task) = open_with(dir.path(), plugins).await;
+            if run == 0 {
+                create(&shard, A, "a", 1).await;
+                let binding = world::binding(&source, OnError::Reject, None);
+                deploy_on(&shard, "a", binding).await;
+            }
+            let answer = shard.call(keyed(1, 0, &["k", "x"])).await;
+            assert_eq!(produced(&answer).duplicate, run == 1);
+            let Answer::Filtered { kept, .. } = answer else {
+                panic!("{answer:?}")
+            };
+            assert_eq!(kept.is_some(), run == 0);
+            drop(shard);
+            task.await.expect("it ends");
+        }
+    };
+    run(body).await;
 }
 
 /// Threads of its own this time, and more slow partitions than threads.
@@ -419,9 +578,10 @@ async fn worker_threads_keep_the_order_of_every_partition() {
             create(&shard, id, name, 4).await;
             deploy_on(&shard, name, world::binding(&source, OnError::Reject, None)).await;
             let killed = shard.call(produce(id, 0, 2)).await;
-            assert!(
-                matches!(killed, Answer::Error(Error::Filter { .. })),
-                "{killed:?}"
+            assert_eq!(
+                produced(&killed).base_offset,
+                Some(Offset(0)),
+                "apart they pass"
             );
         }
         const EACH: u64 = 25;
@@ -431,12 +591,14 @@ async fn worker_threads_keep_the_order_of_every_partition() {
             shard.send(produce(topic, partition, 1), ReplyTo::Queue { tag, queue });
         }
         let mut next = [0; 8];
+        // What was sent first to partition 0 of each.
+        let before = |lane: u64| if lane.is_multiple_of(4) { 2 } else { 0 };
         for _ in 0..EACH * 8 {
             let (tag, answer) = answers.recv().await.expect("an answer");
             let next = &mut next[(tag % 8) as usize];
             assert_eq!(
                 (tag / 8, produced(&answer).base_offset),
-                (*next, Some(Offset(*next)))
+                (*next, Some(Offset(*next + before(tag % 8))))
             );
             *next += 1;
         }

@@ -16,6 +16,8 @@ mod test;
 mod tidy;
 mod vectors;
 
+use std::path::Path;
+
 use anyhow::{Result, bail};
 
 const HELP: &str = "\
@@ -26,6 +28,7 @@ cargo xtask COMMAND
   tidy                the tree's own rules: imports, sizes, docs, promises and their tests
   vectors [--write]   check (or write) the bytes that every language must agree on
   plugins [--check]   build the bundled components into plugins/dist (or rebuild and compare)
+  plugin DIR          build the component crate in DIR with whichever WebAssembly compiler is here
   bench [ROW...]      measure rows beside their ceiling programs in one run (--list, --help)
   counts [ROW...]     instructions on the hot paths, held against tests/bench/counts/recorded.json;
                       `counts --help` says how to acknowledge a change
@@ -62,6 +65,7 @@ fn dispatch() -> Result<()> {
         ["vectors", "--write"] => vectors::run(true),
         ["plugins"] => plugins::run(false),
         ["plugins", "--check"] => plugins::run(true),
+        ["plugin", dir] => plugins::one(Path::new(dir)),
         ["bench", rest @ ..] => bench::run(rest),
         ["counts", rest @ ..] => counts::run(rest),
         ["soak"] => soak::run("60"),

@@ -25,6 +25,8 @@ const COMPONENT_BYTES_MAX: u64 = 1 << 20;
 const WORLDS: [&str; 1] = ["filter"];
 const BARE: &str = "wasm32-unknown-unknown";
 const WASI: &str = "wasm32-wasip2";
+/// The processor's vector instructions, which every broker has.
+const SIMD: &str = "-Ctarget-feature=+simd128";
 /// Where Debian's packages put a compiler and the source of its standard library.
 const SYSTEM_RUSTC: &str = "/usr/bin/rustc";
 const SYSTEM_SOURCE: &str = "lib/rustlib/src/rust";
@@ -84,6 +86,43 @@ pub(crate) fn run(check: bool) -> Result<()> {
                 .env("MILLSTREAM_PLUGINS_DIST", &built),
         )
     }
+}
+
+/// Builds the crate in a folder, which need not be of this repository, with whichever compiler there is, and
+/// prints where the module is: `millstream plugin deploy` takes it as it is.
+pub(crate) fn one(dir: &Path) -> Result<()> {
+    let dir = fs::canonicalize(dir).with_context(|| format!("no folder {}", dir.display()))?;
+    ensure!(
+        dir.join("Cargo.toml").is_file(),
+        "{} is no crate",
+        dir.display()
+    );
+    let pinned = fs::read_to_string(dist().join("TOOLCHAIN")).unwrap_or_default();
+    let toolchain = Toolchain::choose(&pinned)?;
+    let products = dir.join("target");
+    let mut cargo = cargo(&toolchain, &dir, &products);
+    cargo.env("CARGO_ENCODED_RUSTFLAGS", SIMD);
+    run::run(&mut cargo)?;
+    let release = products.join(toolchain.target).join("release");
+    let mut modules = Vec::new();
+    for entry in fs::read_dir(&release).with_context(|| format!("reading {}", release.display()))? {
+        let path = entry?.path();
+        if path
+            .extension()
+            .is_some_and(|extension| extension == "wasm")
+        {
+            modules.push(path);
+        }
+    }
+    modules.sort();
+    ensure!(
+        !modules.is_empty(),
+        "nothing was built: Cargo.toml needs `crate-type = [\"cdylib\"]` under [lib]"
+    );
+    for module in modules {
+        println!("{}", module.display());
+    }
+    Ok(())
 }
 
 /// A compiler for WebAssembly.
@@ -220,19 +259,27 @@ fn describe_worlds(componentize: &Path, products: &Path, check: bool) -> Result<
 }
 
 fn build(toolchain: &Toolchain, names: &[String], products: &Path) -> Result<()> {
-    let mut cargo = command("cargo build --locked --release");
     // In the workspace itself, so that paths in panic messages are relative to it.
+    let mut cargo = cargo(toolchain, &root().join("plugins"), products);
     cargo
-        .current_dir(root().join("plugins"))
-        .args(["--target", toolchain.target])
-        .env("CARGO_TARGET_DIR", products)
-        .env("CARGO_ENCODED_RUSTFLAGS", flags(toolchain)?)
-        .env("RUSTC", &toolchain.rustc)
-        .env_remove("RUSTC_WRAPPER")
-        .env_remove("RUSTC_WORKSPACE_WRAPPER");
+        .arg("--locked")
+        .env("CARGO_ENCODED_RUSTFLAGS", flags(toolchain)?);
     for name in names {
         cargo.args(["-p", name]);
     }
+    run::run(&mut cargo)
+}
+
+/// A release build of a crate or workspace with this compiler.
+fn cargo(toolchain: &Toolchain, dir: &Path, products: &Path) -> Command {
+    let mut cargo = command("cargo build --release");
+    cargo
+        .current_dir(dir)
+        .args(["--target", toolchain.target])
+        .env("CARGO_TARGET_DIR", products)
+        .env("RUSTC", &toolchain.rustc)
+        .env_remove("RUSTC_WRAPPER")
+        .env_remove("RUSTC_WORKSPACE_WRAPPER");
     if toolchain.source.is_some() {
         cargo
             .arg("-Zbuild-std=std,panic_abort")
@@ -245,12 +292,12 @@ fn build(toolchain: &Toolchain, names: &[String], products: &Path) -> Result<()>
         );
         cargo.env(variable, linker);
     }
-    run::run(&mut cargo)
+    cargo
 }
 
 /// SIMD, and names instead of this machine's paths.
 fn flags(toolchain: &Toolchain) -> Result<OsString> {
-    let mut flags = vec![OsString::from("-Ctarget-feature=+simd128")];
+    let mut flags = vec![OsString::from(SIMD)];
     let mut remap = |path: &Path, name: &str| {
         let mut flag = OsString::from("--remap-path-prefix=");
         flag.push(path);

@@ -88,3 +88,60 @@ fn a_broken_component_is_refused() -> Result<()> {
     broker.ok_with("pub t", b"still works\n")?;
     Ok(())
 }
+
+/// One line of very many that is not JSON: it alone is refused, is named by its filter, and the rest is there.
+#[test]
+fn one_bad_record_costs_one_record() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let broker = Options::on(dir.path().join("data")).start()?;
+    broker.ok("topic create logs --partitions 1")?;
+    broker.ok("plugin deploy json-filter --topic logs --param expr=n>=0")?;
+    let mut lines: Vec<String> = (0..20_001).map(|n| format!("{{\"n\":{n}}}")).collect();
+    lines[12_345] = "not JSON".to_owned();
+    let input = lines.join("\n") + "\n";
+    let output = broker.cli_with(&["pub", "logs"], input.as_bytes())?;
+    let told = String::from_utf8_lossy(&output.stderr).into_owned()
+        + &String::from_utf8_lossy(&output.stdout);
+    assert_eq!(output.status.code(), Some(1), "{told}");
+    assert!(
+        told.contains("20,000 records acknowledged") && told.contains("filter `json-filter`"),
+        "{told}"
+    );
+    assert_eq!(
+        broker
+            .ok("sub logs --from start --exit-at-end -f %o\\n")?
+            .lines()
+            .count(),
+        20_000
+    );
+
+    let list = broker.json("plugin list")?;
+    assert_eq!(
+        (&list[0]["errors"], &list[0]["state"]),
+        (&1.into(), &"running".into()),
+        "{list}"
+    );
+    assert!(
+        list[0]["last_error"]
+            .as_str()
+            .is_some_and(|text| text.contains("JSON")),
+        "{list}"
+    );
+    Ok(())
+}
+
+/// A bundled component is of use to a subscription without a deployment.
+#[test]
+fn a_bundled_filter_needs_no_deployment() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let broker = Options::on(dir.path().join("data")).start()?;
+    broker.ok("topic create logs --partitions 1")?;
+    broker.ok_with("pub logs", INPUT)?;
+    assert_eq!(
+        broker.ok(
+            "sub logs --from start --exit-at-end --filter json-filter --param expr=n>2 -f %o\\n"
+        )?,
+        "2\n3\n"
+    );
+    Ok(())
+}

@@ -11,6 +11,7 @@ use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
 
+use super::refusals::Refusals;
 use crate::error::{Error, Result};
 use crate::record::RecordMetadata;
 
@@ -20,6 +21,7 @@ pub(crate) struct Stored {
     /// Offset of the first record that was kept, when it is known.
     pub(crate) base_offset: Option<u64>,
     pub(crate) kept: Kept,
+    pub(crate) refused: Refusals,
     pub(crate) append_time_ms: i64,
     pub(crate) duplicate: bool,
 }
@@ -110,7 +112,7 @@ impl Completion {
 }
 
 /// Resolves when the record's batch is stored (durably, unless the producer asked for less) or given
-/// up. Dropping it does not take the record back.
+/// up, or a filter of the topic refused the record. Dropping it does not take the record back.
 #[derive(Clone, Debug)]
 #[must_use = "the record is on its way; await this to learn whether it arrived"]
 pub struct Delivery {
@@ -132,6 +134,9 @@ impl Delivery {
 
     fn of(&self, outcome: &Result<Stored>) -> Result<RecordMetadata> {
         let stored = outcome.as_ref().map_err(Error::clone)?;
+        if let Some(error) = stored.refused.of(self.index) {
+            return Err(error);
+        }
         let place = stored.kept.place(self.index);
         Ok(RecordMetadata {
             topic: Arc::clone(&self.completion.topic),
@@ -201,7 +206,8 @@ impl Deliveries {
     pub fn failures(&self) -> Vec<(Range<u32>, Error)> {
         match &self.completion.lock().outcome {
             Some(Err(error)) => vec![(0..self.len, error.clone())],
-            Some(Ok(_)) | None => Vec::new(),
+            Some(Ok(stored)) => stored.refused.stretches(self.first, self.len),
+            None => Vec::new(),
         }
     }
 
@@ -245,6 +251,7 @@ mod tests {
         completion.complete(Ok(Stored {
             base_offset: Some(40),
             kept: Kept::All,
+            refused: Refusals::None,
             append_time_ms: 7,
             duplicate: false,
         }));
@@ -265,6 +272,7 @@ mod tests {
             completion.complete(Ok(Stored {
                 base_offset: Some(40),
                 kept,
+                refused: Refusals::None,
                 append_time_ms: 7,
                 duplicate: false,
             }));
@@ -306,6 +314,7 @@ mod tests {
         let stored = outcome(Ok(Stored {
             base_offset: Some(40),
             kept: Kept::All,
+            refused: Refusals::None,
             append_time_ms: 7,
             duplicate: false,
         }));

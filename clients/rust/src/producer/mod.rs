@@ -18,6 +18,7 @@ mod gather;
 mod identity;
 mod lanes;
 mod partitioner;
+mod refusals;
 mod shared;
 
 use std::sync::Arc;

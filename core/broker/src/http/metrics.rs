@@ -364,7 +364,7 @@ struct FilterCounter {
     value: fn(&FilterStatus) -> f64,
 }
 
-const FILTER_COUNTERS: [FilterCounter; 6] = [
+const FILTER_COUNTERS: [FilterCounter; 7] = [
     FilterCounter {
         produce: (
             "millstream_filter_batches_total",
@@ -405,6 +405,17 @@ const FILTER_COUNTERS: [FilterCounter; 6] = [
             "Batches without a verdict for subscriptions",
         ),
         value: |f| f.errors as f64,
+    },
+    FilterCounter {
+        produce: (
+            "millstream_filter_failed_records_total",
+            "Records that could not be judged at produce",
+        ),
+        subscribe: (
+            "millstream_subscribe_filter_failed_records_total",
+            "Records that could not be judged for subscriptions",
+        ),
+        value: |f| f.failed as f64,
     },
     FilterCounter {
         produce: (

@@ -117,7 +117,7 @@ fn shard_json(status: &Status) -> serde_json::Value {
         .map(|filter| {
             json!({
                 "name": filter.name, "calls": filter.calls, "records": filter.records, "kept": filter.kept,
-                "errors": filter.errors, "kills": filter.kills, "micros": filter.nanos / 1_000,
+                "errors": filter.errors, "failed": filter.failed, "kills": filter.kills, "micros": filter.nanos / 1_000,
                 "worker": filter.worker, "paused": filter.paused,
             })
         })

@@ -26,7 +26,7 @@ pub(super) async fn handle(
         Reply::Topic(meta) => {
             session.shared.spread.apply(shards, &meta).await?;
             Ok(AddPartitionsResponse {
-                topic: Some(convert::topic(&meta)),
+                topic: Some(convert::topic(&meta, &session.principal())),
             })
         }
         other => Err(unexpected(&other)),

@@ -7,9 +7,11 @@ use millstream_protocol::Code;
 use millstream_protocol::messages::{self, FilterInfo, Setting, TopicInfo};
 use millstream_shard::call::Error;
 
+use crate::authority::{Principal, Right};
 use crate::refusals;
 
-pub(super) fn topic(meta: &TopicMeta) -> TopicInfo {
+/// A topic, as far as this principal is to know it.
+pub(super) fn topic(meta: &TopicMeta, principal: &Principal) -> TopicInfo {
     TopicInfo {
         id: Bytes::copy_from_slice(&meta.id.0),
         name: meta.name.clone(),
@@ -25,13 +27,19 @@ pub(super) fn topic(meta: &TopicMeta) -> TopicInfo {
         filters: meta
             .filters
             .iter()
-            .map(|binding| filter(meta, binding))
+            .map(|binding| filter(meta, binding, principal))
             .collect(),
         revision: meta.revision,
     }
 }
 
-pub(super) fn filter(meta: &TopicMeta, binding: &FilterBinding) -> FilterInfo {
+/// A binding. Values of parameters may be secrets: they are for those who could give it others.
+pub(super) fn filter(
+    meta: &TopicMeta,
+    binding: &FilterBinding,
+    principal: &Principal,
+) -> FilterInfo {
+    let may_deploy = principal.may(Right::Deploy, &meta.name);
     FilterInfo {
         name: binding.name.clone(),
         topic: meta.name.clone(),
@@ -46,9 +54,10 @@ pub(super) fn filter(meta: &TopicMeta, binding: &FilterBinding) -> FilterInfo {
             .iter()
             .map(|(key, value)| Setting {
                 key: key.clone(),
-                value: Some(value.clone()),
+                value: may_deploy.then(|| value.clone()),
             })
             .collect(),
+        values_hidden: !may_deploy,
         memory_bytes_max: binding.budget.memory_bytes_max,
         batch_ms_max: binding.budget.batch_ms_max,
         on_error: match binding.on_error {
@@ -57,7 +66,7 @@ pub(super) fn filter(meta: &TopicMeta, binding: &FilterBinding) -> FilterInfo {
             OnError::Drop => "drop",
         }
         .to_owned(),
-        state: String::new(),
+        ..FilterInfo::default()
     }
 }
 

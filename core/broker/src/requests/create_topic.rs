@@ -63,7 +63,7 @@ pub(super) async fn handle(
     // Also when it existed: its creator may have died between the two steps.
     session.shared.spread.apply(shards, &meta).await?;
     Ok(CreateTopicResponse {
-        topic: Some(convert::topic(&meta)),
+        topic: Some(convert::topic(&meta, &session.principal())),
         created,
     })
 }

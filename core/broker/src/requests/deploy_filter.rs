@@ -2,16 +2,19 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use millstream_batch::limits::is_name;
 use millstream_machine::request::{Reply, Request};
 use millstream_machine::topic::{Budget, FilterBinding, OnError, Stage};
 use millstream_protocol::messages::{self, DeployFilterRequest, DeployFilterResponse, FilterInfo};
 use millstream_protocol::{Code, Payload};
+use millstream_sandbox::Parameters;
 use rustc_hash::FxHashSet;
 
-use super::convert;
+use super::list_filters::describe;
 use crate::authority::Right;
 use crate::broker::Shared;
+use crate::bundled;
 use crate::session::Session;
 use crate::shards::{ask, unexpected};
 
@@ -37,8 +40,14 @@ pub(super) async fn handle(
             Code::BadRequest
                 .error("DEPLOY_FILTER needs a component as payload, or the digest of a stored one")
         })?;
-        components.find(digest).await?;
-        digest
+        match bundled::by_digest(&digest) {
+            // A later broker may bring along another of that name: this one is kept.
+            Some(wasm) => components.add(Bytes::from_static(wasm)).await?,
+            None => {
+                components.find(digest).await?;
+                digest
+            }
+        }
     } else {
         let wasm = payload.into_contiguous();
         match components.add(wasm.clone()).await {
@@ -50,7 +59,9 @@ pub(super) async fn handle(
         }
     };
     let binding = FilterBinding { digest, ..binding };
-    components.try_start(binding.clone()).await?;
+    components
+        .try_start(binding.clone(), Parameters::new())
+        .await?;
     let shards = &session.shared.shards;
     let deploy = Request::DeployFilter {
         topic: filter.topic,
@@ -63,12 +74,8 @@ pub(super) async fn handle(
             deployments.renew(meta.id, &binding.name);
             deployments.keep(meta.id, &meta.filters);
             sweep_later(session);
-            let filter = FilterInfo {
-                state: components.state(&digest),
-                ..convert::filter(&meta, &binding)
-            };
             Ok(DeployFilterResponse {
-                filter: Some(filter),
+                filter: Some(describe(session, &meta, &binding)),
                 revision: meta.revision,
             })
         }

@@ -67,7 +67,7 @@ pub(super) async fn handle(
         partitions.sort_unstable_by_key(|info| info.partition);
     }
     Ok(DescribeTopicResponse {
-        topic: Some(convert::topic(&meta)),
+        topic: Some(convert::topic(&meta, &session.principal())),
         partitions,
         next_partition,
     })

@@ -1,23 +1,49 @@
 //! LIST_FILTERS: every binding of every topic that the principal sees, a page of topics at a time.
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
 use millstream_machine::topic::{FilterBinding, TopicMeta};
-use millstream_protocol::messages::{self, ListFiltersRequest, ListFiltersResponse};
+use millstream_protocol::messages::{self, FilterInfo, ListFiltersRequest, ListFiltersResponse};
 use millstream_sandbox::Placement;
 
 use super::convert;
 use super::list_topics::page;
+use crate::authority::Right;
 use crate::session::Session;
 
-/// How a filter fares: its component, then where it runs.
-pub(super) fn state(session: &Session, meta: &TopicMeta, binding: &FilterBinding) -> String {
-    let shared = &session.shared;
-    match shared.plugins.deployments.placed(meta.id, binding) {
-        Some(Placement::Worker) => "running on a worker thread: slow, or killed once".to_owned(),
-        Some(Placement::Paused) => {
-            "paused: killed too often; correct it, then deploy it again".to_owned()
+/// A binding, and how it fares: its component, where it runs, what went wrong.
+pub(super) fn describe(session: &Session, meta: &TopicMeta, binding: &FilterBinding) -> FilterInfo {
+    let (shared, principal) = (&session.shared, session.principal());
+    let mut info = convert::filter(meta, binding, &principal);
+    let deployment = shared.plugins.deployments.of_topic(meta.id, binding);
+    let component = || shared.components.state(&binding.digest);
+    info.state = match &deployment {
+        None => component(),
+        Some(deployment) => match deployment.placement() {
+            Placement::Paused => {
+                "paused: killed too often; correct it, then deploy it again".into()
+            }
+            _ if !deployment.starts() => "not starting: see its last error".into(),
+            Placement::Worker => "running on a worker thread: slow, or killed once".into(),
+            Placement::Shard => component(),
+        },
+    };
+    if let Some(last) = deployment.and_then(|deployment| deployment.last_error()) {
+        info.errors = last.errors;
+        info.errors_since_ms = unix_ms(last.since);
+        info.last_error_at_ms = unix_ms(last.at);
+        // It may quote a record.
+        let may = |right| principal.may(right, &meta.name);
+        if may(Right::Deploy) || may(Right::Consume) {
+            info.last_error = last.text;
         }
-        Some(Placement::Shard) | None => shared.components.state(&binding.digest),
     }
+    info
+}
+
+fn unix_ms(at: SystemTime) -> i64 {
+    at.duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_millis() as i64)
 }
 
 pub(super) async fn handle(
@@ -28,10 +54,7 @@ pub(super) async fn handle(
     let filters = topics
         .iter()
         .flat_map(|meta| meta.filters.iter().map(move |binding| (meta, binding)))
-        .map(|(meta, binding)| messages::FilterInfo {
-            state: state(session, meta, binding),
-            ..convert::filter(meta, binding)
-        })
+        .map(|(meta, binding)| describe(session, meta, binding))
         .collect();
     Ok(ListFiltersResponse { filters, next })
 }

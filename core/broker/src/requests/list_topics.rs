@@ -16,8 +16,12 @@ pub(super) async fn handle(
     request: ListTopicsRequest,
 ) -> Result<ListTopicsResponse, messages::Error> {
     let (topics, next) = page(session, &request.after).await?;
+    let principal = session.principal();
     Ok(ListTopicsResponse {
-        topics: topics.iter().map(convert::topic).collect(),
+        topics: topics
+            .iter()
+            .map(|meta| convert::topic(meta, &principal))
+            .collect(),
         next,
     })
 }

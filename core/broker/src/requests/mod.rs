@@ -25,7 +25,7 @@ use std::rc::Rc;
 use bytes::Bytes;
 use millstream_protocol::frame::{encode, fits};
 use millstream_protocol::kinds::name_of;
-use millstream_protocol::{Code, Kind, messages};
+use millstream_protocol::{Code, Kind, Payload, messages};
 
 use crate::refusals;
 use crate::session::Session;
@@ -47,7 +47,15 @@ macro_rules! table {
             })*
             Some(Kind::DeployFilter) => {
                 let request = $received.frame.message().map_err(refusals::of_frame)?;
-                let response = deploy_filter::handle($session, request, $received.frame.payload).await?;
+                // With an empty header the payload was the message.
+                let component = match $received.frame.header.is_empty() {
+                    true => Payload::default(),
+                    false => $received.frame.payload,
+                };
+                let response = deploy_filter::handle($session, request, component).await?;
+                if !fits(&response) {
+                    return Err(Code::TooLarge.error("the answer is over the limit of one frame"));
+                }
                 Ok(encode(Kind::DeployFilter, &response))
             }
             _ => Err(Code::Unsupported.error(format!("{} is no request", name_of($received.frame.kind)))),

@@ -9,13 +9,14 @@ use millstream_machine::topic::TopicMeta;
 use millstream_protocol::messages::{self, CaughtUp, OnLost, PartitionError, Passed, RecordsLost};
 use millstream_protocol::{Code, Kind};
 use millstream_shard::call::{Answer, Call, Error, Fetch, Fetched, Served};
+use millstream_shard::driver::{FilterFailure, Halt};
 use millstream_shard::handle::ReplyTo;
 use rustc_hash::FxHashMap;
 use tokio::time::Instant;
 
 use super::Subscription;
 use super::feed::{Feed, Ready, State};
-use super::filters::Judged;
+use super::filters::{Judged, Left};
 use super::jobs::Event;
 use super::outbox::COPY_BELOW;
 use super::quota::Quota;
@@ -513,7 +514,7 @@ impl Subscription {
         let mut dropped_last = false;
         let mut stopped_by = None;
         let (mut came, mut records) = (0, 0);
-        for (served, verdict) in batches {
+        for (mut served, verdict) in batches {
             let Some(feed) = self.feeds.feeds.get_mut(&handle) else {
                 return;
             };
@@ -527,16 +528,23 @@ impl Subscription {
             if !self.session.send.has_room() {
                 break; // many fetches came at once: the rest is fetched again when there is room
             }
-            let next = Offset(served.last_offset.0 + 1);
-            let partition = feed.partition.index;
-            let verdict = verdict.unwrap_or_else(|| self.filters.run(topic, partition, &served));
+            let (partition, from, stop_at) = (feed.partition.index, feed.next, feed.stop_at);
+            let verdict =
+                verdict.unwrap_or_else(|| self.filters.run(topic, partition, &served, from));
             match verdict {
-                Ok(left) => {
+                Ok(Left { batch, stop }) => {
+                    let stop = stop.filter(|(at, _)| stop_at.is_none_or(|end| *at < end));
+                    let next = match &stop {
+                        Some((offset, _)) => *offset,
+                        None => Offset(served.last_offset.0 + 1),
+                    };
+                    // What comes to an end early is told to: the record after it is not passed over.
+                    served.last_offset = Offset(next.0.saturating_sub(1));
                     came += 1;
-                    records += left
+                    records += batch
                         .as_ref()
                         .map_or(0, |batch| u64::from(batch.header().records));
-                    let ready = left.map(|batch| self.prepare(handle, &served, &batch, end));
+                    let ready = batch.map(|batch| self.prepare(handle, &served, &batch, end));
                     dropped_last = ready.is_none();
                     let feeds = &mut self.feeds;
                     let Some(feed) = feeds.feeds.get_mut(&handle) else {
@@ -550,14 +558,23 @@ impl Subscription {
                         feeds.ready_bytes += ready.bytes();
                         feed.ready.push_back(ready);
                     }
+                    if let Some((offset, failure)) = stop {
+                        stopped_by = Some(stop_error(offset, &failure));
+                        break;
+                    }
                 }
-                Err(failure) if failure.retriable => {
+                Err(Halt::Worker) => {
                     self.retry(handle);
                     break;
                 }
-                Err(failure) => {
+                Err(Halt::Failed(failure)) if failure.retriable => {
+                    self.retry(handle);
+                    break;
+                }
+                Err(Halt::Failed(failure)) => {
+                    let next = served.last_offset.0 + 1;
                     stopped_by = Some(messages::Error {
-                        next_offset: Some(next.0),
+                        next_offset: Some(next),
                         ..Code::FilterFailed.error(format!(
                             "offsets {} to {}: {failure}; seek to {next} to go on behind them",
                             served.base_offset, served.last_offset
@@ -655,6 +672,20 @@ impl Subscription {
             body,
         }
     }
+}
+
+/// Why a partition stops before a record that its filter cannot judge.
+fn stop_error(offset: Offset, failure: &FilterFailure) -> messages::Error {
+    let mut error = Code::FilterFailed.error(format!(
+        "filter `{}` cannot judge the record at offset {offset}: {}",
+        failure.filter, failure.message
+    ));
+    error.hint = format!(
+        "Correct the filter, or set its on_error to pass or drop; to go on without the record, seek to {}.",
+        offset.0 + 1
+    );
+    error.next_offset = Some(offset.0 + 1);
+    error
 }
 
 #[cfg(test)]

@@ -8,17 +8,18 @@ use std::sync::Arc;
 
 use millstream_batch::Batch;
 use millstream_batch::ids::{Offset, TimestampMs};
-use millstream_machine::topic::{FilterBinding, Stage, TopicMeta};
+use millstream_machine::topic::{Budget, FilterBinding, OnError, Stage, TopicMeta};
 use millstream_protocol::Code;
 use millstream_protocol::messages::{self, Subscribe};
 use millstream_sandbox::Parameters;
 use millstream_shard::call::{Fetched, Served};
-use millstream_shard::driver::{FilterFailure, FilterHost, Own, Owner, Site, Turn};
+use millstream_shard::driver::{FilterFailure, FilterHost, Halt, Own, Owner, Site, Turn};
 use tokio::sync::oneshot;
 
 use super::Subscription;
 use super::jobs::Event;
 use crate::authority::Right;
+use crate::bundled::{self, BUNDLED};
 use crate::session::Session;
 
 /// Filters of one subscription, and bytes of all their parameters, which live as long as it does.
@@ -27,8 +28,17 @@ const PARAMETER_BYTES_MAX: usize = 64 << 10;
 /// Fetches of one subscription that are with workers; more are fetched again later.
 const WITH_WORKERS_MAX: usize = 8;
 
-/// What the filters left of a batch; `None`: nothing was kept.
-pub(super) type Verdict = Result<Option<Batch>, FilterFailure>;
+/// What the filters left of a batch.
+pub(super) type Verdict = Result<Left, Halt>;
+
+/// See [`Verdict`].
+#[derive(Debug)]
+pub(super) struct Left {
+    /// `None`: nothing was kept.
+    pub(super) batch: Option<Batch>,
+    /// Where the partition is to stop, and why: nothing from there on was kept.
+    pub(super) stop: Option<(Offset, FilterFailure)>,
+}
 
 /// A batch, and the verdict on it if a worker gave it.
 pub(super) type Judged = (Served, Option<Verdict>);
@@ -52,8 +62,8 @@ struct OwnFilter {
 
 impl OwnFilters {
     /// The components that the client wants run for itself: each deployed on some topic that it may
-    /// read.
-    pub(super) fn new(
+    /// read, or one that the broker brings along. Each is started once with the client's parameters.
+    pub(super) async fn new(
         session: &Rc<Session>,
         subscribe: &Subscribe,
     ) -> Result<Self, messages::Error> {
@@ -92,9 +102,9 @@ impl OwnFilters {
             .filters
             .iter()
             .map(|filter| {
-                let binding = find(&filter.name).ok_or_else(|| {
-                    Code::UnknownFilter.error(format!("no filter `{}` is deployed", filter.name))
-                })?;
+                let binding = find(&filter.name)
+                    .or_else(|| bundled_binding(session, &filter.name))
+                    .ok_or_else(|| unknown(&filter.name))?;
                 let parameters = filter
                     .parameters
                     .iter()
@@ -108,7 +118,13 @@ impl OwnFilters {
                     parameters,
                 })
             })
-            .collect::<Result<_, messages::Error>>()?;
+            .collect::<Result<Vec<OwnFilter>, messages::Error>>()?;
+        let components = &session.shared.components;
+        for filter in &filters {
+            components.find(filter.binding.digest).await?;
+            let (binding, own) = (filter.binding.clone(), filter.parameters.clone());
+            components.try_start(binding, own).await?;
+        }
         // No two sessions that live have the same address.
         let connection = Rc::as_ptr(session).addr() as u64;
         let owner = session.shared.plugins.deployments.owner(connection);
@@ -120,9 +136,15 @@ impl OwnFilters {
     }
 
     /// What is left of a batch, by filters that run here and now.
-    pub(super) fn run(&self, topic: &TopicMeta, partition: u32, served: &Served) -> Verdict {
+    pub(super) fn run(
+        &self,
+        topic: &TopicMeta,
+        partition: u32,
+        served: &Served,
+        from: Offset,
+    ) -> Verdict {
         let host = &mut self.session.thread.filters.borrow_mut();
-        self.own.judge(host, topic, partition, served)
+        self.own.judge(host, topic, partition, served, from)
     }
 
     /// Whether anything filters batches of this topic.
@@ -131,10 +153,10 @@ impl OwnFilters {
         !self.own.filters.is_empty() || topic.filters.iter().any(at_subscribe)
     }
 
-    /// Whether batches of this topic are to be handed to workers.
-    fn are_for_worker(&self, topic: &TopicMeta) -> bool {
+    /// Whether batches of this partition are to be handed to workers.
+    fn are_for_worker(&self, topic: &TopicMeta, partition: u32) -> bool {
         let host = &mut self.session.thread.filters.borrow_mut();
-        let site = site(topic, 0, None);
+        let site = site(topic, partition, None);
         host.is_for_worker(&topic.filters, &site)
             || self.own.filters.iter().any(|filter| {
                 let site = Site {
@@ -151,6 +173,7 @@ impl OwnFilters {
         topic: &TopicMeta,
         partition: u32,
         batches: Vec<Served>,
+        from: Offset,
         wanted: impl Fn(&Served) -> bool + Send + 'static,
     ) -> oneshot::Receiver<Vec<Judged>> {
         let (to, judged) = oneshot::channel();
@@ -167,8 +190,12 @@ impl OwnFilters {
             let mut failed = false;
             let judge = |served: Served| {
                 let verdict = (!failed && wanted(&served))
-                    .then(|| own.judge(host, &topic, partition, &served));
-                failed |= matches!(verdict, Some(Err(_)));
+                    .then(|| own.judge(host, &topic, partition, &served, from));
+                failed |= match &verdict {
+                    Some(Ok(left)) => left.stop.is_some(),
+                    Some(Err(_)) => true,
+                    None => false,
+                };
                 (served, verdict)
             };
             let judged = batches.into_iter().map(judge).collect();
@@ -192,29 +219,42 @@ impl OwnSet {
         topic: &TopicMeta,
         partition: u32,
         served: &Served,
+        from: Offset,
     ) -> Verdict {
-        let unreadable = |error: millstream_batch::BatchError| FilterFailure {
-            filter: String::new(),
-            message: format!("the stored batch cannot be read: {error}"),
-            retriable: false,
+        let unreadable = |error: millstream_batch::BatchError| {
+            Halt::Failed(FilterFailure {
+                filter: String::new(),
+                message: format!("the stored batch cannot be read: {error}"),
+                retriable: false,
+            })
         };
         let batch = Batch::parse(served.batch.clone()).map_err(unreadable)?;
-        let site = site(topic, partition, Some(served));
+        let site = Site {
+            from,
+            ..site(topic, partition, Some(served))
+        };
         // Without bindings this lets go of what a removed deployment left.
-        let Some(mut batch) = host.run(&topic.filters, &site, batch)? else {
-            return Ok(None);
+        let rest = host.run(&topic.filters, &site, batch)?;
+        let mut left = Left {
+            batch: rest.batch,
+            stop: rest.stop,
         };
         for filter in &self.filters {
+            let Some(batch) = left.batch else {
+                break;
+            };
             let site = Site {
                 own: Some(self.of(filter)),
                 ..site
             };
-            match host.run(std::slice::from_ref(&filter.binding), &site, batch)? {
-                Some(rest) => batch = rest,
-                None => return Ok(None),
-            }
+            let rest = host.run(std::slice::from_ref(&filter.binding), &site, batch)?;
+            // Whatever an earlier one stops at comes after all that it let through.
+            left = Left {
+                batch: rest.batch,
+                stop: rest.stop.or(left.stop),
+            };
         }
-        Ok(Some(batch))
+        Ok(left)
     }
 
     fn of<'a>(&self, filter: &'a OwnFilter) -> Own<'a> {
@@ -243,7 +283,10 @@ impl Subscription {
         topic: &Rc<TopicMeta>,
         fetched: &mut Fetched,
     ) -> bool {
-        if fetched.batches.is_empty() || !self.filters.are_for_worker(topic) {
+        let Some(partition) = self.feeds.feed(handle).map(|feed| feed.partition.index) else {
+            return false;
+        };
+        if fetched.batches.is_empty() || !self.filters.are_for_worker(topic, partition) {
             return false;
         }
         if self.with_workers >= WITH_WORKERS_MAX {
@@ -263,7 +306,7 @@ impl Subscription {
         let batches = std::mem::take(&mut fetched.batches);
         let judged = self
             .filters
-            .submit(topic, feed.partition.index, batches, wanted);
+            .submit(topic, feed.partition.index, batches, next, wanted);
         let (topic, end) = (Rc::clone(topic), fetched.end);
         self.with_workers += 1;
         self.jobs.spawn_local(async move {
@@ -299,6 +342,30 @@ impl Subscription {
     }
 }
 
+/// A component that the broker brings along, as if it were deployed without parameters.
+fn bundled_binding(session: &Session, name: &str) -> Option<FilterBinding> {
+    let plugins = &session.shared.config.plugins;
+    Some(FilterBinding {
+        name: name.to_owned(),
+        digest: bundled::digest(name)?,
+        stage: Stage::Subscribe,
+        parameters: Vec::new(),
+        budget: Budget {
+            memory_bytes_max: plugins.memory_bytes_max,
+            batch_ms_max: plugins.batch_ms_max,
+        },
+        on_error: OnError::Reject,
+    })
+}
+
+fn unknown(name: &str) -> messages::Error {
+    let bundled: Vec<_> = BUNDLED.iter().map(|bundled| bundled.name).collect();
+    Code::UnknownFilter.error(format!(
+        "no filter `{name}` is deployed; without deploying there are {}",
+        bundled.join(", ")
+    ))
+}
+
 /// `served`: where it stands in the log.
 fn site<'a>(topic: &'a TopicMeta, partition: u32, served: Option<&Served>) -> Site<'a> {
     Site {
@@ -308,6 +375,7 @@ fn site<'a>(topic: &'a TopicMeta, partition: u32, served: Option<&Served>) -> Si
         stage: Stage::Subscribe,
         time: served.map_or(TimestampMs(0), |served| TimestampMs(served.append_time.0)),
         base_offset: served.map(|served| served.base_offset),
+        from: Offset(0),
         own: None,
     }
 }

@@ -165,7 +165,7 @@ async fn begin(
     answers: mpsc::UnboundedSender<(u64, Answer)>,
 ) -> Result<Subscription, messages::Error> {
     let subscribe: Subscribe = first.frame.message().map_err(refusals::of_frame)?;
-    let filters = OwnFilters::new(&session, &subscribe)?;
+    let filters = OwnFilters::new(&session, &subscribe).await?;
     let from = position_of(subscribe.from.as_ref());
     let mut subscription = Subscription {
         group: (!subscribe.group.is_empty()).then(|| Rc::from(subscribe.group.as_str())),

@@ -1,19 +1,24 @@
 //! Components over the wire: at produce, for subscriptions, and for one subscription alone.
 
 use bytes::{Bytes, BytesMut};
+use millstream_batch::limits::FRAME_HEADER_BYTES_MAX;
+use millstream_broker::PrincipalSettings;
 use millstream_protocol::frame::encode_head;
 use millstream_protocol::messages::{
-    Batch, CaughtUp, DeployFilterRequest, DeployFilterResponse, FilterInfo, ListFiltersRequest,
-    ListFiltersResponse, PartitionError, Produce, Produced, ProducerOpen, RemoveFilterRequest,
-    RemoveFilterResponse, Seek, Setting, StartAt, Subscribe, SubscriptionFilter, start_at,
+    Batch, CaughtUp, DeployFilterRequest, DeployFilterResponse, DescribeTopicRequest,
+    DescribeTopicResponse, FilterInfo, HelloRequest, HelloResponse, ListFiltersRequest,
+    ListFiltersResponse, ListTopicsRequest, ListTopicsResponse, PartitionError, Produce, Produced,
+    ProducerOpen, RemoveFilterRequest, RemoveFilterResponse, Seek, Setting, StartAt, Subscribe,
+    SubscriptionFilter, start_at,
 };
-use millstream_protocol::{Code, Kind};
+use millstream_protocol::{Code, Kind, Message as _};
 
 use crate::client::{Client, Stream, World, batch, values, whole};
 use crate::common;
 use crate::poison::{not_compressed, poison};
 
 pub(crate) const JSON_FILTER: &[u8] = include_bytes!("../../../../plugins/dist/json-filter.wasm");
+const KEY_FILTER: &[u8] = include_bytes!("../../../../plugins/dist/key-filter.wasm");
 const RECORDS: [&[u8]; 4] = [
     br#"{"level":"info","n":1}"#,
     br#"{"level":"error","n":2}"#,
@@ -365,7 +370,8 @@ fn a_filter_that_is_killed_goes_to_the_workers_then_pauses_and_order_is_kept() {
             .await
             .expect("deployed");
         assert_eq!(state(&client).await, "running");
-        // Each subscription kills it once: on its own thread, then twice on a worker.
+        // Each subscription kills it with the batch of two, which passes in parts: the first on its own thread
+        // and then on a worker, the others on a worker.
         for expected in [
             "running on a worker thread",
             "running on a worker thread",
@@ -385,15 +391,15 @@ fn a_filter_that_is_killed_goes_to_the_workers_then_pauses_and_order_is_kept() {
             let state = state(&client).await;
             assert!(state.starts_with(expected), "{state}");
         }
-        assert_eq!(world.metric("millstream_subscribe_filter_kills_total"), 3.0);
-        assert_eq!(
-            world.metric("millstream_subscribe_filter_batches_total"),
-            12.0
-        );
+        assert_eq!(world.metric("millstream_subscribe_filter_kills_total"), 4.0);
         assert_eq!(
             world.metric("millstream_subscribe_filter_errors_total"),
-            5.0,
-            "three kills, and two batches after them"
+            2.0,
+            "the two batches after the last kill"
+        );
+        assert_eq!(
+            world.metric("millstream_subscribe_filter_failed_records_total"),
+            0.0
         );
         assert_eq!(world.metric("millstream_filter_paused"), 1.0);
 
@@ -455,6 +461,319 @@ fn compiled_code_goes_with_the_last_deployment_and_at_a_start() {
     std::fs::write(compiled.join("0123.compiled"), "of another version").expect("written");
     world.start_again();
     assert_eq!(code(), 1, "what the topic names stays");
+}
+
+const BAD_LINE: &[u8] = b"this is not JSON";
+
+/// A batch of many, with one record that the filter cannot judge.
+fn one_bad(records: usize, bad: usize) -> Bytes {
+    let good: &[u8] = br#"{"level":"error"}"#;
+    let values: Vec<&[u8]> = (0..records)
+        .map(|i| if i == bad { BAD_LINE } else { good })
+        .collect();
+    batch(&values)
+}
+
+async fn list(client: &Client) -> Vec<FilterInfo> {
+    let list: ListFiltersResponse = client
+        .request(Kind::ListFilters, &ListFiltersRequest::default())
+        .await
+        .expect("listed");
+    list.filters
+}
+
+#[test]
+fn one_bad_record_is_refused_alone_and_the_list_shows_it() {
+    let world = World::new(|_| {});
+    world.run(async {
+        let client = world.connect().await;
+        let topic_id = client.create_topic("t", 1).await;
+        deploy(
+            &client,
+            "produce",
+            expression("level == 'error'"),
+            Bytes::new(),
+            JSON_FILTER,
+        )
+        .await
+        .expect("deployed");
+        let before = list(&client).await.remove(0);
+        assert_eq!((before.errors, before.last_error.as_str()), (0, ""));
+        let mut producer = client.producer(&ProducerOpen::default()).await;
+        for tag in 1..=5 {
+            let produce = Produce {
+                tag,
+                topic_id: topic_id.clone(),
+                ..Produce::default()
+            };
+            producer.produce(produce, &one_bad(1_000, 777)).await;
+            let produced: Produced = producer.expect(Kind::Produced).await.message().expect("it");
+            assert_eq!((produced.kept, produced.refused), (Some(999), 1));
+            assert_eq!(produced.base_offset, Some((tag - 1) * 999));
+            assert_eq!(produced.refused_map[777 / 8], 1 << (777 % 8));
+            let why = &produced.refusals[0];
+            assert_eq!((why.record, why.filter.as_str()), (777, "errors"));
+            assert!(why.message.contains("JSON"), "{}", why.message);
+        }
+        let after = list(&client).await.remove(0);
+        assert_eq!((after.errors, after.state.as_str()), (5, "running"));
+        assert!(
+            after
+                .last_error
+                .contains("record 777 of a batch produced to t/0"),
+            "{}",
+            after.last_error
+        );
+        assert!(after.last_error_at_ms >= after.errors_since_ms && after.errors_since_ms > 0);
+        assert_eq!(world.metric("millstream_filter_failed_records_total"), 5.0);
+        assert_eq!(world.metric("millstream_filter_errors_total"), 0.0);
+    });
+}
+
+/// A subscription whose filter cannot judge a record gets all before it, an error that names its offset, and
+/// goes on behind it.
+#[test]
+fn a_subscription_stops_before_the_record_at_fault_and_goes_on_behind_it() {
+    let world = World::new(|_| {});
+    world.run(async {
+        let client = world.connect().await;
+        let topic_id = client.create_topic("t", 1).await;
+        let mut producer = client.producer(&ProducerOpen::default()).await;
+        let produce = Produce {
+            tag: 1,
+            topic_id: topic_id.clone(),
+            ..Produce::default()
+        };
+        producer.produce(produce, &one_bad(100, 60)).await;
+        producer.expect(Kind::Produced).await;
+        // Not deployed on any topic: the broker brings it along.
+        let mut stream = client
+            .subscribe(&Subscribe {
+                filters: vec![SubscriptionFilter {
+                    name: "json-filter".to_owned(),
+                    parameters: expression("level == 'error'"),
+                }],
+                ..whole_topic()
+            })
+            .await;
+        let mut got = Vec::new();
+        let (handle, error) = loop {
+            let frame = stream.next().await.expect("a frame");
+            match frame.known() {
+                Some(Kind::Batch) => {
+                    let header: Batch = frame.message().expect("BATCH");
+                    assert_eq!(
+                        header.last_offset, 59,
+                        "what comes next is the record at fault"
+                    );
+                    got.extend(values(frame.payload.into_contiguous()).1);
+                }
+                Some(Kind::PartitionError) => {
+                    let failed: PartitionError = frame.message().expect("PARTITION_ERROR");
+                    break (failed.handle, failed.error.expect("why"));
+                }
+                Some(Kind::CaughtUp) => panic!("it is not at the end"),
+                _ => {}
+            }
+        };
+        assert_eq!((got.len(), error.code), (60, Code::FilterFailed.number()));
+        assert!(
+            error.message.contains("offset 60") && error.message.contains("JSON"),
+            "{error:?}"
+        );
+        assert!(error.hint.contains("61"), "{error:?}");
+        let seek = Seek {
+            handle,
+            to: Some(StartAt {
+                at: Some(start_at::At::Offset(61)),
+                ..StartAt::default()
+            }),
+            generation: 1,
+        };
+        stream.frame(Kind::Seek, &seek).await;
+        let (batches, end) = consume(stream).await;
+        let records: usize = batches
+            .iter()
+            .map(|(header, values)| {
+                assert!(header.last_offset > 60);
+                values.len()
+            })
+            .sum();
+        assert_eq!((records, end), (39, 100));
+    });
+}
+
+/// What a subscription brings is started once before it is of use, and named when it does not.
+#[test]
+fn parameters_of_a_subscription_are_checked_at_its_start() {
+    let world = World::new(|config| config.plugins.batch_ms_max = 200);
+    world.run(async {
+        let client = world.connect().await;
+        client.create_topic("t", 1).await;
+        let loops = common::wat_component(
+            "(if (global.get $next) (then (loop $e (br $e))))",
+            "unreachable",
+            "",
+            "",
+        );
+        let filter = |name: &str| FilterInfo {
+            name: name.to_owned(),
+            topic: "t".to_owned(),
+            stage: "subscribe".to_owned(),
+            ..FilterInfo::default()
+        };
+        let refused = deploy_as(&client, filter("loops"), &loops)
+            .await
+            .expect_err("it loops");
+        assert_eq!(refused.code, Code::BadConfig.number());
+        assert!(
+            refused
+                .message
+                .contains("filter `loops`: the component did not start within 200 ms"),
+            "{refused:?}"
+        );
+
+        for (name, parameters, code, words) in [
+            (
+                "json-filter",
+                expression("level == = 1"),
+                Code::BadConfig,
+                "filter `json-filter`: the component refused to start",
+            ),
+            (
+                "nothing",
+                Vec::new(),
+                Code::UnknownFilter,
+                "json-filter, key-filter",
+            ),
+        ] {
+            let mut stream = client.open().await;
+            let own = SubscriptionFilter {
+                name: name.to_owned(),
+                parameters,
+            };
+            let subscribe = Subscribe {
+                filters: vec![own],
+                ..whole_topic()
+            };
+            stream.frame(Kind::Subscribe, &subscribe).await;
+            let error = stream.error().await;
+            assert_eq!(error.code, code.number(), "{error:?}");
+            assert!(error.message.contains(words), "{error:?}");
+        }
+    });
+}
+
+/// A request whose answer does not fit a header is answered all the same.
+#[test]
+fn a_deployment_with_long_parameters_is_answered() {
+    let world = World::new(|_| {});
+    world.run(async {
+        let client = world.connect().await;
+        client.create_topic("t", 1).await;
+        let of = |parameters: &[Setting]| FilterInfo {
+            name: "keys".to_owned(),
+            topic: "t".to_owned(),
+            stage: "produce".to_owned(),
+            parameters: parameters.to_vec(),
+            ..FilterInfo::default()
+        };
+        // The answer says more than the request, the longest of which fills a header.
+        let size = |bytes: usize| {
+            let value = Some("p".repeat(bytes));
+            let key = "prefix".to_owned();
+            let filter = Some(of(&[Setting { key, value }]));
+            DeployFilterRequest { filter }.encoded_len()
+        };
+        let longest = (0..=FRAME_HEADER_BYTES_MAX)
+            .rev()
+            .find(|bytes| size(*bytes) <= FRAME_HEADER_BYTES_MAX)
+            .expect("one fits");
+        for bytes in [1_000, longest - 50, longest] {
+            let parameters = vec![Setting {
+                key: "prefix".to_owned(),
+                value: Some("p".repeat(bytes)),
+            }];
+            let deployed = deploy_as(&client, of(&parameters), KEY_FILTER)
+                .await
+                .expect("deployed");
+            let filter = deployed.filter.expect("a filter");
+            assert_eq!(filter.parameters, parameters, "{bytes}");
+        }
+    });
+}
+
+/// `printf %s alice | sha256sum`, and of `bob`.
+const ALICE: &str = "2bd806c97f0e00af1a1fc3328fa763a9269723c8db8fac4f93af71db186d6e90";
+const BOB: &str = "81b637d8fcd2c6da6359e6963113a1170de795e4b725b84d1e0b4cfd9ec58ce9";
+
+/// They may be secrets: others who see the topic see that there are such parameters.
+#[test]
+fn values_of_parameters_are_for_those_who_may_deploy() {
+    let world = World::new(|config| {
+        let principal = |name: &str, token_sha256: &str, rights: &[&str]| PrincipalSettings {
+            name: name.to_owned(),
+            token_sha256: Some(token_sha256.to_owned()),
+            rights: rights.iter().map(|right| (*right).to_owned()).collect(),
+            ..PrincipalSettings::default()
+        };
+        config.principals = vec![
+            principal("alice", ALICE, &["admin", "deploy"]),
+            principal("bob", BOB, &["produce", "admin"]),
+        ];
+    });
+    world.run(async {
+        let connect = async |token: &str| {
+            let client = world.connect_silently().await;
+            let hello = HelloRequest {
+                version_min: 1,
+                version_max: 1,
+                token: token.to_owned(),
+                ..HelloRequest::default()
+            };
+            let _: HelloResponse = client.request(Kind::Hello, &hello).await.expect("known");
+            client
+        };
+        let (alice, bob) = (connect("alice").await, connect("bob").await);
+        alice.create_topic("t", 1).await;
+        deploy(
+            &alice,
+            "produce",
+            expression("key == 's3cret'"),
+            Bytes::new(),
+            JSON_FILTER,
+        )
+        .await
+        .expect("deployed");
+        for (client, value) in [(&alice, Some("key == 's3cret'".to_owned())), (&bob, None)] {
+            let described: DescribeTopicResponse = client
+                .request(
+                    Kind::DescribeTopic,
+                    &DescribeTopicRequest {
+                        name: "t".to_owned(),
+                        partitions: false,
+                        ..DescribeTopicRequest::default()
+                    },
+                )
+                .await
+                .expect("described");
+            let topics: ListTopicsResponse = client
+                .request(Kind::ListTopics, &ListTopicsRequest::default())
+                .await
+                .expect("listed");
+            let topics = topics.topics.into_iter().chain(described.topic);
+            let filters = topics.flat_map(|topic| topic.filters);
+            let mut seen = 0;
+            for filter in list(client).await.into_iter().chain(filters) {
+                assert_eq!(filter.parameters.len(), 1);
+                assert_eq!(filter.parameters[0].key, "expr");
+                assert_eq!(filter.parameters[0].value, value);
+                assert_eq!(filter.values_hidden, value.is_none());
+                seen += 1;
+            }
+            assert_eq!(seen, 3);
+        }
+    });
 }
 
 /// Damage of before the walk at the door: what was compressed is stored as it came.

@@ -7,12 +7,12 @@ use std::os::unix::fs::FileTypeExt;
 use std::time::Duration;
 
 use bytes::Bytes;
+use millstream_broker::bundled;
 use millstream_client::{Client, ConsumerEvent, FilterSpec, Producer, Record, StartAt};
 use serde_json::json;
 use tokio::io::{AsyncBufReadExt, BufReader};
 
 use crate::Global;
-use crate::commands::plugin::bundled;
 use crate::connect::{block_on, client};
 use crate::exit::{Failure, Outcome};
 use crate::format::write_json;
@@ -172,7 +172,7 @@ async fn prepare(client: &Client, arguments: &Arguments) -> Outcome {
         ..FilterSpec::default()
     };
     admin
-        .deploy_filter(&filter, Bytes::from_static(component))
+        .deploy_filter(&filter, Bytes::from_static(component.wasm))
         .await?;
     Ok(())
 }

@@ -107,6 +107,11 @@ fn filter() -> FilterInfo {
         batch_ms_max: 1000,
         on_error: text("reject"),
         state: text("running"),
+        errors: 3,
+        errors_since_ms: 1_700_000_000_000,
+        last_error: text("record 7 of a batch produced to logs/3: not JSON"),
+        last_error_at_ms: 1_700_000_000_123,
+        values_hidden: false,
     }
 }
 
@@ -355,6 +360,14 @@ fn producing() -> Vec<Sample> {
         duplicate: true,
         kept: Some(2),
         kept_map: Bytes::from_static(&[0b101]),
+        refused: 1,
+        refused_map: Bytes::from_static(&[0b1000]),
+        refusals: vec![RefusedRecord {
+            record: 3,
+            filter: text("errors"),
+            message: text("not JSON"),
+        }],
+        refused_unknown: false,
     };
     vec![
         sample(

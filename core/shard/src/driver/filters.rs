@@ -9,9 +9,11 @@ pub(super) mod counts;
 pub(super) mod deployments;
 mod kept;
 pub(super) mod lanes;
+mod policy;
 mod records;
 #[cfg(test)]
 mod tests;
+mod told;
 pub(super) mod workers;
 
 use std::sync::Arc;
@@ -21,13 +23,15 @@ use millstream_batch::ids::{Offset, TimestampMs, TopicId};
 use millstream_batch::{Batch, Codec, KeptOffsets, OpenBatch, RecordIndex};
 use millstream_machine::topic::{FilterBinding, OnError, Stage};
 use millstream_sandbox::{
-    Bitmap, Context, Deployment, Erred, Filter, FilterError, Parameters, Placement, StartError,
+    Context, Deployment, Erred, Filter, FilterError, Parameters, Placement, StartError, Verdict,
+    View,
 };
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use self::counts::FilterCounts;
 use self::deployments::{Deployments, Whose};
 use self::kept::KeptRecords;
+use self::policy::{Ruling, Stop};
 use crate::call::{FilterStatus, Kept};
 
 /// Instances that the subscriptions of one connection hold at most; past it they take turns.
@@ -44,6 +48,8 @@ pub struct Site<'a> {
     pub time: TimestampMs,
     /// `None` at the produce stage.
     pub base_offset: Option<Offset>,
+    /// What a subscription wants begins here: what is before it stops nothing.
+    pub from: Offset,
     /// Set when the filters run for one subscription alone.
     pub own: Option<Own<'a>>,
 }
@@ -63,8 +69,8 @@ pub struct Owner {
     pub(super) subscription: u64,
 }
 
-/// A batch that is refused: it could not be filtered and the policy is `reject`, or there was no
-/// component to filter it with, whatever the policy.
+/// A batch that is refused whole, or a record that a subscription does not pass: it could not be filtered
+/// and the policy is `reject`, or there was no component to filter it with, whatever the policy.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("filter `{filter}`: {message}")]
 pub struct FilterFailure {
@@ -74,23 +80,24 @@ pub struct FilterFailure {
     pub retriable: bool,
 }
 
-/// What filters left of a batch.
+/// Why a batch did not get through its filters here.
 #[derive(Debug)]
-pub(super) struct Rest {
-    /// `None`: nothing was kept.
-    pub(super) batch: Option<Batch>,
-    /// `None`: everything was.
-    pub(super) kept: Option<Kept>,
+pub enum Halt {
+    Failed(FilterFailure),
+    /// Some of its records cannot be judged, and which may take long to find out: a worker's business.
+    Worker,
 }
 
-impl Rest {
-    fn nothing(mut kept: KeptRecords) -> Self {
-        kept.drop_all();
-        Self {
-            batch: None,
-            kept: kept.told(),
-        }
-    }
+/// What filters left of a batch.
+#[derive(Debug)]
+pub struct Rest {
+    /// `None`: nothing was kept.
+    pub batch: Option<Batch>,
+    /// For a subscription: the offset of the record that it does not pass, and why. The batch holds none
+    /// from there on.
+    pub stop: Option<(Offset, FilterFailure)>,
+    /// `None`: everything was kept.
+    pub(super) kept: Option<Kept>,
 }
 
 /// Warm filters of one thread.
@@ -102,6 +109,10 @@ pub struct FilterHost {
     codec: Codec,
     index: Option<RecordIndex>,
     uses: u64,
+    /// It is a worker's, who may take his time.
+    is_worker: bool,
+    /// Whose next batch of which partition a worker is to look at.
+    for_worker: FxHashSet<(Whose, u32)>,
 }
 
 #[derive(Debug)]
@@ -115,7 +126,7 @@ struct Instance {
 }
 
 impl FilterHost {
-    /// A host without instances. What it does is counted in `counts`.
+    /// The host of a shard's or connection's thread, without instances. What it does is counted in `counts`.
     #[must_use]
     pub fn new(deployments: Arc<Deployments>, counts: Arc<FilterCounts>) -> Self {
         Self {
@@ -125,19 +136,35 @@ impl FilterHost {
             codec: Codec::new(),
             index: None,
             uses: 0,
+            is_worker: false,
+            for_worker: FxHashSet::default(),
+        }
+    }
+
+    /// The host of a worker thread: it searches batches for the records at fault.
+    #[must_use]
+    pub fn of_worker(deployments: Arc<Deployments>, counts: Arc<FilterCounts>) -> Self {
+        Self {
+            is_worker: true,
+            ..Self::new(deployments, counts)
         }
     }
 
     /// A subscription is over, and so are its instances, here and on worker threads.
     pub fn end(&mut self, owner: Owner) {
         self.warm.remove(&Whose::Subscription(owner));
+        self.for_worker
+            .retain(|(whose, _)| *whose != Whose::Subscription(owner));
         self.deployments.end(owner);
     }
 
     /// Whether a batch for these filters is to be handed to a worker thread, since one of them is slow
-    /// or was killed. The instances here are then let go.
+    /// or was killed (the instances here are then let go), or since it was said to be a worker's.
     pub fn is_for_worker(&mut self, bindings: &[FilterBinding], site: &Site<'_>) -> bool {
         let whose = site.whose();
+        if !self.for_worker.is_empty() && self.for_worker.remove(&(whose, site.partition)) {
+            return true;
+        }
         let warm = self.warm.get(&whose).map_or(&[][..], |i| i.as_slice());
         let slow = bindings
             .iter()
@@ -182,80 +209,86 @@ impl FilterHost {
         self.warm.remove(&Whose::Topic(topic));
     }
 
-    /// Run every filter of `bindings` that belongs to the site's stage over `batch`, in order. The
-    /// batch that is left: the same one when nothing was dropped, `None` when nothing was kept. At the
-    /// produce stage offsets close up; for a subscription they stay.
+    /// Run every filter of `bindings` that belongs to the site's stage over `batch`, in order. The batch
+    /// that is left is the same one when nothing was dropped. At the produce stage offsets close up; for a
+    /// subscription they stay, and after [`Halt::Worker`] its next batch [is](Self::is_for_worker) a worker's.
+    ///
+    /// # Errors
+    /// The batch is refused whole, or is a worker's.
     pub fn run(
         &mut self,
         bindings: &[FilterBinding],
         site: &Site<'_>,
-        batch: Batch,
-    ) -> Result<Option<Batch>, FilterFailure> {
-        self.run_all(bindings, site, batch).map(|rest| rest.batch)
-    }
-
-    /// As [`run`](Self::run), and which records were kept.
-    pub(super) fn run_all(
-        &mut self,
-        bindings: &[FilterBinding],
-        site: &Site<'_>,
         mut batch: Batch,
-    ) -> Result<Rest, FilterFailure> {
+    ) -> Result<Rest, Halt> {
         self.drop_gone(bindings, site);
         let mut kept = KeptRecords::all_of(batch.header().records);
+        let mut stop = None;
         for binding in bindings
             .iter()
             .filter(|binding| binding.stage == site.stage)
         {
+            let failed = |message: String, retriable: bool| {
+                Halt::Failed(FilterFailure {
+                    filter: binding.name.clone(),
+                    message,
+                    retriable,
+                })
+            };
             match self.run_one(binding, site, &batch) {
-                Ok((Some(rest), answer)) => {
-                    kept.narrow(answer.as_bytes());
-                    batch = rest;
+                Ok((rest, ruling)) => {
+                    kept.refuse(&binding.name, &ruling.refused, &ruling.reasons);
+                    kept.narrow(&ruling.keep);
+                    if let Some(Stop { offset, why }) = ruling.stop {
+                        let failure = FilterFailure {
+                            filter: binding.name.clone(),
+                            message: why.of_record(),
+                            retriable: false,
+                        };
+                        stop = Some((offset, failure));
+                    }
+                    match rest {
+                        Some(rest) => batch = rest,
+                        None => {
+                            let (batch, kept) = (None, kept.told());
+                            return Ok(Rest { batch, stop, kept });
+                        }
+                    }
                 }
-                Ok((None, _)) => return Ok(Rest::nothing(kept)),
-                Err(Trouble::Batch(message)) => {
-                    return Err(FilterFailure {
-                        filter: binding.name.clone(),
-                        message,
-                        retriable: false,
-                    });
+                Err(Trouble::Worker) => {
+                    if site.stage == Stage::Subscribe {
+                        self.for_worker.insert((site.whose(), site.partition));
+                    }
+                    return Err(Halt::Worker);
                 }
+                Err(Trouble::Batch(message)) => return Err(failed(message, false)),
                 Err(Trouble::Loading) => {
                     // Not a fault: neither passing nor dropping would be what was asked for.
                     let message = "the component is loading: try again".to_owned();
-                    return Err(FilterFailure {
-                        filter: binding.name.clone(),
-                        message,
-                        retriable: true,
-                    });
+                    return Err(failed(message, true));
                 }
                 Err(Trouble::Lost(message)) => {
                     // No policy applies: it says what to do with a filter's faults, not without one.
                     self.counts.of(&binding.name, |count| count.errors += 1);
-                    return Err(FilterFailure {
-                        filter: binding.name.clone(),
-                        message,
-                        retriable: false,
-                    });
+                    return Err(failed(message, false));
                 }
                 Err(Trouble::Filter { message, retriable }) => {
                     self.counts.of(&binding.name, |count| count.errors += 1);
                     match binding.on_error {
                         OnError::Pass => {}
-                        OnError::Drop => return Ok(Rest::nothing(kept)),
-                        OnError::Reject => {
-                            return Err(FilterFailure {
-                                filter: binding.name.clone(),
-                                message,
-                                retriable,
-                            });
+                        OnError::Drop => {
+                            kept.drop_all();
+                            let (batch, kept) = (None, kept.told());
+                            return Ok(Rest { batch, stop, kept });
                         }
+                        OnError::Reject => return Err(failed(message, retriable)),
                     }
                 }
             }
         }
         Ok(Rest {
             batch: Some(batch),
+            stop,
             kept: kept.told(),
         })
     }
@@ -282,30 +315,53 @@ impl FilterHost {
         binding: &FilterBinding,
         site: &Site<'_>,
         batch: &Batch,
-    ) -> Result<(Option<Batch>, Bitmap), Trouble> {
+    ) -> Result<(Option<Batch>, Ruling), Trouble> {
         let started = Instant::now();
         let index = self.index.take().unwrap_or_default();
         let open = OpenBatch::open(batch.clone(), &mut self.codec, index)
             .map_err(|error| Trouble::Batch(format!("the records cannot be read: {error}")))?;
-        let bitmap = self.judge(binding, site, &open);
-        let kept = match &bitmap {
-            Ok(bitmap) => open
-                .retain(bitmap.as_bytes(), offsets(site.stage), &mut self.codec)
+        let verdict = self.judge(binding, site, &open);
+        let failed = verdict
+            .as_ref()
+            .map_or(0, |verdict| verdict.failed.len() as u64);
+        let stops =
+            failed > 0 && site.stage == Stage::Subscribe && binding.on_error == OnError::Reject;
+        let offsets = if stops {
+            offsets_of(site, &open)
+        } else {
+            Vec::new()
+        };
+        let ruling = verdict.map(|verdict| match site.stage {
+            Stage::Produce => Ruling::at_produce(verdict, binding.on_error),
+            Stage::Subscribe => {
+                Ruling::for_subscription(verdict, binding.on_error, &offsets, site.from)
+            }
+        });
+        let rest = match &ruling {
+            Ok(ruling) => open
+                .retain(
+                    ruling.keep.as_bytes(),
+                    kept_offsets(site.stage),
+                    &mut self.codec,
+                )
                 .map_err(|error| Trouble::Batch(format!("what is kept cannot be stored: {error}"))),
             Err(_) => Ok(None),
         };
-        if !matches!(bitmap, Err(Trouble::Loading)) {
-            let kept = bitmap.as_ref().map_or(0, |bitmap| bitmap.kept() as u64);
+        if !matches!(ruling, Err(Trouble::Loading | Trouble::Worker)) {
+            let kept = ruling
+                .as_ref()
+                .map_or(0, |ruling| ruling.keep.kept() as u64);
             self.counts.of(&binding.name, |count| {
                 count.calls += 1;
                 count.records += u64::from(batch.header().records);
                 count.kept += kept;
+                count.failed += failed;
                 count.nanos += started.elapsed().as_nanos() as u64;
             });
         }
         self.index = Some(open.into_index());
-        let bitmap = bitmap?;
-        Ok((kept?, bitmap))
+        let ruling = ruling?;
+        Ok((rest?, ruling))
     }
 
     fn judge(
@@ -313,7 +369,7 @@ impl FilterHost {
         binding: &FilterBinding,
         site: &Site<'_>,
         open: &OpenBatch,
-    ) -> Result<Bitmap, Trouble> {
+    ) -> Result<Verdict, Trouble> {
         let stage = match site.stage {
             Stage::Produce => millstream_sandbox::Stage::Produce,
             Stage::Subscribe => millstream_sandbox::Stage::Subscription,
@@ -325,31 +381,29 @@ impl FilterHost {
             time: site.time,
             base_offset: site.base_offset,
         };
-        let counts = Arc::clone(&self.counts);
+        let view = View {
+            context: &context,
+            index: open.index().index(),
+            timestamps: open.index().timestamps(),
+            raw: open.raw(),
+        };
+        let (counts, is_worker) = (Arc::clone(&self.counts), self.is_worker);
         let Instance {
             deployment, filter, ..
         } = self.instance(binding, site)?;
-        deployment
-            .call(
-                filter,
-                &context,
-                open.index().index(),
-                open.index().timestamps(),
-                open.raw(),
-            )
-            .inspect_err(|error| {
-                if error.is_kill() {
-                    counts.of(&binding.name, |count| count.kills += 1);
-                }
-            })
-            .map_err(|error| Trouble::Filter {
-                retriable: match &error {
-                    FilterError::OutOfTime { .. } => true,
-                    FilterError::Restart(start) => is_retriable(start),
-                    _ => false,
-                },
-                message: error.to_string(),
-            })
+        let kills = filter.kills();
+        let verdict = match deployment.judge(filter, &view) {
+            Err(error) if error.may_be_of_a_record() && !is_worker => Err(Trouble::Worker),
+            Err(error) if error.may_be_of_a_record() => deployment
+                .search(filter, &view, error)
+                .map_err(|error| of_batch(&error)),
+            judged => judged.map_err(|error| of_batch(&error)),
+        };
+        let kills = filter.kills() - kills;
+        if kills > 0 {
+            counts.of(&binding.name, |count| count.kills += kills);
+        }
+        verdict
     }
 
     /// The warm instance of a binding; started when there is none or the binding has changed.
@@ -493,6 +547,8 @@ impl Site<'_> {
 /// Why a filter gave no verdict.
 #[derive(Debug)]
 pub(super) enum Trouble {
+    /// Which records are at fault is to be searched for.
+    Worker,
     Loading,
     /// There is no component to ask, until it is deployed again.
     Lost(String),
@@ -504,10 +560,26 @@ pub(super) enum Trouble {
     },
 }
 
-fn offsets(stage: Stage) -> KeptOffsets {
+/// Of the records of a batch as it is stored.
+fn offsets_of(site: &Site<'_>, open: &OpenBatch) -> Vec<Offset> {
+    let base = site.base_offset.map_or(0, |base| base.0);
+    let first = open.batch().header().base_offset;
+    let offset = |record: millstream_batch::Record<'_>| record.offset.abs_diff(first) + base;
+    let records = open.batch().header().records(open.raw()).flatten();
+    records.map(|record| Offset(offset(record))).collect()
+}
+
+fn kept_offsets(stage: Stage) -> KeptOffsets {
     match stage {
         Stage::Produce => KeptOffsets::Renumber,
         Stage::Subscribe => KeptOffsets::Sparse,
+    }
+}
+
+fn of_batch(error: &FilterError) -> Trouble {
+    Trouble::Filter {
+        retriable: matches!(error, FilterError::Restart(start) if is_retriable(start)),
+        message: error.to_string(),
     }
 }
 

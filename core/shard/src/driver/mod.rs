@@ -33,7 +33,7 @@ pub use self::filters::deployments::{
 pub use self::filters::lanes::Plugins;
 use self::filters::lanes::{Held, Lanes, Step};
 pub use self::filters::workers::{Job, Turn, WorkerPool, Workers};
-pub use self::filters::{FilterFailure, FilterHost, Own, Owner, Site};
+pub use self::filters::{FilterFailure, FilterHost, Halt, Own, Owner, Rest, Site};
 use self::replies::Replies;
 use crate::call::{Answer, Call, Error};
 use crate::core::{CoreConfig, Effect, Now, ShardCore};

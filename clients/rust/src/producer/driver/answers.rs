@@ -3,7 +3,7 @@
 //! Deliberately absent: sending (the driver), and what a refusal means for order (`lanes`).
 
 use std::sync::PoisonError;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use millstream_protocol::messages::Produced;
@@ -11,6 +11,7 @@ use millstream_protocol::{Code, Frame, Kind};
 
 use super::super::delivery::{Kept, Stored};
 use super::super::lanes::{OutOfOrder, Refused, Verdict};
+use super::super::refusals::Refusals;
 use super::{Driver, End};
 use crate::connection::{Incoming, refusal};
 use crate::error::{Error, Result};
@@ -38,21 +39,24 @@ impl Driver {
                 let produced: Produced = frame.message()?;
                 let parcel = self.lanes.acked(produced.tag, now).map_err(out_of_order)?;
                 let kept = match produced.kept {
-                    Some(records) => Kept::told(records, produced.kept_map, parcel.records),
+                    Some(records) => Kept::told(records, produced.kept_map.clone(), parcel.records),
                     None if produced.duplicate && parcel.item.target.filtered => Kept::Unknown,
                     None => Kept::All,
                 };
+                let refused = Refusals::told(&produced, parcel.records);
+                let (failed, _) = refused.counts(parcel.records);
                 let stored = Stored {
                     base_offset: produced.base_offset,
                     kept,
+                    refused,
                     append_time_ms: produced.append_time_ms,
                     duplicate: produced.duplicate,
                 };
                 let counters = &self.shared.counters;
-                let records = u64::from(parcel.records);
+                let records = u64::from(parcel.records - failed);
                 counters.acknowledged.fetch_add(records, Ordering::Relaxed);
-                let dropped =
-                    parcel.records - produced.kept.unwrap_or(parcel.records).min(parcel.records);
+                let kept = produced.kept.unwrap_or(parcel.records);
+                let dropped = (parcel.records - failed).saturating_sub(kept);
                 counters
                     .filtered
                     .fetch_add(dropped.into(), Ordering::Relaxed);
@@ -172,21 +176,26 @@ impl Driver {
             (std::mem::take(&mut gathering.starved), waited_for)
         };
         for (ticket, outcome) in self.done.drain(..) {
-            if let Err(error) = &outcome {
-                let counters = &self.shared.counters;
-                counters
-                    .failed
-                    .fetch_add(u64::from(ticket.records), Ordering::Relaxed);
-                if error.unknown_outcome() {
-                    counters
-                        .unknown
-                        .fetch_add(u64::from(ticket.records), Ordering::Relaxed);
+            let records = ticket.records;
+            let (failed, unknown, error) = match &outcome {
+                Err(error) if error.unknown_outcome() => (records, records, Some(error.clone())),
+                Err(error) => (records, 0, Some(error.clone())),
+                Ok(stored) => {
+                    let (failed, unknown) = stored.refused.counts(records);
+                    (failed, unknown, stored.refused.first(records))
                 }
+            };
+            if let Some(error) = error {
+                let counters = &self.shared.counters;
+                let add =
+                    |counter: &AtomicU64, n: u32| counter.fetch_add(n.into(), Ordering::Relaxed);
+                add(&counters.failed, failed);
+                add(&counters.unknown, unknown);
                 let mut first = counters
                     .first_error
                     .lock()
                     .unwrap_or_else(PoisonError::into_inner);
-                first.get_or_insert_with(|| error.clone());
+                first.get_or_insert(error);
             }
             ticket.completion.complete(outcome);
         }

@@ -38,6 +38,7 @@ impl FilterCounts {
                 count.records += row.records;
                 count.kept += row.kept;
                 count.errors += row.errors;
+                count.failed += row.failed;
                 count.kills += row.kills;
                 count.nanos += row.nanos;
             });

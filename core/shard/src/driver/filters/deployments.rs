@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use millstream_batch::ids::TopicId;
 use millstream_machine::topic::FilterBinding;
-use millstream_sandbox::{Budget, Component, Deployment, Placement};
+use millstream_sandbox::{Budget, Component, Deployment, Parameters, Placement, StartError};
 use rustc_hash::FxHashMap;
 
 use super::{Owner, Trouble};
@@ -104,13 +104,25 @@ impl Deployments {
         self.retire(Whose::Topic(topic), |known| known.binding.name == name);
     }
 
-    /// Where a topic's filter runs, once it has run.
+    /// Start a topic's filter once and throw the instance away: what does not start is known, and kept from
+    /// the shards' threads, before its first batch. Blocks for as long as that may take.
+    ///
+    /// # Errors
+    /// Why it does not start.
+    pub fn try_start(&self, topic: TopicId, binding: &FilterBinding) -> Result<(), StartError> {
+        match self.obtain(Whose::Topic(topic), binding) {
+            Ok(deployment) => deployment.filter(&Parameters::new()).map(drop),
+            Err(_) => Ok(()), // its component is lost, or still loading: that is told elsewhere
+        }
+    }
+
+    /// A topic's filter, once it has run: where, and what went wrong.
     #[must_use]
-    pub fn placed(&self, topic: TopicId, binding: &FilterBinding) -> Option<Placement> {
+    pub fn of_topic(&self, topic: TopicId, binding: &FilterBinding) -> Option<Arc<Deployment>> {
         let known = self.known();
         let of_topic = known.get(&Whose::Topic(topic))?.iter();
         let found = of_topic.rev().find(|known| known.binding == *binding)?;
-        Some(found.deployment.placement())
+        Some(Arc::clone(&found.deployment))
     }
 
     /// Where topics' filters run, by name, in order; of several with one name, the worst. Bounded.

@@ -12,17 +12,18 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use millstream_batch::ids::{Partition, TimestampMs};
+use millstream_batch::ids::{Offset, Partition, TimestampMs};
 use millstream_batch::{Batch, Parts};
 use millstream_machine::request::Produce;
-use millstream_machine::topic::{FilterBinding, Stage, TopicMeta};
+use millstream_machine::topic::{FilterBinding, OnError, Stage, TopicMeta};
 use rustc_hash::FxHashMap;
 use tokio::sync::mpsc;
 
 use super::counts::FilterCounts;
 use super::deployments::Deployments;
+use super::told::Told;
 use super::workers::{Turn, WorkerPool};
-use super::{FilterFailure, FilterHost, Rest, Site};
+use super::{FilterFailure, FilterHost, Halt, Rest, Site};
 use crate::call::{Error, FilterStatus};
 use crate::core::{Now, ShardCore};
 use crate::handle::{ReplyTo, Stamps, Waiting};
@@ -62,6 +63,7 @@ pub(in crate::driver) struct Lanes {
     lanes: FxHashMap<Partition, Lane>,
     /// Lanes whose next batch is to be looked at.
     next: VecDeque<Partition>,
+    told: Told,
     tickets: u64,
     done: mpsc::UnboundedSender<Done>,
     finished: mpsc::UnboundedReceiver<Done>,
@@ -86,7 +88,7 @@ struct UnderWay {
 struct Done {
     partition: Partition,
     ticket: u64,
-    outcome: Result<Rest, FilterFailure>,
+    outcome: Result<Rest, Halt>,
     counts: Vec<FilterStatus>,
 }
 
@@ -100,6 +102,7 @@ impl Lanes {
             workers: Arc::clone(&plugins.workers),
             lanes: FxHashMap::default(),
             next: VecDeque::new(),
+            told: Told::default(),
             tickets: 0,
             done,
             finished,
@@ -155,7 +158,7 @@ impl Lanes {
             };
             self.next.push_back(done.partition);
             let step = if core.state().filters(done.partition) == &*bindings {
-                Some(finish(held, done.outcome))
+                finish(held, done.outcome, &mut self.told)
             } else {
                 // The filters changed meanwhile: who changed them counts on it from then on.
                 self.begin(core, now, held)
@@ -216,7 +219,7 @@ impl Lanes {
             return Some(Step::Append(held));
         }
         if core.decides_duplicate(now, held.request) {
-            return Some(Step::Append(held));
+            return Some(Step::Append(repeated(held, bindings, &self.told)));
         }
         let batch = match Batch::parse(std::mem::take(&mut held.raw).into_contiguous()) {
             Ok(batch) => batch,
@@ -225,13 +228,17 @@ impl Lanes {
             }
         };
         let site = site(topic, partition, now.wall);
-        if self.host.is_for_worker(bindings, &site) {
+        let outcome = if self.host.is_for_worker(bindings, &site) {
+            Err(Halt::Worker)
+        } else {
+            self.host.run(bindings, &site, batch.clone())
+        };
+        if let Err(Halt::Worker) = outcome {
             held.raw = batch.bytes().clone().into();
             self.hand_over(topic, bindings.into(), now.wall, held, batch);
             return None;
         }
-        let outcome = self.host.run_all(bindings, &site, batch);
-        Some(finish(held, outcome))
+        finish(held, outcome, &mut self.told)
     }
 
     fn hand_over(
@@ -259,7 +266,7 @@ impl Lanes {
         self.workers.submit(
             turn,
             Box::new(move |host| {
-                let outcome = host.run_all(&bindings, &site(&topic, partition, time), batch);
+                let outcome = host.run(&bindings, &site(&topic, partition, time), batch);
                 ticket.redeem(outcome, host.counts.take());
             }),
         );
@@ -274,7 +281,7 @@ struct Ticket {
 }
 
 impl Ticket {
-    fn redeem(&mut self, outcome: Result<Rest, FilterFailure>, counts: Vec<FilterStatus>) {
+    fn redeem(&mut self, outcome: Result<Rest, Halt>, counts: Vec<FilterStatus>) {
         if let Some(to) = self.done.take() {
             let done = Done {
                 partition: self.partition,
@@ -294,7 +301,7 @@ impl Drop for Ticket {
             message: "the worker that ran it ended: try again".to_owned(),
             retriable: true,
         };
-        self.redeem(Err(failure), Vec::new());
+        self.redeem(Err(Halt::Failed(failure)), Vec::new());
     }
 }
 
@@ -306,33 +313,60 @@ fn site(topic: &TopicMeta, partition: Partition, time: TimestampMs) -> Site<'_> 
         stage: Stage::Produce,
         time,
         base_offset: None,
+        from: Offset(0),
         own: None,
     }
 }
 
-/// The request and the bytes as they will be appended, or why not.
-fn finish(held: Held, outcome: Result<Rest, FilterFailure>) -> Step {
+/// A batch that was stored before: its answer says what was kept of it then, as far as that is known.
+fn repeated(held: Held, bindings: &[FilterBinding], told: &Told) -> Held {
+    let kept = match told.of(&held.request) {
+        Some(None) => return held, // everything
+        Some(Some(kept)) => Some(kept.clone()),
+        None => {
+            let refuses = |binding: &FilterBinding| {
+                binding.stage == Stage::Produce && binding.on_error == OnError::Reject
+            };
+            if !bindings.iter().any(refuses) {
+                return held; // some may have been dropped, which is nobody's fault
+            }
+            None
+        }
+    };
+    let reply = ReplyTo::Filtered {
+        kept,
+        repeated: true,
+        to: Box::new(held.reply),
+    };
+    Held { reply, ..held }
+}
+
+/// The request and the bytes as they will be appended, or why not. `None`: a worker has yet to look.
+fn finish(held: Held, outcome: Result<Rest, Halt>, told: &mut Told) -> Option<Step> {
     let request = held.request;
     let mut reply = held.reply;
-    if let Ok(Rest {
-        kept: Some(kept), ..
-    }) = &outcome
-    {
-        reply = ReplyTo::Filtered {
-            kept: kept.clone(),
-            to: Box::new(reply),
-        };
-    }
-    let (request, raw) = match outcome.map(|rest| rest.batch) {
-        Err(failure) => {
+    let rest = match outcome {
+        Ok(rest) => rest,
+        Err(Halt::Worker) => return None,
+        Err(Halt::Failed(failure)) => {
             let error = Error::Filter {
                 filter: failure.filter,
                 message: failure.message,
                 retriable: failure.retriable,
             };
-            return Step::Refuse(reply, error);
+            return Some(Step::Refuse(reply, error));
         }
-        Ok(None) => {
+    };
+    told.note(&request, rest.kept.as_ref());
+    if let Some(kept) = rest.kept {
+        reply = ReplyTo::Filtered {
+            kept: Some(kept),
+            repeated: false,
+            to: Box::new(reply),
+        };
+    }
+    let (request, raw) = match rest.batch {
+        None => {
             let nothing = Produce {
                 kept: 0,
                 bytes: 0,
@@ -340,7 +374,7 @@ fn finish(held: Held, outcome: Result<Rest, FilterFailure>) -> Step {
             };
             (nothing, Parts::default())
         }
-        Ok(Some(rest)) => {
+        Some(rest) => {
             let header = rest.header();
             let rest_of_it = Produce {
                 kept: header.records,
@@ -351,10 +385,10 @@ fn finish(held: Held, outcome: Result<Rest, FilterFailure>) -> Step {
             (rest_of_it, rest.into_bytes().into())
         }
     };
-    Step::Append(Held {
+    Some(Step::Append(Held {
         request,
         raw,
         reply,
         ..held
-    })
+    }))
 }

@@ -133,7 +133,7 @@ impl Shared {
 }
 
 fn work(shared: &Shared, deployments: &Arc<Deployments>) {
-    let host = || FilterHost::new(Arc::clone(deployments), Arc::new(FilterCounts::default()));
+    let host = || FilterHost::of_worker(Arc::clone(deployments), Arc::new(FilterCounts::default()));
     let mut own = host();
     let mut queue = shared.queue();
     while !queue.stop {

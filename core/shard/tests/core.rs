@@ -293,6 +293,28 @@ fn after_a_failed_write_look_ups_answer() {
     );
 }
 
+/// Nothing is the first version of the catalog: whoever saw the empty one hears of the first topic.
+#[test]
+fn the_first_topic_of_a_new_log_is_news() {
+    let mut world = World::open(config(true), BTreeMap::new(), start());
+    let watch = |seen| Call::WatchCatalog {
+        seen,
+        wait_ms: 10_000,
+    };
+    world.ask(2, watch(0));
+    let Answer::Catalog { version, topics } = world.answer(2) else {
+        panic!("a look at the catalog is answered with it");
+    };
+    assert!(version > 0 && topics.is_empty(), "{version} {topics:?}");
+    world.ask(3, watch(version));
+    world.create_topic();
+    let answer = world.answer(3);
+    assert!(
+        matches!(&answer, Answer::Catalog { version: newer, topics } if *newer > version && topics.len() == 1),
+        "{answer:?}"
+    );
+}
+
 #[test]
 fn with_interval_flush_identities_are_told_only_when_synced() {
     let mut world = World::open(config(false), BTreeMap::new(), start());

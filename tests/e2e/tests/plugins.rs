@@ -104,7 +104,8 @@ fn one_bad_record_costs_one_record() -> Result<()> {
         + &String::from_utf8_lossy(&output.stdout);
     assert_eq!(output.status.code(), Some(1), "{told}");
     assert!(
-        told.contains("20,000 records acknowledged") && told.contains("filter `json-filter`"),
+        told.contains("20,000 records acknowledged")
+            && told.contains("line 12346: filter `json-filter`"),
         "{told}"
     );
     assert_eq!(
@@ -116,9 +117,11 @@ fn one_bad_record_costs_one_record() -> Result<()> {
     );
 
     let list = broker.json("plugin list")?;
-    assert_eq!(
-        (&list[0]["errors"], &list[0]["state"]),
-        (&1.into(), &"running".into()),
+    assert_eq!(&list[0]["errors"], &serde_json::Value::from(1), "{list}");
+    assert!(
+        list[0]["state"]
+            .as_str()
+            .is_some_and(|state| state.contains("running")),
         "{list}"
     );
     assert!(

@@ -34,6 +34,8 @@ const FINISH_TIMEOUT: Duration = Duration::from_secs(5);
 /// From the task: changes first, so that a user learns of an assignment before its batches.
 #[derive(Debug)]
 pub(super) enum Change {
+    /// So many partitions are still to come; before the partitions that came.
+    Opening(u32),
     Assigned(Vec<(Arc<Assignment>, u64)>),
     Revoking(Vec<Arc<Assignment>>),
     Lost(Vec<Arc<Assignment>>),
@@ -129,7 +131,7 @@ pub(super) struct Driver {
     pub(super) held: Vec<Held>,
     pub(super) by_handle: HashMap<u32, usize>,
     pub(super) member: u64,
-    /// Partitions that the group gave us and the broker is still opening.
+    /// Partitions that are ours and that the broker is still opening.
     pub(super) opening: u32,
     /// Bytes in the queue to the application.
     pub(super) queued: Arc<AtomicUsize>,

@@ -278,6 +278,7 @@ impl Driver {
 
     fn assigned(&mut self, assigned: wire::Assigned) {
         self.opening = assigned.opening;
+        let _ = self.changes.send(Change::Opening(assigned.opening));
         let mut fresh = Vec::new();
         for partition in assigned.partitions {
             let same = |held: &Held| {

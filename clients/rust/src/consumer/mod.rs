@@ -92,6 +92,7 @@ pub struct Consumer {
     queued: Arc<AtomicUsize>,
     driver: Option<tokio::task::JoinHandle<()>>,
     assigned: Vec<Arc<Assignment>>,
+    opening: u32,
     /// Nothing more comes but what has arrived, and then this.
     ending: bool,
     last_words: Option<Error>,
@@ -125,6 +126,7 @@ impl Consumer {
             queued,
             driver: None,
             assigned: Vec::new(),
+            opening: 0,
             ending: false,
             last_words: None,
             auto_commit,
@@ -171,6 +173,13 @@ impl Consumer {
             .iter()
             .map(|assignment| assignment.name.clone())
             .collect()
+    }
+
+    /// How many partitions are to be [`Assigned`](ConsumerEvent::Assigned) yet, as of the last event: the broker is
+    /// still opening them. Until it is none, what was assigned is not all there is to read.
+    #[must_use]
+    pub fn opening(&self) -> u32 {
+        self.opening
     }
 
     /// Where this consumer is in a partition: the next offset it would be given, if it holds it.
@@ -490,6 +499,10 @@ impl Consumer {
         let names =
             |assignments: &[Arc<Assignment>]| assignments.iter().map(|a| a.name.clone()).collect();
         match change {
+            Change::Opening(opening) => {
+                self.opening = opening;
+                None
+            }
             Change::Assigned(fresh) => {
                 let named = fresh
                     .iter()

@@ -88,6 +88,12 @@ impl Feeds {
         self.next_handle as usize - 1
     }
 
+    /// How many are not open yet and have not failed.
+    pub(super) fn opening(&self) -> usize {
+        let opening = |feed: &&Feed| feed.state == State::Opening;
+        self.feeds.values().filter(opening).count()
+    }
+
     pub(super) fn all_ended(&self) -> bool {
         self.feeds
             .values()

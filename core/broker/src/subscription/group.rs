@@ -253,10 +253,11 @@ impl Subscription {
 
     /// How many partitions are being opened for the client, which is told so now.
     pub(super) fn opening(&mut self) -> u32 {
-        self.membership.as_mut().map_or(0, |membership| {
-            membership.told_opening = u32::try_from(membership.unopened.len()).unwrap_or(u32::MAX);
-            membership.told_opening
-        })
+        let Some(membership) = &mut self.membership else {
+            return u32::try_from(self.feeds.opening()).unwrap_or(u32::MAX);
+        };
+        membership.told_opening = u32::try_from(membership.unopened.len()).unwrap_or(u32::MAX);
+        membership.told_opening
     }
 
     /// Fewer partitions are being opened than the client believes, and none of them opened.

@@ -388,7 +388,10 @@ impl Subscription {
         });
         match error {
             None => self.feeds.start(handle, start.at, start.stop),
-            Some(error) => failed.push((handle, error)),
+            Some(error) => {
+                self.feeds.halt(handle, Some(State::Failed), false);
+                failed.push((handle, error));
+            }
         }
     }
 }

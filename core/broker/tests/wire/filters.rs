@@ -553,7 +553,7 @@ fn a_subscription_stops_before_the_record_at_fault_and_goes_on_behind_it() {
                     name: "json-filter".to_owned(),
                     parameters: expression("level == 'error'"),
                 }],
-                ..whole_topic()
+                ..whole("t")
             })
             .await;
         let mut got = Vec::new();
@@ -591,14 +591,28 @@ fn a_subscription_stops_before_the_record_at_fault_and_goes_on_behind_it() {
             generation: 1,
         };
         stream.frame(Kind::Seek, &seek).await;
-        let (batches, end) = consume(stream).await;
-        let records: usize = batches
-            .iter()
-            .map(|(header, values)| {
-                assert!(header.last_offset > 60);
-                values.len()
-            })
-            .sum();
+        let mut records = 0;
+        let end = loop {
+            let frame = stream.next().await.expect("a frame");
+            match frame.known() {
+                Some(Kind::Batch) => {
+                    let batch = millstream_batch::Batch::check(frame.payload.into_contiguous())
+                        .expect("a good batch");
+                    let raw = batch.section();
+                    // A batch is given whole: what is before the position is for the client to skip.
+                    records += batch
+                        .header()
+                        .records(&raw)
+                        .filter(|record| record.as_ref().expect("a good record").offset > 60)
+                        .count();
+                }
+                Some(Kind::CaughtUp) => {
+                    break frame.message::<CaughtUp>().expect("CAUGHT_UP").offset;
+                }
+                Some(Kind::PartitionError) => panic!("{frame:?}"),
+                _ => {}
+            }
+        };
         assert_eq!((records, end), (39, 100));
     });
 }

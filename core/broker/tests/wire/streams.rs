@@ -226,6 +226,11 @@ fn pause_and_seek_hold_for_their_partition() {
             if frame.known() == Some(Kind::Assigned) {
                 let assigned: Assigned = frame.message().expect("ASSIGNED");
                 handles.extend(assigned.partitions.iter().map(|p| (p.partition, p.handle)));
+                assert_eq!(
+                    handles.len() + assigned.opening as usize,
+                    2,
+                    "what is not open yet is said"
+                );
             }
         }
         stream

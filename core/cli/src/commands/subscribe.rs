@@ -428,7 +428,7 @@ impl Printer {
                     // Without a group nothing more can come; in one, to lose records is to fail.
                     let is_over = match self.grouped {
                         true => error.code() == Some(Code::RecordsLost),
-                        false => self.reading.is_empty(),
+                        false => self.reading.is_empty() && self.consumer.opening() == 0,
                     };
                     if is_over {
                         break;

@@ -7,7 +7,7 @@ use millstream_machine::request::Reply;
 
 use super::gate::Held;
 use super::waiting::Wait;
-use super::{Effect, ShardCore, Shown, Writes};
+use super::{Effect, ShardCore, Shown, Writes, catalog_version};
 use crate::call::{Answer, Error};
 
 impl ShardCore {
@@ -108,7 +108,7 @@ impl ShardCore {
                 }
                 Held::Gone { slot } => self.forget(slot),
                 Held::Catalog => {
-                    self.catalog_version = lsn.0;
+                    self.catalog_version = catalog_version(lsn);
                     self.wake_catalog();
                 }
                 Held::Group { group } => {

@@ -2,6 +2,8 @@
 //! stand, against the broker of `millstream dev`.
 
 mod collect;
+#[path = "../../../../core/sandbox/tests/common/guest.rs"]
+mod guest;
 mod stage;
 
 use anyhow::{Result, ensure};

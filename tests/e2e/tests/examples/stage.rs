@@ -13,6 +13,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use millstream_e2e::{binary, bundled};
+
+use crate::guest;
 const PATIENCE: Duration = Duration::from_secs(8);
 
 /// Passes every filter of the examples.
@@ -290,6 +292,12 @@ fn props(directory: &Path) -> Result<()> {
         std::fs::write(directory.join(name), content)?;
     }
     std::fs::copy(bundled("key-filter"), directory.join("mine.wasm"))?;
+    // What the page on plugins builds beside the clone.
+    let built = directory.join("../big-orders/target/wasm32-unknown-unknown/release");
+    std::fs::create_dir_all(&built)?;
+    let keep = "(call $all (call $records (local.get 8)))";
+    let text = guest::wat_component_text("", keep, "", "");
+    std::fs::write(built.join("big_orders.wasm"), wat::parse_str(text)?)?;
     Ok(())
 }
 

@@ -240,7 +240,10 @@ fn sighup_reloads_a_served_broker_and_stops_one_in_development() -> Result<()> {
     assert!(broker.wait_end()?.success());
 
     let data = dir.path().join("dev");
-    let mut dev = Command::new(binary())
+    // Whoever runs the tests may ignore the signal (nohup), and that is inherited.
+    let mut dev = Command::new("env")
+        .arg("--default-signal=HUP")
+        .arg(binary())
         .args(["dev", "--data"])
         .arg(&data)
         .args(["--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"])

@@ -250,6 +250,7 @@ impl Asker {
                 }
             }
             38 if self.rng.one_in(4) => Request::AdvanceClock,
+            39 if self.rng.one_in(4) => Request::AcceptClock,
             _ => Request::DescribeGroup {
                 group: self.group(),
             },

@@ -14,7 +14,7 @@ use std::collections::VecDeque;
 use millstream_batch::ids::{Lsn, Offset, PartitionSlot, Term};
 use rustc_hash::FxHashMap;
 
-use crate::api::{Config, Event, Held, Recovery, SealedRange, Stats};
+use crate::api::{Config, Event, Held, OpenRange, Recovery, SealedRange, Stats};
 use crate::index::Index;
 use crate::io::{FileId, Io, IoDone, IoError, IoErrorKind, IoId, IoOp, IoOutput};
 use crate::reader::{Reader, Reading};

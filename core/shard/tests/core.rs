@@ -610,6 +610,6 @@ fn what_is_past_its_time_goes_though_nothing_fills_the_file() {
         "an empty file is not closed again and again"
     );
     world.produce(10);
-    let mut world = world.restart_with(retaining(), 0);
+    let world = world.restart_with(retaining(), 0);
     assert_eq!(world.offsets(), (8, 9));
 }

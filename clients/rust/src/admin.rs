@@ -496,6 +496,23 @@ impl Admin {
         Ok(answer.json)
     }
 
+    /// Tell every shard that the broker's wall clock is right, also where it is earlier than what was
+    /// logged: retention and expiry, which rest while it is in doubt, go on by it. Gives the clock's
+    /// time in milliseconds since 1970.
+    ///
+    /// # Errors
+    /// When this principal is no administrator, or a shard takes no writes.
+    pub async fn accept_clock(&self) -> Result<i64> {
+        let answer: wire::AcceptClockResponse = self
+            .ask(
+                Kind::AcceptClock,
+                &wire::AcceptClockRequest {},
+                Repeat::Safe,
+            )
+            .await?;
+        Ok(answer.time_ms)
+    }
+
     async fn ask<Q: Message, R: Message + Default>(
         &self,
         kind: Kind,

@@ -16,6 +16,7 @@
 
 pub mod ids;
 pub mod limits;
+pub mod units;
 
 mod batch;
 mod builder;

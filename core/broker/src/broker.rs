@@ -38,7 +38,7 @@ use crate::throttle::Throttle;
 use crate::tls::Identity;
 use crate::traces::Traces;
 use crate::windows::Windows;
-use crate::{Error, http, preflight, steering, sys, tls};
+use crate::{Error, http, limits, preflight, steering, sys, tls};
 
 /// How often a stopping broker looks whether its streams are through.
 const DRAIN_LOOK: Duration = Duration::from_millis(10);
@@ -150,6 +150,16 @@ impl Broker {
             .threads
             .unwrap_or(cores.len())
             .clamp(1, usize::from(shards));
+        let files = limits::prepare(
+            usize::from(shards),
+            threads,
+            if config.http_off {
+                0
+            } else {
+                http::CONNECTIONS_MAX
+            },
+            config.log.segment_bytes,
+        );
         let sockets = steering::bind(config.listen, threads, config.quic.socket_buffer_bytes)?;
         let (handles, inboxes): (Vec<_>, Vec<_>) = (0..shards)
             .map(|shard| ShardHandle::new(ShardId(shard), config.limits.shard_calls_max))
@@ -210,6 +220,7 @@ impl Broker {
                 config,
                 path,
                 inbox,
+                files_max: files.each_shard,
             });
         }
         let mut sockets = sockets.sockets.into_iter();
@@ -235,7 +246,7 @@ impl Broker {
             let thread = std::thread::Builder::new()
                 .name(format!("shard-{index}"))
                 .spawn(move || thread::run(start))
-                .map_err(|error| Error::Internal(format!("no thread: {error}")))?;
+                .map_err(|error| Error::thread(&error))?;
             running.push(thread);
             readies.push(is_ready);
         }
@@ -406,8 +417,8 @@ fn write_context(shared: &Shared, directory: &Directory, identity: &Identity) ->
 /// What runs components. Before any thread is bound to a core, which its workers would inherit.
 fn plugins(components: &Arc<Components>, worker_threads: usize) -> Result<Plugins, Error> {
     let deployments = Deployments::new(Arc::clone(components) as _);
-    let workers = Workers::start(&deployments, worker_threads)
-        .map_err(|error| Error::Internal(format!("no thread for filters: {error}")))?;
+    let workers =
+        Workers::start(&deployments, worker_threads).map_err(|error| Error::thread(&error))?;
     Ok(Plugins {
         deployments,
         workers: Arc::new(workers),
@@ -505,6 +516,7 @@ fn shard_config(shared: &Shared, shard: u16) -> ShardConfig {
     let hot_tail_bytes_max = config.memory.hot_tail_bytes / usize::from(shared.meta.shards);
     let log = millstream_log::Config {
         segment_bytes: config.log.segment_bytes,
+        first_segment_bytes: config.log.first_segment_bytes(),
         group_bytes_max: config.log.group_bytes_max.unwrap_or_else(|| {
             // Nothing else bounds groups on their way to the disk. A larger batch goes alone.
             let share = (hot_tail_bytes_max / GROUPS_IN_TAIL_MIN).max(GROUP_BYTES_LEAST);
@@ -521,6 +533,8 @@ fn shard_config(shared: &Shared, shard: u16) -> ShardConfig {
     core.limits.batch_bytes = config.log.batch_bytes() as u32;
     core.retention_ms = config.topics.retention_ms;
     core.retention_bytes = config.topics.retention_bytes;
+    core.retention_check_ms = config.log.retention_check_ms;
+    core.clock_ahead_max_ms = config.log.clock_ahead_max_ms;
     core.snapshot_after_bytes = config.log.snapshot_after_bytes;
     core.sync_interval_ms = config.log.flush_interval_ms;
     core.waiting_max = config.limits.shard_calls_max;

@@ -18,6 +18,7 @@ use millstream_sandbox::{
 use millstream_shard::driver::{ComponentSource, Lookup, deployment};
 use rustc_hash::{FxHashMap, FxHashSet};
 use sha2::{Digest as _, Sha256};
+use tokio::sync::oneshot;
 
 use crate::bundled;
 use crate::directory::write_file;
@@ -96,7 +97,7 @@ impl Components {
     /// topics name since it is held.
     pub(crate) async fn sweep(self: &Arc<Self>, named: FxHashSet<[u8; 32]>) {
         let me = Arc::clone(self);
-        let swept = tokio::task::spawn_blocking(move || {
+        let swept = blocking(move || {
             me.known().retain(|digest, _| named.contains(digest));
             let files = std::fs::read_dir(&me.path).into_iter().flatten().flatten();
             for file in files {
@@ -117,9 +118,13 @@ impl Components {
                     }
                 }
             }
+            Ok(())
         });
         if let Err(error) = swept.await {
-            tracing::error!(%error, "looking for components that no topic names ended badly");
+            tracing::error!(
+                error = error.message,
+                "looking for components that no topic names ended badly"
+            );
         }
     }
 
@@ -127,13 +132,13 @@ impl Components {
     /// those that topics name are loaded.
     pub(crate) async fn sweep_compiled(self: &Arc<Self>, named: FxHashSet<[u8; 32]>) {
         let me = Arc::clone(self);
-        let swept = tokio::task::spawn_blocking(move || {
+        let swept = blocking(move || {
             let named: Vec<Digest> = named.into_iter().map(Digest::from).collect();
-            match me.engine.get() {
+            Ok(match me.engine.get() {
                 Some(Ok(engine)) => engine.sweep_cache(&named),
                 None if named.is_empty() => Engine::clear_cache(&me.compiled()),
                 _ => Ok(0),
-            }
+            })
         });
         match swept.await {
             Ok(Ok(0)) => {}
@@ -142,7 +147,10 @@ impl Components {
                 tracing::warn!(%error, "compiled code that no topic needs stays for now");
             }
             Err(error) => {
-                tracing::error!(%error, "looking for compiled code that no topic needs ended badly");
+                tracing::error!(
+                    error = error.message,
+                    "looking for compiled code that no topic needs ended badly"
+                );
             }
         }
     }
@@ -324,11 +332,19 @@ impl ComponentSource for Components {
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, messages::Error> + Send + 'static,
 ) -> Result<T, messages::Error> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .unwrap_or_else(|error| {
-            Err(Code::Internal.error(format!("a component's work ended badly: {error}")))
-        })
+    // A thread that cannot be had is an answer: the runtime's own pool panics then.
+    let (to, done) = oneshot::channel();
+    std::thread::Builder::new()
+        .name("component".to_owned())
+        .spawn(move || drop(to.send(work()))) // whoever asked may be gone
+        .map_err(|error| {
+            Code::Busy.error(format!(
+                "the broker can start no thread for this ({error}): raise its limit of threads, or try again"
+            ))
+        })?;
+    done.await.unwrap_or_else(|_| {
+        Err(Code::Internal.error("a component's work ended badly: see the broker's log"))
+    })
 }
 
 fn hex(digest: &[u8; 32]) -> String {

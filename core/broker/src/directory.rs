@@ -1,7 +1,8 @@
 //! The data directory: who holds it, what it is, where things lie in it.
 //!
 //! ```text
-//! DIR/lock            held while a broker runs; holds its process id
+//! DIR/lock            held while a broker runs; holds its process id. So are DIR and each DIR/shard-N
+//!                     themselves, so that nothing is lost with the file
 //! DIR/meta.toml       cluster, broker, format, number of shards: written once
 //! DIR/shard-N/        the log of shard N
 //! DIR/components/     <sha256>.wasm, written and synced before a deployment names it
@@ -12,13 +13,13 @@
 
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Read as _, Seek as _, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use crate::Error;
+use crate::{Error, sys};
 
 /// How long a lock that is held is asked for again, and how often.
 const LOCK_WAIT: Duration = Duration::from_secs(1);
@@ -31,7 +32,8 @@ const FORMAT: u32 = 1;
 pub struct Directory {
     path: PathBuf,
     meta: Meta,
-    _lock: File,
+    /// Of the file `lock`, the directory and each shard's.
+    _locks: Vec<File>,
 }
 
 /// What a data directory is.
@@ -53,10 +55,22 @@ impl Directory {
     /// Every reason why it cannot be used, with what to do.
     pub fn open(path: &Path, shards: Option<u16>, default_shards: u16) -> Result<Self, Error> {
         let error = |what: &'static str| move |source| Error::directory(path, what, &source);
-        fs::create_dir_all(path).map_err(error("make"))?;
-        let lock = lock(path)?;
+        if !path.exists() {
+            let made = fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o750)
+                .create(path);
+            made.map_err(error("make"))?;
+        }
+        is_ours_alone(path)?;
+        let mut locks = vec![lock(path)?];
+        // The directory itself, and those of the shards, whatever became of the file `lock`: their locks
+        // go where they go, and cannot be removed without them.
+        locks.extend(lock_directory(path, path)?);
         for made in ["components", "tls"] {
-            fs::create_dir_all(path.join(made)).map_err(error("make a directory in"))?;
+            let made = path.join(made);
+            make_for_us(&made).map_err(error("make a directory in"))?;
+            is_ours_alone(&made)?;
         }
         let file = path.join("meta.toml");
         let meta = match known(path)? {
@@ -71,7 +85,7 @@ impl Directory {
                 // Before it is said that they are there: from then on, one that is missing is lost.
                 for shard in 0..meta.shards {
                     let shard = path.join(format!("shard-{shard}"));
-                    fs::create_dir_all(shard).map_err(error("make a directory in"))?;
+                    make_for_us(&shard).map_err(error("make a directory in"))?;
                 }
                 let text = toml::to_string(&meta).expect("plain values have a TOML form");
                 write_file(&file, text.as_bytes(), 0o644).map_err(error("write to"))?;
@@ -79,10 +93,15 @@ impl Directory {
             }
         };
         meta.suits(path, shards)?;
+        for shard in 0..meta.shards {
+            let shard = path.join(format!("shard-{shard}"));
+            is_ours_alone(&shard)?;
+            locks.extend(lock_directory(&shard, path)?);
+        }
         Ok(Self {
             path: path.to_owned(),
             meta,
-            _lock: lock,
+            _locks: locks,
         })
     }
 
@@ -245,6 +264,91 @@ fn parse_meta(file: &Path, text: &str) -> Result<Meta, Error> {
     Ok(meta)
 }
 
+/// Refuse a directory that somebody else could change under the broker.
+fn is_ours_alone(path: &Path) -> Result<(), Error> {
+    let found = fs::metadata(path).map_err(|source| Error::directory(path, "read", &source))?;
+    let refuse = |why: String| {
+        Err(Error::Unsafe {
+            path: path.to_owned(),
+            why,
+        })
+    };
+    let (owner, user) = (found.uid(), sys::user());
+    if owner != user {
+        return refuse(format!(
+            "it belongs to user {owner}, and this is user {user}: run the broker as its owner, or give it the \
+             directory with chown"
+        ));
+    }
+    if found.mode() & 0o022 != 0 {
+        return refuse(format!(
+            "others may write to it (mode {:04o}), and so change records and tokens: take that right away with \
+             `chmod go-w`, or name a directory below it",
+            found.mode() & 0o7777
+        ));
+    }
+    Ok(())
+}
+
+/// Hold a directory itself. `None` where the file system knows no locks of directories: the file `lock`
+/// must do then.
+fn lock_directory(path: &Path, data: &Path) -> Result<Option<File>, Error> {
+    let directory = File::open(path).map_err(|source| Error::directory(path, "open", &source))?;
+    match hold(&directory) {
+        Ok(true) => Ok(Some(directory)),
+        Ok(false) => {
+            let mut holder = String::new();
+            if let Ok(mut lock) = File::open(data.join("lock")) {
+                drop(lock.read_to_string(&mut holder)); // only for the message
+            }
+            let ours = holder.trim() == std::process::id().to_string();
+            Err(Error::InUse {
+                path: path.to_owned(),
+                holder: if ours {
+                    "another process, though its file `lock` is gone".to_owned()
+                } else {
+                    pid_words(&holder)
+                },
+            })
+        }
+        Err(source) => {
+            tracing::warn!(%source, directory = %path.display(), "this directory cannot be locked");
+            Ok(None)
+        }
+    }
+}
+
+/// Whether the lock was had, some patience included.
+fn hold(file: &File) -> io::Result<bool> {
+    let asked = Instant::now();
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(true),
+            // A broker that was just killed holds it until the kernel has taken the process down.
+            Err(TryLockError::WouldBlock) if asked.elapsed() < LOCK_WAIT => {
+                std::thread::sleep(LOCK_LOOK);
+            }
+            Err(TryLockError::WouldBlock) => return Ok(false),
+            Err(TryLockError::Error(source)) => return Err(source),
+        }
+    }
+}
+
+fn pid_words(holder: &str) -> String {
+    let pid = holder.trim();
+    if pid.is_empty() {
+        "another process".to_owned()
+    } else {
+        format!("pid {pid}")
+    }
+}
+
+/// Make a directory that only this user may look into, where there is none.
+fn make_for_us(path: &Path) -> io::Result<()> {
+    let mut builder = fs::DirBuilder::new();
+    builder.recursive(true).mode(0o700).create(path)
+}
+
 fn lock(path: &Path) -> Result<File, Error> {
     let error = |what: &'static str| move |source| Error::directory(path, what, &source);
     let mut file = File::options()
@@ -252,34 +356,24 @@ fn lock(path: &Path) -> Result<File, Error> {
         .write(true)
         .create(true)
         .truncate(false)
+        .mode(0o600)
+        .custom_flags(libc::O_NOFOLLOW)
         .open(path.join("lock"))
-        .map_err(error("lock"))?;
-    let asked = Instant::now();
-    loop {
-        match file.try_lock() {
-            Ok(()) => break,
-            // A broker that was just killed holds it until the kernel has taken the process down.
-            Err(TryLockError::WouldBlock) if asked.elapsed() < LOCK_WAIT => {
-                std::thread::sleep(LOCK_LOOK);
-            }
-            Err(TryLockError::WouldBlock) => {
-                let mut holder = String::new();
-                drop(file.read_to_string(&mut holder)); // only for the message
-                let pid = holder.trim();
-                let holder = if pid.is_empty() {
-                    "another process".to_owned()
-                } else {
-                    format!("pid {pid}")
-                };
-                return Err(Error::InUse {
-                    path: path.to_owned(),
-                    holder,
-                });
-            }
-            Err(TryLockError::Error(source)) => {
-                return Err(Error::directory(path, "lock", &source));
-            }
-        }
+        .map_err(|source| match source.raw_os_error() {
+            Some(libc::ELOOP) => Error::Unsafe {
+                path: path.join("lock"),
+                why: "it is a symbolic link, which would have another file locked and written to: remove it"
+                    .to_owned(),
+            },
+            _ => Error::directory(path, "lock", &source),
+        })?;
+    if !hold(&file).map_err(error("lock"))? {
+        let mut holder = String::new();
+        drop(file.read_to_string(&mut holder)); // only for the message
+        return Err(Error::InUse {
+            path: path.to_owned(),
+            holder: pid_words(&holder),
+        });
     }
     file.set_len(0).map_err(error("lock"))?;
     file.rewind().map_err(error("lock"))?;
@@ -351,6 +445,60 @@ mod tests {
             .expect_err("a shard is missing")
             .to_string();
         assert!(error.contains("shard-1 is missing"), "{error}");
+    }
+
+    #[test]
+    fn a_removed_lock_file_lets_nobody_in() {
+        let root = tempfile::tempdir().expect("a directory");
+        let path = root.path().join("data");
+        let first = Directory::open(&path, None, 1).expect("made");
+        fs::remove_file(path.join("lock")).expect("removed");
+        let error = Directory::open(&path, None, 1)
+            .expect_err("held all the same")
+            .to_string();
+        assert!(error.contains("in use"), "{error}");
+        // Nor does another name for the shard's files.
+        let other = root.path().join("other");
+        drop(Directory::open(&other, None, 1).expect("made"));
+        fs::remove_dir(other.join("shard-0")).expect("empty");
+        fs::rename(path.join("shard-0"), other.join("shard-0")).expect("moved");
+        let error = Directory::open(&other, None, 1)
+            .expect_err("the log is held")
+            .to_string();
+        assert!(
+            error.contains("in use") && error.contains("shard-0"),
+            "{error}"
+        );
+        drop(first);
+        Directory::open(&other, None, 1).expect("free");
+    }
+
+    #[test]
+    fn what_others_could_change_is_refused() {
+        use std::os::unix::fs::{PermissionsExt as _, symlink};
+        let root = tempfile::tempdir().expect("a directory");
+        let path = root.path().join("data");
+        let open = || Directory::open(&path, None, 1).map(drop);
+        let mode = |path: &Path, mode| {
+            fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("it is ours");
+        };
+        open().expect("made");
+        for what in ["data", "data/shard-0"] {
+            let what = root.path().join(what);
+            mode(&what, 0o777);
+            let error = open().expect_err("others may write").to_string();
+            assert!(error.contains("0777") && error.contains("chmod"), "{error}");
+            mode(&what, 0o700);
+        }
+        let elsewhere = root.path().join("elsewhere");
+        fs::write(&elsewhere, "precious").expect("written");
+        fs::remove_file(path.join("lock")).expect("removed");
+        symlink(&elsewhere, path.join("lock")).expect("linked");
+        let error = open().expect_err("a link").to_string();
+        assert!(error.contains("symbolic link"), "{error}");
+        assert_eq!(fs::read_to_string(&elsewhere).expect("there"), "precious");
+        fs::remove_file(path.join("lock")).expect("removed");
+        open().expect("good again");
     }
 
     #[test]

@@ -14,6 +14,8 @@ pub enum Error {
     Config(#[from] ConfigError),
     #[error("the data directory {} is in use by {holder}: stop it first, or choose another with --data", path.display())]
     InUse { path: PathBuf, holder: String },
+    #[error("{}: {why}", path.display())]
+    Unsafe { path: PathBuf, why: String },
     #[error("cannot {what} the data directory {}: {why}", path.display())]
     Directory {
         path: PathBuf,
@@ -65,6 +67,13 @@ impl Error {
         }
     }
 
+    /// No thread can be started.
+    pub(crate) fn thread(source: &io::Error) -> Self {
+        Self::Internal(format!(
+            "no thread can be started ({source}): raise the limit of processes and threads (ulimit -u, TasksMax=)"
+        ))
+    }
+
     pub(crate) fn directory(path: &Path, what: &'static str, source: &io::Error) -> Self {
         let why = match source.kind() {
             io::ErrorKind::ReadOnlyFilesystem => {
@@ -76,7 +85,15 @@ impl Error {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
                 "the disk is full: free space and start again".to_owned()
             }
-            _ => source.to_string(),
+            _ => match source.raw_os_error() {
+                Some(libc::EMFILE) => {
+                    format!("{source}: raise the limit of open files (ulimit -n, LimitNOFILE=)")
+                }
+                Some(libc::EFBIG) => {
+                    format!("{source}: raise the limit of file sizes (ulimit -f, LimitFSIZE=)")
+                }
+                _ => source.to_string(),
+            },
         };
         Self::Directory {
             path: path.to_owned(),

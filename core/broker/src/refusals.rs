@@ -22,14 +22,16 @@ pub(crate) fn of_shard(error: &Error) -> messages::Error {
         Error::ReadOnly(_) => Code::ReadOnly,
         Error::Filter { .. } => Code::FilterFailed,
         Error::BadBatch(_) => Code::BadBatch,
-        Error::Busy { .. } => Code::Busy,
+        Error::Busy { .. } | Error::NotYet(_) | Error::Limited(_) => Code::Busy,
         Error::Stopping => Code::Stopping,
         Error::Read(_) => Code::ReadFailed,
         Error::Fenced(_) => Code::MemberFenced,
     };
     let mut wire = code.error(error.to_string());
     match error {
-        Error::Busy { .. } => wire.retry_after_ms = BUSY_RETRY_MS,
+        Error::Busy { .. } | Error::NotYet(_) | Error::Limited(_) => {
+            wire.retry_after_ms = BUSY_RETRY_MS
+        }
         Error::DiskFull => wire.retry_after_ms = DISK_FULL_RETRY_MS,
         Error::Refused(Refusal::OffsetTruncated { safe, .. }) => wire.safe_offset = Some(safe.0),
         Error::Damaged { to, .. } => wire.next_offset = to.0.checked_add(1),

@@ -48,7 +48,7 @@ pub(crate) fn listen(hangup: &Hangup) -> Result<mpsc::UnboundedReceiver<Said>, E
                 drop(runtime.block_on(hear(&tell, hears_hangup, hangup_stops)));
             }
         })
-        .map_err(|error| Error::Internal(format!("no thread: {error}")))?;
+        .map_err(|error| Error::thread(&error))?;
     Ok(told)
 }
 

@@ -1,8 +1,9 @@
 //! What Rust's libraries do not offer of Linux: steering inside a group of UDP sockets, binding a thread to
-//! a core, and huge pages for a part of memory. All are wishes: the broker works without them.
+//! a core, huge pages for a part of memory, and limits of the process. All are wishes: the broker works
+//! without them.
 #![allow(
     unsafe_code,
-    reason = "setsockopt with a classic BPF program, sched_setaffinity, prctl"
+    reason = "setsockopt with a classic BPF program, sched_setaffinity, prctl, limits of the process"
 )]
 
 use std::io;
@@ -76,6 +77,75 @@ fn steering_program(sockets: u32) -> [libc::sock_filter; 7] {
 
 /// Return the accumulator (`linux/filter.h`).
 const BPF_A: u32 = 0x10;
+
+/// A limit of the process that may be asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Resource {
+    OpenFiles,
+    /// Bytes of one file.
+    FileSize,
+    /// Processes and threads of this user.
+    Threads,
+    /// Bytes of locked memory.
+    LockedMemory,
+}
+
+impl Resource {
+    fn number(self) -> libc::__rlimit_resource_t {
+        match self {
+            Self::OpenFiles => libc::RLIMIT_NOFILE,
+            Self::FileSize => libc::RLIMIT_FSIZE,
+            Self::Threads => libc::RLIMIT_NPROC,
+            Self::LockedMemory => libc::RLIMIT_MEMLOCK,
+        }
+    }
+}
+
+/// The soft and the hard limit; `u64::MAX`: there is none. `None` where the system does not say.
+#[must_use]
+pub fn limit(resource: Resource) -> Option<(u64, u64)> {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: `limit` is a valid place for the answer, and outlives the call.
+    let result = unsafe { libc::getrlimit(resource.number(), &raw mut limit) };
+    (result == 0).then_some((limit.rlim_cur, limit.rlim_max))
+}
+
+/// Raise the soft limit of open files to the hard one.
+///
+/// # Errors
+/// What the system says.
+pub(crate) fn raise_open_files() -> io::Result<()> {
+    let Some((soft, hard)) = limit(Resource::OpenFiles) else {
+        return Err(io::Error::last_os_error());
+    };
+    if soft >= hard {
+        return Ok(());
+    }
+    let raised = libc::rlimit {
+        rlim_cur: hard,
+        rlim_max: hard,
+    };
+    // SAFETY: `raised` is a whole `rlimit`, which the kernel only reads.
+    match unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const raised) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// A write past the limit of file sizes is answered by an error, not by the end of the process.
+pub(crate) fn ignore_file_size_signal() {
+    // SAFETY: SIG_IGN runs no code of ours. It cannot fail for a signal that exists.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
+}
+
+/// The user that the process acts as.
+pub(crate) fn user() -> u32 {
+    // SAFETY: takes nothing and cannot fail.
+    unsafe { libc::geteuid() }
+}
 
 /// Bind the calling thread to one core.
 ///

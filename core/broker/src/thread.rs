@@ -37,6 +37,8 @@ pub(crate) struct ShardStart {
     pub(crate) config: ShardConfig,
     pub(crate) path: std::path::PathBuf,
     pub(crate) inbox: mpsc::UnboundedReceiver<Message>,
+    /// Log files that it may keep open.
+    pub(crate) files_max: usize,
 }
 
 /// What the tasks of one thread share.
@@ -130,12 +132,13 @@ async fn open_shards(
         config,
         path,
         inbox,
+        files_max,
     } in shards
     {
         let shard = config.core.shard.0;
         // As much as the log keeps, and a little for what is under way.
         let read_bytes = config.core.log.read_bytes_max / 2;
-        let storage = millstream_uring::open(&path, preference, read_bytes)
+        let storage = millstream_uring::open(&path, preference, read_bytes, files_max)
             .map_err(|source| Error::directory(&path, "open", &source))?;
         let (to, recovered) = oneshot::channel();
         let plugins = shared.plugins.clone();

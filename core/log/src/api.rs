@@ -33,7 +33,11 @@ use crate::io::{Io, IoError};
 #[derive(Clone, Debug)]
 pub struct Config {
     /// Length of a WAL file: allocated whole. Multiple of `BLOCK_BYTES`, ≥ 4 × `group_bytes_max`.
+    /// Limits of entries follow it, whatever the length of the file they go into.
     pub segment_bytes: u64,
+    /// Length of the first files: later ones are a quarter of what the log holds, up to
+    /// `segment_bytes`. Multiple of `BLOCK_BYTES`, at most `segment_bytes`.
+    pub first_segment_bytes: u64,
     /// Most that one write carries.
     pub group_bytes_max: usize,
     /// Memory for recently written groups, so that consumers near the end never touch the disk.
@@ -217,18 +221,31 @@ pub enum Refused {
     ReadOnly,
     #[error("the entry is larger than a WAL file or a group can hold; raise the segment size")]
     TooLarge,
+    /// It does not fit into the short file that comes next. A longer one is being made.
+    #[error("the entry needs a longer file than the next one, which is being made: try again")]
+    NotYet,
 }
 
 /// Per sealed file and partition: what retention needs to decide.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SealedRange {
     pub file: u64,
+    /// Last entry of the file.
+    pub file_last: Lsn,
     pub slot: PartitionSlot,
     pub first_offset: Offset,
     pub last_offset: Offset,
     /// Newest append time in the range.
     pub append_time_max: TimestampMs,
     pub bytes: u64,
+}
+
+/// A stretch of one partition in a file that is not sealed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OpenRange {
+    pub last_offset: Offset,
+    /// Newest append time in the stretch.
+    pub append_time_max: TimestampMs,
 }
 
 /// A WAL file that is not freed yet, and what keeps it.

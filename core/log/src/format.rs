@@ -19,6 +19,9 @@ pub const ENTRY_HEADER_BYTES: usize = 96;
 pub const ENTRY_ALIGN: usize = 16;
 /// Largest group a reader accepts: bounds what a damaged length can make it allocate.
 pub const GROUP_BYTES_LIMIT: usize = 32 << 20;
+/// Files are made at least this long, unless they are all to be shorter: a file that is shorter and
+/// holds no group was cut.
+pub const FILE_BYTES_MIN: u64 = 4 << 20;
 /// Largest fact. Facts are small by nature; the bound keeps a group below its limit.
 pub const FACT_BYTES_MAX: usize = 4 << 20;
 

@@ -14,6 +14,7 @@ use millstream_batch::limits::BLOCK_BYTES;
 use crate::api::Damage;
 use crate::census::{Census, Present};
 use crate::footer::{Run, Summary, Trailer, decode_section};
+use crate::format::FILE_BYTES_MIN;
 use crate::io::{FileId, IoError};
 use crate::manifest::{MANIFEST_BYTES_MAX, Manifest, Part};
 use crate::scan::{ScannedGroup, Scanner, Step};
@@ -385,7 +386,7 @@ impl Check {
             manifest: self.manifest.as_ref(),
             files: std::mem::take(&mut self.present),
             freed: &self.freed,
-            made_bytes: spare_bytes,
+            made_bytes: spare_bytes.map(|bytes| bytes.min(FILE_BYTES_MIN)),
             last_group: self.last_group,
             last_lsn: self.found.last.max(begin),
         };

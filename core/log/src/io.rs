@@ -93,12 +93,23 @@ pub struct IoError {
 pub enum IoErrorKind {
     /// No space, quota or inodes left: heals when space returns.
     NoSpace,
+    /// A limit of the process or the system, such as that of open files, kept it from being begun:
+    /// nothing is wrong with the disk, and it may be tried again.
+    Limit,
     /// The file is not there.
     NotFound,
     /// The directory or file system is read-only or forbids it.
     Denied,
     /// Anything else. After a failed write or sync the log stops for good.
     Failed,
+}
+
+impl IoErrorKind {
+    /// Whether nothing was done, and the same may be done later.
+    #[must_use]
+    pub fn heals(self) -> bool {
+        matches!(self, Self::NoSpace | Self::Limit)
+    }
 }
 
 impl fmt::Display for IoError {

@@ -14,7 +14,7 @@ use std::collections::VecDeque;
 use millstream_batch::ids::{Lsn, Offset, PartitionSlot, Term};
 use rustc_hash::FxHashMap;
 
-use crate::api::{Config, Event, Held, Recovery, SealedRange, Stats};
+use crate::api::{Config, Event, Held, OpenRange, Recovery, SealedRange, Stats};
 use crate::index::Index;
 use crate::io::{FileId, Io, IoDone, IoError, IoErrorKind, IoId, IoOp, IoOutput};
 use crate::reader::{Reader, Reading};
@@ -40,6 +40,11 @@ pub(crate) enum Purpose {
     Take {
         spare: u64,
         wal: u64,
+    },
+    /// The file that was named ahead is too short for what waits: it is a spare again.
+    PutBack {
+        spare: u64,
+        bytes: u64,
     },
     Recycle {
         wal: u64,
@@ -116,6 +121,11 @@ impl Log {
             "a segment holds four groups"
         );
         assert!(
+            config.first_segment_bytes.is_multiple_of(block)
+                && (1..=config.segment_bytes).contains(&config.first_segment_bytes),
+            "first_segment_bytes is a multiple of {block}, and no more than segment_bytes"
+        );
+        assert!(
             config.group_bytes_max <= crate::format::GROUP_BYTES_LIMIT,
             "group_bytes_max is over the format's"
         );
@@ -177,6 +187,10 @@ impl Log {
             Purpose::Allocate { spare } => self.allocate_done(spare, result.map(|_| ())),
             Purpose::Take { spare, wal } => match result {
                 Ok(_) => self.take_done(spare, wal),
+                Err(e) => self.fail(e),
+            },
+            Purpose::PutBack { spare, bytes } => match result {
+                Ok(_) => self.put_back_done(spare, bytes),
                 Err(e) => self.fail(e),
             },
             Purpose::Recycle { wal, spare } => match result {
@@ -284,6 +298,7 @@ impl Log {
             };
             file.directory.iter().filter(alive).map(|s| SealedRange {
                 file: file.number,
+                file_last: file.last_lsn,
                 slot: s.slot,
                 first_offset: s.first,
                 last_offset: s.last,
@@ -307,12 +322,31 @@ impl Log {
                 let s = file.summary(slot)?;
                 Some(SealedRange {
                     file: file.number,
+                    file_last: file.last_lsn,
                     slot,
                     first_offset: s.first,
                     last_offset: s.last,
                     append_time_max: s.append_time_max,
                     bytes: s.bytes,
                 })
+            })
+    }
+
+    /// What files that are not sealed hold of one slot at or past its start, oldest first.
+    pub fn open_ranges_of(&self, slot: PartitionSlot) -> impl Iterator<Item = OpenRange> {
+        let index = self.index.slots.get(&slot).filter(|index| !index.dropped);
+        let open = self.write.open.front().and_then(|file| file.groups);
+        let first_group = open.map_or(u64::MAX, |(first, _)| first);
+        index
+            .into_iter()
+            .flat_map(move |index| {
+                let from = index.runs.partition_point(|r| r.group < first_group);
+                let runs = index.runs.range(from..);
+                runs.skip_while(move |r| r.run.last < index.start)
+            })
+            .map(|r| OpenRange {
+                last_offset: r.run.last,
+                append_time_max: r.run.append_time_max,
             })
     }
 
@@ -392,10 +426,9 @@ impl Log {
             .map(|f| f.bytes)
             .sum();
         let freeing: u64 = self.space.freeing.iter().map(|f| f.bytes).sum();
-        let ready = u64::from(self.space.ready.is_some());
-        let spares = self.space.spares.len() as u64 + ready;
+        let (spares, spare_bytes) = self.space.waiting();
         Stats {
-            disk_bytes: sealed + open + freeing + spares * self.config.segment_bytes,
+            disk_bytes: sealed + open + freeing + spare_bytes,
             wal_files: (self.index.sealed.len() + self.write.open.len() + self.space.freeing.len())
                 as u64,
             spare_files: spares,

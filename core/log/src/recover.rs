@@ -92,7 +92,7 @@ struct Found {
 pub(crate) struct Recover {
     stage: Stage,
     files: BTreeMap<u64, Found>,
-    spares: BTreeSet<u64>,
+    spares: BTreeMap<u64, u64>,
     next_spare: u64,
     snapshot_files: Vec<(FileId, u64)>,
     /// Begins of published snapshots not tried yet, oldest first.

@@ -67,15 +67,17 @@ fn answer(op: &IoOp, files: &[(FileId, u64)], read: &mut ReadAt<'_>) -> Result<I
     }
 }
 
-/// Files are made as long as the shortest that is there, as far as can be told.
+/// Files are made between the shortest and the longest that are there, as far as can be told.
 fn config(files: &[(FileId, u64)]) -> Config {
     let of_log = files.iter().filter_map(|(file, bytes)| match file {
         FileId::Wal(_) | FileId::Spare(_) => Some(bytes / BLOCK * BLOCK),
         FileId::Snapshot { .. } | FileId::Manifest { .. } => None,
     });
-    let segment_bytes = of_log.min().unwrap_or(SEGMENT_BYTES).max(4 * BLOCK);
+    let longest = of_log.clone().max().unwrap_or(SEGMENT_BYTES);
+    let shortest = of_log.min().unwrap_or(SEGMENT_BYTES);
     Config {
-        segment_bytes,
+        segment_bytes: longest.max(4 * BLOCK),
+        first_segment_bytes: shortest.max(BLOCK),
         group_bytes_max: BLOCK_BYTES,
         hot_tail_bytes_max: 0,
         read_bytes_max: 0,

@@ -19,8 +19,9 @@ pub(crate) struct Snapshots {
     pub(crate) published: Lsn,
     /// Last group that was durable when it was published.
     pub(crate) published_group: u64,
-    /// Its archives.
+    /// Its archives, and their bytes.
     pub(crate) published_parts: u32,
+    pub(crate) published_bytes: u64,
     taking: Option<Taking>,
     /// Snapshots begun, to tell the answers of one given up from those of its successor.
     begun: u64,
@@ -44,10 +45,15 @@ struct Taking {
 
 impl Snapshots {
     /// The newest snapshot found at start.
-    pub(crate) fn found(&mut self, begin: Lsn, parts: u32, group: u64) {
-        self.published_group = group;
-        self.published = begin;
-        self.published_parts = parts;
+    pub(crate) fn found(&mut self, manifest: &Manifest) {
+        self.published_group = manifest.durable_group;
+        self.published = manifest.begin;
+        self.count(&manifest.parts);
+    }
+
+    fn count(&mut self, parts: &[Part]) {
+        self.published_parts = parts.len() as u32;
+        self.published_bytes = parts.iter().map(|part| part.len).sum();
     }
 
     pub(crate) fn is_writing(&self) -> bool {
@@ -211,7 +217,7 @@ impl Log {
                     taking.written += 1;
                 }
             }
-            Err(e) if e.kind == IoErrorKind::NoSpace => return self.abandon_snapshot(e),
+            Err(e) if e.kind.heals() => return self.abandon_snapshot(e),
             Err(e) => return self.fail(e),
         }
         self.snapshot_pump();
@@ -237,7 +243,7 @@ impl Log {
                 self.out
                     .io(IoOp::Rename { from, to }, Purpose::ManifestName);
             }
-            Err(e) if e.kind == IoErrorKind::NoSpace => {
+            Err(e) if e.kind.heals() => {
                 self.snapshots.busy = false;
                 self.abandon_snapshot(e);
             }
@@ -256,7 +262,7 @@ impl Log {
         let (old, old_parts) = (self.snapshots.published, self.snapshots.published_parts);
         self.snapshots.published = taking.begin;
         self.snapshots.published_group = taking.group;
-        self.snapshots.published_parts = taking.parts.len() as u32;
+        self.snapshots.count(&taking.parts);
         self.out.event(Event::SnapshotPublished {
             begin: taking.begin,
         });
@@ -278,7 +284,9 @@ impl Log {
             return;
         };
         taking.naming = false; // the manifest, if it was that, is not there
-        if let Some(spare) = self.space.spares.pop_first() {
+        if error.kind == IoErrorKind::NoSpace
+            && let Some((spare, _)) = self.space.spares.pop_first()
+        {
             // A snapshot frees files: worth the reserve. The part or manifest is tried again when
             // the spare is gone.
             self.out.io(

@@ -10,15 +10,22 @@
 //! A file is declared freed by a durable control entry before its name goes, so that recovery can
 //! tell a freed file from a lost one.
 //!
+//! **Lengths.** A new file is a quarter of what the log holds, in steps of two from
+//! `first_segment_bytes` up to `segment_bytes`, so that an empty log is small and a large one has few
+//! files. A file that is begun before it exists has the length of the reserve, which can become it
+//! if the disk fills meanwhile. An entry that is too long for it waits until a file of full length
+//! is there ([`Refused::NotYet`](crate::Refused::NotYet)); it is never accepted on the hope of one.
+//!
 //! Absent on purpose: which batches are alive (the index counts), what a file holds.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
 use millstream_batch::ids::Lsn;
+use millstream_batch::limits::BLOCK_BYTES;
 
 use crate::api::Event;
 use crate::format::CONTROL_FREED;
-use crate::io::{FileId, IoError, IoErrorKind, IoOp};
+use crate::io::{FileId, IoError, IoOp};
 use crate::log::{Log, Purpose};
 
 /// A dead file on its way out.
@@ -32,17 +39,33 @@ pub(crate) struct Freeing {
     leaving: bool,
 }
 
+/// The rename in flight between a spare and the next file: one at a time, since both ways use its name.
+#[derive(Debug, Default, PartialEq, Eq)]
+enum Naming {
+    #[default]
+    Nothing,
+    /// A spare of this length becomes this file.
+    Take {
+        wal: u64,
+        bytes: u64,
+    },
+    PutBack,
+}
+
 #[derive(Debug, Default)]
 pub(crate) struct Space {
-    /// Files of the configured length that wait. The last one left is the reserve.
-    pub(crate) spares: BTreeSet<u64>,
+    /// Files that wait, with their lengths. The last one left is the reserve.
+    pub(crate) spares: BTreeMap<u64, u64>,
     next_spare: u64,
     /// Number of the next WAL file to be begun.
     pub(crate) next_file: u64,
-    /// `next_file` exists already.
+    /// `next_file` exists already, and is so long.
     pub(crate) ready: Option<u64>,
-    allocating: bool,
-    taking: bool,
+    /// A file of this length is being made.
+    allocating: Option<u64>,
+    naming: Naming,
+    /// An entry waits for a file of this length; 0: none does.
+    long_wanted: u64,
     /// The last allocation found no space; retried by `retry_space`.
     pub(crate) no_space: Option<IoError>,
     /// `Event::SpaceGone` was given and `SpaceBack` not yet.
@@ -75,15 +98,26 @@ impl Space {
     /// What was found at start.
     pub(crate) fn found(
         &mut self,
-        spares: BTreeSet<u64>,
+        spares: BTreeMap<u64, u64>,
         next_spare: u64,
         next_file: u64,
-        ready: bool,
+        ready: Option<u64>,
     ) {
         self.spares = spares;
         self.next_spare = next_spare;
         self.next_file = next_file;
-        self.ready = ready.then_some(next_file);
+        self.ready = ready;
+    }
+
+    /// Files that wait to be written to, the next one included: how many, and their bytes.
+    pub(crate) fn waiting(&self) -> (u64, u64) {
+        let lengths = self.spares.values().chain(&self.ready);
+        lengths.fold((0, 0), |(files, bytes), len| (files + 1, bytes + len))
+    }
+
+    fn spare_of(&self, fits: impl Fn(u64) -> bool) -> Option<(u64, u64)> {
+        let mut spares = self.spares.iter().map(|(spare, len)| (*spare, *len));
+        spares.find(|(_, len)| fits(*len))
     }
 }
 
@@ -93,7 +127,8 @@ impl Log {
         let waits = self.write.open.back().is_some_and(|f| !f.exists);
         if waits && self.space.no_space.is_some() {
             // Only the reserve can become this file.
-            return reserved && (self.space.taking || !self.space.spares.is_empty());
+            let taking = self.space.naming != Naming::Nothing;
+            return reserved && (taking || !self.space.spares.is_empty());
         }
         reserved || self.space.on_reserve != Some(file)
     }
@@ -109,54 +144,131 @@ impl Log {
             || (reserved && !self.space.spares.is_empty())
     }
 
+    /// Length of the file that comes next: that of the reserve when nothing better is known, so
+    /// that it can become it.
+    pub(crate) fn next_bytes(&self) -> u64 {
+        let space = &self.space;
+        if let Some(bytes) = space.ready {
+            return bytes;
+        }
+        match space.naming {
+            Naming::Take { wal, bytes } if wal == space.next_file => return bytes,
+            _ => {}
+        }
+        let reserve = space.spares.values().next().copied();
+        reserve
+            .or(space.allocating)
+            .unwrap_or_else(|| self.new_bytes())
+    }
+
+    /// How long a file that is made now is to be. Never shorter than the last snapshot where that is
+    /// possible: the reserve makes room for the next one.
+    fn new_bytes(&self) -> u64 {
+        let sealed: u64 = self.index.sealed.values().map(|f| f.bytes).sum();
+        let open: u64 = self.write.open.iter().map(|f| f.bytes).sum();
+        let wanted = ((sealed + open) / 4).max(self.snapshots.published_bytes);
+        let mut bytes = self.config.first_segment_bytes;
+        while bytes < self.config.segment_bytes && bytes * 2 <= wanted {
+            bytes *= 2;
+        }
+        bytes.min(self.config.segment_bytes)
+    }
+
+    /// Whether this file can have been made for a log with these settings.
+    pub(crate) fn is_length(&self, bytes: u64) -> bool {
+        let lengths = self.config.first_segment_bytes..=self.config.segment_bytes;
+        lengths.contains(&bytes) && bytes.is_multiple_of(BLOCK_BYTES as u64)
+    }
+
+    /// An entry needs a file of so many bytes, and the next one is shorter. Gives whether it may come.
+    pub(crate) fn want_long(&mut self, bytes: u64) -> bool {
+        self.space.long_wanted = self.space.long_wanted.max(bytes);
+        self.arrange_space();
+        self.space.no_space.is_none()
+    }
+
+    /// The next file is begun: gives its length, and whether it exists.
+    pub(crate) fn begin_next(&mut self) -> (u64, bool) {
+        let bytes = self.next_bytes();
+        self.space.next_file += 1;
+        if bytes >= self.space.long_wanted {
+            self.space.long_wanted = 0;
+        }
+        (bytes, self.space.ready.take().is_some())
+    }
+
     /// Have the files that are wanted: the open one, the next, the reserve, and more spares.
     pub(crate) fn arrange_space(&mut self) {
         if self.failed.is_some() || self.read_only.is_some() {
             return;
         }
+        self.put_back();
         self.take_spare();
-        // The next file counts as one of the spares kept ready; the reserve comes on top.
-        let have = self.space.spares.len() + usize::from(self.space.ready.is_some());
-        let want = self.config.spares_ready.max(1) + 1;
-        if !self.space.allocating && self.space.no_space.is_none() && have < want {
+        if self.space.allocating.is_none()
+            && self.space.no_space.is_none()
+            && let Some(len) = self.missing()
+        {
             let spare = self.space.next_spare;
             self.space.next_spare += 1;
-            self.space.allocating = true;
+            self.space.allocating = Some(len);
             let op = IoOp::Allocate {
                 file: FileId::Spare(spare),
-                len: self.config.segment_bytes,
+                len,
             };
             self.out.io(op, Purpose::Allocate { spare });
         }
         self.tell_space();
     }
 
+    /// Length of the file that is to be made, if one is missing.
+    fn missing(&self) -> Option<u64> {
+        let space = &self.space;
+        if let Some(file) = self.write.open.back().filter(|f| !f.exists)
+            && space.naming == Naming::Nothing
+            && space.spare_of(|len| len == file.bytes).is_none()
+        {
+            return Some(file.bytes);
+        }
+        let long = |len: u64| len >= space.long_wanted;
+        if space.long_wanted > 0 && !space.ready.is_some_and(long) && space.spare_of(long).is_none()
+        {
+            return Some(self.config.segment_bytes);
+        }
+        // The next file counts as one of the spares kept ready; the reserve comes on top.
+        let have = space.spares.len() + usize::from(space.ready.is_some());
+        let want = self.config.spares_ready.max(1) + 1;
+        (have < want).then(|| self.new_bytes())
+    }
+
     /// Give a spare the name of the file that waits for one, or of the next.
     fn take_spare(&mut self) {
-        if self.space.taking {
+        if self.space.naming != Naming::Nothing || self.space.spares.is_empty() {
             return;
         }
-        let Some(spare) = self.space.spares.first().copied() else {
-            return;
-        };
-        let waiting = self
-            .write
-            .open
-            .back()
-            .filter(|f| !f.exists)
-            .map(|f| f.number);
+        let waiting = self.write.open.back().filter(|f| !f.exists);
+        let waiting = waiting.map(|f| (f.number, f.bytes));
         let spared = self.space.spares.len() > 1;
         // Accepted entries must not wait for space to return; nor does the very first file leave a
         // reserve behind.
         let pressed = self.space.no_space.is_some() && self.write.waits_for_file();
         let first = self.write.open.len() == 1 && self.index.sealed.is_empty();
-        let wal = match waiting {
-            Some(number) if spared || pressed || first => number,
-            None if spared && self.space.ready.is_none() => self.space.next_file,
+        let (wal, spare) = match waiting {
+            Some((number, bytes)) if spared || pressed || first => {
+                (number, self.space.spare_of(|len| len == bytes))
+            }
+            None if spared && self.space.ready.is_none() => {
+                let long = self.space.long_wanted;
+                let any = || self.space.spare_of(|_| long == 0);
+                let spare = self.space.spare_of(|len| len >= long).or_else(any);
+                (self.space.next_file, spare)
+            }
             _ => return,
         };
+        let Some((spare, bytes)) = spare else {
+            return;
+        };
         self.space.spares.remove(&spare);
-        self.space.taking = true;
+        self.space.naming = Naming::Take { wal, bytes };
         if !spared && !first {
             self.space.on_reserve = Some(wal);
         }
@@ -168,22 +280,58 @@ impl Log {
     }
 
     pub(crate) fn take_done(&mut self, _spare: u64, wal: u64) {
-        self.space.taking = false;
+        let taken = std::mem::take(&mut self.space.naming);
+        let Naming::Take { bytes, .. } = taken else {
+            unreachable!("one rename is in flight");
+        };
         match self.write.open.iter_mut().find(|f| f.number == wal) {
-            Some(file) => file.exists = true,
-            None => self.space.ready = Some(wal),
+            Some(file) => {
+                assert_eq!(file.bytes, bytes, "a file is as long as it was begun");
+                file.exists = true;
+            }
+            None => self.space.ready = Some(bytes),
         }
         self.arrange_space();
         self.pump();
     }
 
+    /// The next file is too short for what waits, and a longer one is there: change them.
+    fn put_back(&mut self) {
+        let Some(bytes) = self.space.ready else {
+            return;
+        };
+        let long = self.space.long_wanted;
+        if bytes >= long
+            || self.space.naming != Naming::Nothing
+            || self.space.spare_of(|len| len >= long).is_none()
+        {
+            return;
+        }
+        self.space.ready = None;
+        self.space.naming = Naming::PutBack;
+        let spare = self.space.next_spare;
+        self.space.next_spare += 1;
+        let op = IoOp::Rename {
+            from: FileId::Wal(self.space.next_file),
+            to: FileId::Spare(spare),
+        };
+        self.out.io(op, Purpose::PutBack { spare, bytes });
+    }
+
+    pub(crate) fn put_back_done(&mut self, spare: u64, bytes: u64) {
+        self.space.naming = Naming::Nothing;
+        self.space.spares.insert(spare, bytes);
+        self.arrange_space();
+        self.pump();
+    }
+
     pub(crate) fn allocate_done(&mut self, spare: u64, result: Result<(), IoError>) {
-        self.space.allocating = false;
+        let bytes = self.space.allocating.take();
         match result {
             Ok(()) => {
-                self.add_spare(spare);
+                self.add_spare(spare, bytes.expect("one file is being made"));
             }
-            Err(e) if e.kind == IoErrorKind::NoSpace => {
+            Err(e) if e.kind.heals() => {
                 self.space.no_space = Some(e);
                 // Whatever was left of the attempt goes.
                 self.out.io(
@@ -199,8 +347,8 @@ impl Log {
         self.pump();
     }
 
-    fn add_spare(&mut self, spare: u64) {
-        self.space.spares.insert(spare);
+    fn add_spare(&mut self, spare: u64, bytes: u64) {
+        self.space.spares.insert(spare, bytes);
         self.space.no_space = None;
         self.space.on_reserve = None;
     }
@@ -218,7 +366,7 @@ impl Log {
         }
         let error = self.space.no_space.take();
         self.arrange_space();
-        if self.space.allocating {
+        if self.space.allocating.is_some() {
             // Until the attempt is answered, nothing counts on it.
             self.space.no_space = error;
         } // else: nothing is missing
@@ -281,9 +429,10 @@ impl Log {
 
     /// Rename or remove files that are durably declared freed and that no read is on.
     pub(crate) fn let_files_go(&mut self) {
-        if self.is_stopped() {
+        if self.is_stopped() || self.space.freeing.is_empty() {
             return;
         }
+        let lengths = self.new_bytes()..=self.config.segment_bytes;
         let mut spares = self.space.spares.len() + usize::from(self.space.ready.is_some());
         spares += self.space.freeing.iter().filter(|f| f.leaving).count();
         let cap = self.config.spares_ready.max(1) + 1 + self.config.recycle_max;
@@ -301,7 +450,7 @@ impl Log {
             }
             file.leaving = true;
             let wal = file.number;
-            if file.bytes == self.config.segment_bytes && spares < cap {
+            if lengths.contains(&file.bytes) && spares < cap {
                 spares += 1;
                 let spare = self.space.next_spare;
                 self.space.next_spare += 1;
@@ -322,10 +471,11 @@ impl Log {
     }
 
     pub(crate) fn freed_done(&mut self, wal: u64, spare: Option<u64>) {
-        self.space.freeing.retain(|f| f.number != wal);
+        let at = self.space.freeing.iter().position(|f| f.number == wal);
+        let freed = self.space.freeing.remove(at.expect("it was on its way"));
         self.stats.files_freed += 1;
         match spare {
-            Some(spare) => self.add_spare(spare),
+            Some(spare) => self.add_spare(spare, freed.bytes),
             None => self.space.no_space = None,
         }
         self.arrange_space();

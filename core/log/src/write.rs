@@ -308,6 +308,14 @@ impl Log {
         if !in_place && !self.may_roll(reserved) {
             return Err(Refused::Full);
         }
+        if !in_place && fresh > self.next_bytes() {
+            let comes = self.want_long(fresh);
+            return Err(if comes {
+                Refused::NotYet
+            } else {
+                Refused::Full
+            });
+        }
         self.close_gather();
         if !in_place {
             self.roll();
@@ -319,17 +327,10 @@ impl Log {
     /// Begin the file that follows; it may not exist yet.
     pub(crate) fn roll(&mut self) {
         let number = self.space.next_file;
-        self.space.next_file += 1;
-        let exists = self.space.ready.take().is_some();
+        let (bytes, exists) = self.begin_next();
         let incarnation = file_incarnation(self.config.incarnation, number);
         let first_lsn = self.write.last.next();
-        let file = OpenFile::new(
-            number,
-            self.config.segment_bytes,
-            incarnation,
-            first_lsn,
-            exists,
-        );
+        let file = OpenFile::new(number, bytes, incarnation, first_lsn, exists);
         if let Some(last) = self.write.open.back_mut() {
             last.closed = true;
         }
@@ -435,6 +436,27 @@ impl Log {
         }
         self.write.sync_wanted = true;
         self.flush();
+    }
+
+    /// Close the file being written when nothing in it is alive any more, so that it is freed though
+    /// nothing fills it. Gives whether it was closed.
+    pub fn seal_dead(&mut self) -> bool {
+        let dead = |slot: &PartitionSlot| {
+            self.index.slots.get(slot).is_none_or(|index| {
+                let last = index.runs.back().map(|r| r.run.last);
+                index.dropped || last.is_none_or(|last| last < index.start)
+            })
+        };
+        let Some(file) = self.write.open.back() else {
+            return false;
+        };
+        let is_dead = file.exists && !file.slots.is_empty() && file.slots.iter().all(dead);
+        if self.is_stopped() || !is_dead || !self.is_settled() || self.space.ready.is_none() {
+            return false;
+        }
+        self.roll();
+        self.pump();
+        true
     }
 
     /// Shutdown: write what was gathered and mark the log as closed in good order. `is_quiet` says

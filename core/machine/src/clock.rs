@@ -1,12 +1,39 @@
 //! Logged time: `max(last logged, wall)`, with forward steps bounded.
 //!
 //! A wall clock that runs backwards leaves logged time standing; one that leaps forward moves it by
-//! at most [`CLOCK_STEP_MS_MAX`] a fact. [`skew`] is what the driver reports. Absent on purpose: any
-//! clock.
+//! at most [`CLOCK_STEP_MS_MAX`] a fact. Only an operator, who accepts a clock, sets it otherwise, and
+//! back: records logged before keep their time, and are [as old as the accepted one](Accepted) where
+//! theirs is later. [`skew`] is what the driver reports. Absent on purpose: any clock.
 
-use millstream_batch::ids::TimestampMs;
+use millstream_batch::ids::{Lsn, TimestampMs};
 
 use crate::bounds::CLOCK_STEP_MS_MAX;
+use crate::decide::Decision;
+use crate::fact::Fact;
+use crate::fact::archive::{ClockAccepted, ClockAdvanced};
+use crate::request::{Refusal, Reply};
+use crate::state::State;
+
+/// A clock that an operator accepted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Accepted {
+    /// Of the fact.
+    pub lsn: Lsn,
+    pub time: TimestampMs,
+}
+
+impl Accepted {
+    /// How old something is that was logged up to `last` at `logged`, `now` being logged time.
+    #[must_use]
+    pub fn effective(self, logged: TimestampMs, last: Lsn, now: TimestampMs) -> TimestampMs {
+        // What lies ahead of logged time was logged before, too.
+        if last < self.lsn || logged > now {
+            logged.min(self.time)
+        } else {
+            logged
+        }
+    }
+}
 
 /// How the wall stands to logged time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,9 +71,55 @@ pub(crate) fn skew(last: TimestampMs, now: TimestampMs) -> Skew {
     }
 }
 
+/// Logged time up to `now`, however far.
+pub(crate) fn advance(state: &State, now: TimestampMs) -> Decision {
+    if now <= state.shard.clock {
+        return Decision::look(Reply::Done);
+    }
+    let time_ms = now.0;
+    Decision::of(Fact::ClockAdvanced(ClockAdvanced { time_ms }), Reply::Done)
+}
+
+/// Logged time is `now`, whatever it was.
+pub(crate) fn accept(now: TimestampMs) -> Result<Decision, Refusal> {
+    let time_ms = now.0;
+    if time_ms <= 0 {
+        return Err(Refusal::BadConfig(format!(
+            "the wall clock says {time_ms} ms since 1970: that is no time to accept"
+        )));
+    }
+    let fact = Fact::ClockAccepted(ClockAccepted { time_ms });
+    Ok(Decision::of(fact, Reply::Done))
+}
+
+/// Replayed over a snapshot that holds it, it sets the clock again, as facts before it have moved it
+/// on and facts after it will.
+pub(crate) fn install_accepted(state: &mut State, lsn: Lsn, fact: &ClockAccepted) {
+    let time = TimestampMs(fact.time_ms);
+    state.shard.clock = time;
+    state.shard.accepted = Some(Accepted { lsn, time });
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_was_logged_in_the_future_is_as_old_as_the_accepted_clock() {
+        let (t, accepted) = (
+            TimestampMs,
+            Accepted {
+                lsn: Lsn(10),
+                time: TimestampMs(1_000),
+            },
+        );
+        assert_eq!(accepted.effective(t(9_000), Lsn(9), t(1_500)), t(1_000));
+        assert_eq!(accepted.effective(t(9_000), Lsn(9), t(20_000)), t(1_000));
+        assert_eq!(accepted.effective(t(500), Lsn(9), t(1_500)), t(500));
+        assert_eq!(accepted.effective(t(1_200), Lsn(11), t(1_500)), t(1_200));
+        // Logged before and after it: only what is in the future now must be of before.
+        assert_eq!(accepted.effective(t(9_000), Lsn(11), t(1_500)), t(1_000));
+    }
 
     #[test]
     fn logged_time_never_runs_back_and_steps_are_bounded() {

@@ -129,7 +129,8 @@ pub fn decide(
             *producer_unused_before,
             *floor_max,
         )),
-        Request::AdvanceClock => Ok(producers::advance_clock(state, now)),
+        Request::AdvanceClock => Ok(clock::advance(state, now)),
+        Request::AcceptClock => clock::accept(now),
     }
 }
 

@@ -7,7 +7,7 @@ use millstream_batch::ids::Lsn;
 
 use crate::fact::Fact;
 use crate::state::State;
-use crate::{groups, offsets, partitions, producers, topics};
+use crate::{clock, groups, offsets, partitions, producers, topics};
 
 /// Installs one fact, in log order: live, right after it was appended; at start, from the replay.
 ///
@@ -29,6 +29,7 @@ pub fn install(state: &mut State, lsn: Lsn, fact: &Fact) {
         Fact::ProducerGiven(fact) => producers::install_given(state, lsn, fact),
         Fact::ProducersExpired(fact) => producers::install_expired(state, lsn, fact),
         Fact::ClockAdvanced(fact) => state.shard.tick(fact.time_ms),
+        Fact::ClockAccepted(fact) => clock::install_accepted(state, lsn, fact),
         Fact::PartitionClaimed(fact) => offsets::install_claimed(state, lsn, fact),
         Fact::OffsetCommitted(fact) => offsets::install_committed(state, lsn, fact),
         Fact::OffsetReset(fact) => offsets::install_reset(state, lsn, fact),

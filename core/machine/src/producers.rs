@@ -20,9 +20,7 @@ use millstream_batch::limits::{BATCH_BYTES_MAX, PRODUCER_BATCHES_REMEMBERED};
 
 use crate::decide::{Decision, full};
 use crate::fact::Fact;
-use crate::fact::archive::{
-    BatchAppended, ClockAdvanced, ProducerAdvanced, ProducerGiven, ProducersExpired,
-};
+use crate::fact::archive::{BatchAppended, ProducerAdvanced, ProducerGiven, ProducersExpired};
 use crate::partitions;
 use crate::request::{Produce, Produced, Refusal, Reply};
 use crate::snapshot::key;
@@ -484,15 +482,4 @@ pub(crate) fn install_expired(state: &mut State, lsn: Lsn, fact: &ProducersExpir
         stays
     });
     state.epochs.retain(|pid, _| stays(*pid));
-}
-
-/// Logged time up to `now`, however far.
-pub(crate) fn advance_clock(state: &State, now: TimestampMs) -> Decision {
-    if now <= state.shard.clock {
-        return Decision::look(Reply::Done);
-    }
-    Decision::of(
-        Fact::ClockAdvanced(ClockAdvanced { time_ms: now.0 }),
-        Reply::Done,
-    )
 }

@@ -169,6 +169,9 @@ pub enum Request {
     /// clock vouches for the gap (a start, an idle night); every other request moves logged time by
     /// at most `CLOCK_STEP_MS_MAX`.
     AdvanceClock,
+    /// The wall clock is right, an operator says, whatever was logged: logged time is `now` from here
+    /// on, also when that is earlier.
+    AcceptClock,
 }
 
 /// A batch to append, by its header's numbers; the bytes travel beside.

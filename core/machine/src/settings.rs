@@ -1,6 +1,7 @@
 //! Topic settings by name: what each is called, what values it takes, and how it reads.
 
 use millstream_batch::limits::BATCH_BYTES_MAX;
+use millstream_batch::units;
 
 use crate::request::Refusal;
 use crate::topic::TopicConfig;
@@ -72,27 +73,39 @@ pub fn check(config: &TopicConfig) -> Result<(), Refusal> {
 }
 
 fn bound(name: &str, value: &str) -> Result<i64, Refusal> {
-    value.parse().map_err(|_| bad_bound(name, value))
+    if value == "-1" {
+        return Ok(-1);
+    }
+    let number = if name.ends_with(".ms") {
+        units::milliseconds(value)
+    } else {
+        units::bytes(value)
+    };
+    number
+        .and_then(|number| i64::try_from(number).ok())
+        .ok_or_else(|| bad_bound(name, value))
 }
 
 fn batch_bytes(name: &str, value: &str) -> Result<u32, Refusal> {
-    value.parse().map_err(|_| bad_batch_bytes(name, value))
+    units::bytes(value)
+        .and_then(|number| u32::try_from(number).ok())
+        .ok_or_else(|| bad_batch_bytes(name, value))
 }
 
 fn bad_bound(name: &str, value: &str) -> Refusal {
-    let unit = if name.ends_with(".ms") {
-        "milliseconds"
+    let what = if name.ends_with(".ms") {
+        "a time (milliseconds, or 90s, 12h, 5d)"
     } else {
-        "bytes"
+        "a size (bytes, or 64m, 10GiB)"
     };
     Refusal::BadConfig(format!(
-        "`{name}` takes a whole number of {unit} from 0, or -1 for no bound; `{value}` is not"
+        "`{name}` takes {what}, or -1 for no bound; `{value}` is not"
     ))
 }
 
 fn bad_batch_bytes(name: &str, value: &str) -> Refusal {
     Refusal::BadConfig(format!(
-        "`{name}` takes a number of bytes from 1 to {BATCH_BYTES_MAX}; `{value}` is not"
+        "`{name}` takes a size (bytes, or 256k, 1MiB) from 1 to {BATCH_BYTES_MAX}; `{value}` is not"
     ))
 }
 
@@ -113,13 +126,22 @@ mod tests {
         };
         assert_eq!(config, expected);
         assert_eq!(show(&config)[0], ("retention.ms", Some("-1".to_owned())));
+        apply(&mut config, "retention.ms", Some("5d")).unwrap();
+        apply(&mut config, "retention.bytes", Some("2GiB")).unwrap();
+        apply(&mut config, "max.message.bytes", Some("256k")).unwrap();
+        let with_units = TopicConfig {
+            retention_ms: Some(432_000_000),
+            retention_bytes: Some(2 << 30),
+            batch_bytes_max: Some(256 << 10),
+        };
+        assert_eq!(config, with_units);
         for name in NAMES {
             apply(&mut config, name, None).unwrap();
         }
         assert_eq!(config, TopicConfig::default());
         for (name, value) in [
             ("retention.ms", "-2"),
-            ("retention.ms", "7d"),
+            ("retention.ms", "7 dogs"),
             ("retention.bytes", ""),
             ("retention.bytes", "9223372036854775808"),
             ("max.message.bytes", "0"),

@@ -5,11 +5,14 @@ use std::collections::VecDeque;
 use millstream_batch::ids::{GroupEpoch, PartitionSlot, ProducerId, TimestampMs, TopicId};
 
 use crate::bounds::{FORGOTTEN_TOPICS_REMEMBERED, PRODUCER_MARK_MS};
+use crate::clock::Accepted;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ShardCell {
     /// Time of the newest fact that has one. 0: none yet.
     pub(crate) clock: TimestampMs,
+    /// The clock that was accepted last.
+    pub(crate) accepted: Option<Accepted>,
     /// Newest revision of any topic; on the catalog's shard the next change takes the one after.
     pub(crate) revision: u64,
     pub(crate) slot_next: PartitionSlot,
@@ -32,6 +35,7 @@ impl Default for ShardCell {
     fn default() -> Self {
         Self {
             clock: TimestampMs(0),
+            accepted: None,
             revision: 0,
             slot_next: PartitionSlot(0),
             pid_next: ProducerId(1),

@@ -22,7 +22,7 @@ use millstream_batch::ids::{
 };
 
 use crate::bounds::{Limits, SURVIVORS_MAX};
-use crate::clock::{self, Skew};
+use crate::clock::{self, Accepted, Skew};
 use crate::groups::Group;
 use crate::offsets::Offsets;
 use crate::partitions::Partitions;
@@ -131,6 +131,12 @@ impl State {
     #[must_use]
     pub fn clock(&self) -> TimestampMs {
         self.shard.clock
+    }
+
+    /// The clock that an operator accepted last.
+    #[must_use]
+    pub fn accepted_clock(&self) -> Option<Accepted> {
+        self.shard.accepted
     }
 
     /// How the wall stands to logged time: for a warning and a metric.

@@ -11,10 +11,10 @@ use millstream_batch::ids::{
     TopicId,
 };
 use millstream_machine::fact::archive::{
-    BatchAppended, ClockAdvanced, FilterRecord, GroupChanged, GroupDeleted, GroupForgotten,
-    HoldRecord, MemberRecord, OffsetCommitted, OffsetReset, ParameterRecord, PartitionClaimed,
-    PartitionRecord, PartitionTrimmed, ProducerAdvanced, ProducerGiven, ProducersExpired,
-    SlotRecord, TopicApplied, TopicForgotten, TopicRecord,
+    BatchAppended, ClockAccepted, ClockAdvanced, FilterRecord, GroupChanged, GroupDeleted,
+    GroupForgotten, HoldRecord, MemberRecord, OffsetCommitted, OffsetReset, ParameterRecord,
+    PartitionClaimed, PartitionRecord, PartitionTrimmed, ProducerAdvanced, ProducerGiven,
+    ProducersExpired, SlotRecord, TopicApplied, TopicForgotten, TopicRecord,
 };
 use millstream_machine::{Fact, FactError, Limits, State, batch_meta, install};
 
@@ -97,6 +97,12 @@ fn samples() -> Vec<(&'static str, Fact)> {
             "034-clock-advanced",
             Fact::ClockAdvanced(ClockAdvanced {
                 time_ms: 1_700_000_100_000,
+            }),
+        ),
+        (
+            "035-clock-accepted",
+            Fact::ClockAccepted(ClockAccepted {
+                time_ms: 1_690_000_000_000,
             }),
         ),
         (
@@ -228,16 +234,17 @@ fn old_facts_decode() {
     let files = fs::read_dir(file("x").parent().unwrap()).unwrap().count();
     assert_eq!(
         files,
-        samples().len() + 2,
+        samples().len() + 3,
         "every file is of a kind tested here, or a snapshot"
     );
 }
 
-/// The state that the samples make, its batch of this term.
-fn sample_state(term: u32) -> State {
+/// The state that the samples make, its batch of this term, without facts of these kinds.
+fn sample_state(term: u32, without: &[u16]) -> State {
     let mut state = State::new(ShardId(0), 1, Limits::default());
     let order = ["016", "001", "002", "003", "032", "048", "049", "064"];
     let mut samples = samples();
+    samples.retain(|(_, fact)| !without.contains(&fact.kind()));
     samples.sort_by_key(|(name, _)| {
         order
             .iter()
@@ -261,18 +268,24 @@ fn restored(state: &State, bytes: &[u8]) -> State {
 #[test]
 fn old_snapshots_open() {
     // Version 1 knew nothing of leader epochs: they begin at 0.
-    let state = sample_state(0);
+    let state = sample_state(0, &[35]);
     let first = restored(&state, &golden("snapshot-1", &[]));
     assert!(first == state);
     assert_eq!(first.installed(), state.installed());
 
-    let state = sample_state(4);
-    let bytes = golden("snapshot-2", &state.snapshot(None, usize::MAX).bytes);
-    let second = restored(&state, &bytes);
+    // Version 2 of no accepted clock.
+    let state = sample_state(4, &[35]);
+    let second = restored(&state, &golden("snapshot-2", &[]));
     assert!(second == state && second != first);
-    assert_eq!(second.digest(), state.digest());
-    assert_eq!(state.snapshot(None, usize::MAX).bytes, bytes);
     assert_eq!(second.installed(), state.installed());
+
+    let state = sample_state(4, &[]);
+    let bytes = golden("snapshot-3", &state.snapshot(None, usize::MAX).bytes);
+    let third = restored(&state, &bytes);
+    assert!(third == state && third != second);
+    assert_eq!(third.digest(), state.digest());
+    assert_eq!(state.snapshot(None, usize::MAX).bytes, bytes);
+    assert_eq!(third.installed(), state.installed());
 }
 
 /// The pinned features of rkyv, as bytes: little-endian, aligned, 32-bit relative pointers.

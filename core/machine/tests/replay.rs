@@ -250,6 +250,7 @@ impl Asker {
                 }
             }
             38 if self.rng.one_in(4) => Request::AdvanceClock,
+            39 if self.rng.one_in(4) => Request::AcceptClock,
             _ => Request::DescribeGroup {
                 group: self.group(),
             },
@@ -312,7 +313,7 @@ fn replaying_the_log_gives_the_live_state() {
             kinds.extend(world.log.iter().map(|(_, kind, _)| *kind));
         }
     }
-    assert_eq!(kinds.len(), 14, "facts of every kind were made: {kinds:?}");
+    assert_eq!(kinds.len(), 15, "facts of every kind were made: {kinds:?}");
 }
 
 /// Takes a snapshot in slices of `bytes`, `steps` requests apart. Returns its parts, when it began, and

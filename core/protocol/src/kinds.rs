@@ -55,6 +55,7 @@ kinds! {
     Hello = 2, "HELLO", Request;
     Ping = 3, "PING", Request;
     Status = 4, "STATUS", Request;
+    AcceptClock = 5, "ACCEPT_CLOCK", Request;
 
     CreateTopic = 16, "CREATE_TOPIC", Request;
     DeleteTopic = 17, "DELETE_TOPIC", Request;

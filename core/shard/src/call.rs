@@ -202,6 +202,12 @@ pub enum Error {
     BadBatch(String),
     #[error("shard {shard} has {calls} calls waiting: slow down")]
     Busy { shard: ShardId, calls: usize },
+    #[error(
+        "a limit of the broker's process keeps it from making files ({0}): the operator raises it, or waits"
+    )]
+    Limited(String),
+    #[error("{0}")]
+    NotYet(String),
     #[error("the shard is stopping")]
     Stopping,
     #[error("reading failed: {0}")]
@@ -221,9 +227,11 @@ pub struct Status {
     pub durable_lsn: u64,
     pub term: u32,
     pub disk: String,
-    /// `serving`, `disk-full`, `read-only`, `stopped`, with why.
+    /// `serving`, `disk-full`, `limited`, `read-only`, `stopped`, with why.
     pub state: String,
     pub why: Option<String>,
+    /// Why the wall clock is in doubt, and what to do about it.
+    pub clock: Option<String>,
     pub log_bytes: u64,
     pub log_files: usize,
     pub hot_tail_bytes: usize,

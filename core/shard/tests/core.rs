@@ -37,6 +37,7 @@ struct World {
 fn config(sync_each_group: bool) -> CoreConfig {
     let log = Config {
         segment_bytes: 1 << 20,
+        first_segment_bytes: 1 << 20,
         group_bytes_max: 1 << 16,
         hot_tail_bytes_max: 1 << 20,
         read_bytes_max: 36 << 20,
@@ -158,6 +159,49 @@ impl World {
             .unwrap_or_else(|| panic!("call {token} hangs"))
     }
 
+    /// The process starts again, with the wall clock so much further on.
+    fn restart(self, shift_ms: i64) -> Self {
+        self.restart_with(config(true), shift_ms)
+    }
+
+    fn restart_with(self, config: CoreConfig, shift_ms: i64) -> Self {
+        let mut now = self.now;
+        now.wall.0 += shift_ms;
+        Self::open(config, self.files, now)
+    }
+
+    fn accept_clock(&mut self) {
+        self.ask(1_000, Call::Machine(Request::AcceptClock));
+        self.settle();
+        let answer = self.answer(1_000);
+        assert!(matches!(answer, Answer::Reply(Reply::Done)), "{answer:?}");
+    }
+
+    /// What status says of the clock.
+    fn doubt(&mut self) -> Option<String> {
+        self.ask(1_001, Call::Status);
+        match self.answer(1_001) {
+            Answer::Status(status) => status.clock,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Start and end of the topic's partition.
+    fn offsets(&self) -> (u64, u64) {
+        let view = self.core.state().partition(partition(TOPIC));
+        view.map_or((0, 0), |view| (view.start.0, view.end.0))
+    }
+
+    fn produce(&mut self, token: u64) {
+        self.ask(token, batch(self.now));
+        self.settle();
+        let answer = self.answer(token);
+        assert!(
+            matches!(answer, Answer::Reply(Reply::Produced(_))),
+            "{answer:?}"
+        );
+    }
+
     fn create_topic(&mut self) {
         self.ask(1, Call::Machine(create("orders", TOPIC)));
         self.settle();
@@ -174,6 +218,14 @@ fn start() -> Now {
         wall: TimestampMs(1_700_000_000_000),
         mono_us: 1,
     }
+}
+
+/// Ten seconds are kept.
+fn retaining() -> CoreConfig {
+    let mut config = config(true);
+    config.retention_ms = 10_000;
+    config.retention_check_ms = 1_000;
+    config
 }
 
 fn create(name: &str, id: TopicId) -> Request {
@@ -397,10 +449,189 @@ fn a_clock_gone_wild_moves_logged_time_by_one_step_in_all() {
     let logged = world.core.state().clock();
     assert_eq!(logged.0, start().wall.0 + HOUR_MS);
 
-    // A restart takes the wall as it is: nobody can say how long the stop was.
-    let files = std::mem::take(&mut world.files);
-    let mut world = World::open(config(true), files, world.now);
+    assert!(world.doubt().expect("doubted").contains("41 days ahead"));
+
+    // A restart finds it as far ahead of what was logged: nobody can say how long the stop was.
+    let mut world = world.restart(0);
     world.pass_ms(1);
     world.settle();
+    let logged = world.core.state().clock();
+    assert!(
+        logged.0 <= start().wall.0 + 2 * HOUR_MS + 1,
+        "one step more"
+    );
+    assert!(world.doubt().expect("doubted").contains("clock accept"));
+    world.accept_clock();
+    assert_eq!(world.doubt(), None);
     assert_eq!(world.core.state().clock(), world.now.wall);
+    world.ask(50, batch(world.now));
+    world.settle();
+    assert_eq!(world.core.state().clock(), world.now.wall);
+}
+
+#[test]
+fn a_stop_of_some_days_is_believed() {
+    let mut world = World::open(config(true), BTreeMap::new(), start());
+    world.create_topic();
+    let mut world = world.restart(6 * 24 * HOUR_MS);
+    world.pass_ms(1);
+    world.settle();
+    assert_eq!(world.doubt(), None);
+    assert_eq!(world.core.state().clock(), world.now.wall);
+}
+
+/// A machine that starts before its clock is set, and the clock that is right a minute later.
+#[test]
+fn a_start_before_the_clock_is_set_loses_no_time_and_heals_by_itself() {
+    let mut world = World::open(retaining(), BTreeMap::new(), start());
+    world.create_topic();
+    world.produce(2);
+    let wrong = -world.now.wall.0 + 5_000; // five seconds after 1970
+    let mut world = world.restart(wrong);
+    world.pass_ms(30_000);
+    world.settle();
+    assert!(world.doubt().expect("doubted").contains("behind"));
+    world.produce(3);
+    assert_eq!(
+        world.core.state().clock(),
+        start().wall,
+        "logged time stands"
+    );
+    world.now.wall.0 += -wrong;
+    world.pass_ms(1);
+    world.settle();
+    assert_eq!(world.doubt(), None, "it is right again");
+    world.produce(4);
+    assert_eq!(world.core.state().clock(), world.now.wall);
+}
+
+#[test]
+fn while_the_clock_is_in_doubt_retention_and_expiry_rest() {
+    for (restart, shift) in [
+        (true, 30 * 24 * HOUR_MS),
+        (true, -30 * 24 * HOUR_MS),
+        (false, 30 * 24 * HOUR_MS),
+        (false, -30 * 24 * HOUR_MS),
+    ] {
+        let mut config = retaining();
+        config.producer_expiry_ms = 1_000;
+        config.producer_check_ms = 100;
+        let mut world = World::open(config.clone(), BTreeMap::new(), start());
+        world.create_topic();
+        world.ask(
+            2,
+            Call::Machine(Request::InitProducer { pid: ProducerId(0) }),
+        );
+        world.settle();
+        world.produce(3);
+        if restart {
+            world = world.restart_with(config, shift);
+        } else {
+            world.now.wall.0 += shift;
+        }
+        world.pass_ms(1_000);
+        world.settle();
+        let decided = world.core.lsns();
+        for _ in 0..60 {
+            world.pass_ms(1_000);
+            world.settle();
+        }
+        assert_eq!(
+            world.core.lsns(),
+            decided,
+            "{restart} {shift}: nothing is decided"
+        );
+        assert!(world.doubt().is_some(), "{restart} {shift}");
+        assert_eq!(
+            world.offsets(),
+            (0, 1),
+            "{restart} {shift}: nothing is deleted"
+        );
+        world.accept_clock();
+        for _ in 0..60 {
+            world.pass_ms(1_000);
+            world.settle();
+        }
+        assert_eq!(world.doubt(), None);
+        assert_eq!(
+            world.offsets(),
+            (1, 1),
+            "{restart} {shift}: it is past its time"
+        );
+    }
+}
+
+/// What was logged while the clock was a year ahead keeps its time, and goes when what is kept of it has
+/// passed by the right clock, not in a year.
+#[test]
+fn records_of_the_future_go_as_of_the_accepted_clock() {
+    let mut world = World::open(retaining(), BTreeMap::new(), start());
+    world.create_topic();
+    world.now.wall.0 += 365 * 24 * HOUR_MS;
+    world.accept_clock();
+    let future = world.now.wall;
+    world.produce(2);
+    world.now.wall.0 -= 365 * 24 * HOUR_MS;
+    world.pass_ms(1);
+    assert!(world.doubt().expect("doubted").contains("behind"));
+    world.accept_clock();
+    assert_eq!(world.core.state().clock(), world.now.wall, "back at once");
+    let view = world
+        .core
+        .state()
+        .partition(partition(TOPIC))
+        .expect("there");
+    assert_eq!(view.last_append, future, "they keep their time");
+    for _ in 0..9 {
+        world.pass_ms(1_000);
+        world.settle();
+    }
+    assert_eq!(world.offsets(), (0, 1), "not past its time");
+    // A restart knows of it, from the log or from a snapshot.
+    let mut world = world.restart_with(retaining(), 0);
+    for _ in 0..6 {
+        world.pass_ms(1_000);
+        world.settle();
+    }
+    assert_eq!(world.offsets(), (1, 1));
+}
+
+/// The load has stopped and the file is not full: what is past its time goes all the same, and its file.
+#[test]
+fn what_is_past_its_time_goes_though_nothing_fills_the_file() {
+    let mut world = World::open(retaining(), BTreeMap::new(), start());
+    world.create_topic();
+    for token in 2..10 {
+        world.produce(token);
+    }
+    let first = FileId::Wal(1);
+    assert!(world.files.contains_key(&first));
+    for _ in 0..9 {
+        world.pass_ms(1_000);
+        world.settle();
+    }
+    assert_eq!(world.offsets(), (0, 8), "not past its time");
+    for _ in 0..12 {
+        world.pass_ms(1_000);
+        world.settle();
+    }
+    assert_eq!(world.offsets(), (8, 8));
+    assert!(
+        !world.files.contains_key(&first),
+        "{:?}",
+        world.files.keys()
+    );
+    let newest = *world.files.keys().next_back().expect("files");
+    for _ in 0..60 {
+        world.pass_ms(1_000);
+        world.settle();
+    }
+    assert_eq!(
+        world.files.keys().next_back(),
+        Some(&newest),
+        "an empty file is not closed again and again"
+    );
+    world.produce(10);
+    let world = world.restart_with(retaining(), 0);
+    assert_eq!(world.offsets(), (8, 9));
 }

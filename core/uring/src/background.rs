@@ -7,7 +7,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::thread::{self, JoinHandle};
+use std::thread::JoinHandle;
 
 use millstream_log::io::{FileId, Io, IoDone, IoOp, IoOutput};
 use tokio::sync::mpsc::UnboundedSender;
@@ -61,7 +61,7 @@ impl Background {
             let (sender, jobs) = channel();
             let (dir, answers, stop) = (dir.clone(), answers.clone(), stop.clone());
             let work = move || work(&dir, &jobs, &answers, &stop);
-            threads.push(thread::Builder::new().name(name.to_owned()).spawn(work)?);
+            threads.push(crate::spawn(name, work)?);
             Ok(sender)
         };
         let quick = Some(lane("disk-quick")?);

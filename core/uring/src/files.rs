@@ -9,14 +9,20 @@ use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::Duration;
 
 use millstream_log::io::{BLOCK_BYTES, FileId, IoError, IoErrorKind};
 
 use crate::{pages, sys};
 
-/// Files that stay open: active and sealed WAL files under read, spares. Beyond it the one used
-/// longest ago is closed.
-const OPEN_FILES_MAX: usize = 128;
+/// Files that stay open at most: active and sealed WAL files under read, spares. More gain nothing.
+pub const OPEN_FILES_MAX: usize = 128;
+/// And at least: those that are written, and some under read.
+pub const OPEN_FILES_MIN: usize = 8;
+/// Descriptors of a shard's storage beside those: its directory, its ring, what is being made.
+pub const OTHER_FILES: usize = 8;
+/// How long a write waits that cannot be begun for want of a descriptor, before it tries again.
+pub(crate) const LIMIT_RETRY: Duration = Duration::from_millis(50);
 /// One write of zeros. Larger gains nothing, and this much is what a shutdown waits for.
 const ZERO_CHUNK_BYTES: usize = 1 << 20;
 
@@ -38,6 +44,8 @@ pub(crate) struct Directory {
     direct: AtomicBool,
     /// Foreign files have been reported.
     foreign_reported: AtomicBool,
+    /// That writes wait for descriptors has been said.
+    limit_told: AtomicBool,
 }
 
 impl Directory {
@@ -67,6 +75,7 @@ impl Directory {
             handle,
             direct: AtomicBool::new(true),
             foreign_reported: AtomicBool::new(false),
+            limit_told: AtomicBool::new(false),
         })
     }
 
@@ -82,6 +91,13 @@ impl Directory {
                 "this file system does not support O_DIRECT: writes go through the page cache \
                  (as durable, slower); put the data directory on ext4 or xfs"
             );
+        }
+    }
+
+    /// A write waits until its file can be opened. Said once.
+    pub(crate) fn tell_limit(&self, error: &IoError) {
+        if !self.limit_told.swap(true, Relaxed) {
+            tracing::error!("writes wait: {error}");
         }
     }
 
@@ -261,14 +277,23 @@ impl Directory {
     }
 }
 
-/// The open files, bounded by [`OPEN_FILES_MAX`].
-#[derive(Debug, Default)]
+/// The open files, so many at most: beyond it the one used longest ago is closed.
+#[derive(Debug)]
 pub(crate) struct Table {
     open: BTreeMap<FileId, (Arc<Opened>, u64)>,
     uses: u64,
+    max: usize,
 }
 
 impl Table {
+    pub(crate) fn new(max: usize) -> Self {
+        Self {
+            open: BTreeMap::new(),
+            uses: 0,
+            max: max.clamp(OPEN_FILES_MIN, OPEN_FILES_MAX),
+        }
+    }
+
     /// The file, opened if it is not yet.
     pub(crate) fn access(
         &mut self,
@@ -284,17 +309,27 @@ impl Table {
             *used = self.uses;
             return Ok(file.clone());
         }
-        let file = Arc::new(dir.open_file(id, write)?);
-        if self.open.len() >= OPEN_FILES_MAX && !self.open.contains_key(&id) {
-            let oldest = self
-                .open
-                .iter()
-                .min_by_key(|(_, (_, used))| *used)
-                .map(|(id, _)| *id);
-            oldest.and_then(|oldest| self.open.remove(&oldest));
+        let file = loop {
+            match dir.open_file(id, write) {
+                // Others took the descriptors: one of ours will do.
+                Err(error) if error.kind == IoErrorKind::Limit && self.close_oldest() => {}
+                opened => break Arc::new(opened?),
+            }
+        };
+        if self.open.len() >= self.max && !self.open.contains_key(&id) {
+            self.close_oldest();
         }
         self.open.insert(id, (file.clone(), self.uses));
         Ok(file)
+    }
+
+    /// Let go of the file used longest ago. `false`: there is none.
+    fn close_oldest(&mut self) -> bool {
+        let oldest = self.open.iter().min_by_key(|(_, (_, used))| *used);
+        let oldest = oldest.map(|(id, _)| *id);
+        oldest
+            .and_then(|oldest| self.open.remove(&oldest))
+            .is_some()
     }
 
     /// Forget a file that is renamed, removed or replaced. The handle is given out because closing
@@ -320,15 +355,25 @@ pub(crate) fn whole_blocks(count: usize, direct: bool) -> io::Result<usize> {
 
 /// An operating system's error as the log wants it.
 pub(crate) fn io_error(file: FileId, what: &str, error: &io::Error) -> IoError {
+    let advice = match error.raw_os_error() {
+        Some(libc::EMFILE) => ": raise the limit of open files (ulimit -n, LimitNOFILE=)",
+        Some(libc::ENFILE) => ": raise fs.file-max, the system's limit of open files",
+        Some(libc::EFBIG) => {
+            ": raise the limit of file sizes (ulimit -f, LimitFSIZE=), or lower log.segment_bytes"
+        }
+        Some(libc::ENOSPC) => ": no space, or no inodes, are left (df, df -i)",
+        _ => "",
+    };
     IoError {
         kind: kind_of(error),
-        message: format!("{}: {what}: {error}", file.file_name()),
+        message: format!("{}: {what}: {error}{advice}", file.file_name()),
     }
 }
 
 fn kind_of(error: &io::Error) -> IoErrorKind {
     match error.raw_os_error() {
         Some(libc::ENOSPC | libc::EDQUOT) => IoErrorKind::NoSpace,
+        Some(libc::EMFILE | libc::ENFILE | libc::EFBIG) => IoErrorKind::Limit,
         Some(libc::ENOENT) => IoErrorKind::NotFound,
         Some(libc::EACCES | libc::EPERM | libc::EROFS) => IoErrorKind::Denied,
         _ => IoErrorKind::Failed,
@@ -349,6 +394,9 @@ mod tests {
         for (errno, kind) in [
             (libc::ENOSPC, IoErrorKind::NoSpace),
             (libc::EDQUOT, IoErrorKind::NoSpace),
+            (libc::EMFILE, IoErrorKind::Limit),
+            (libc::ENFILE, IoErrorKind::Limit),
+            (libc::EFBIG, IoErrorKind::Limit),
             (libc::ENOENT, IoErrorKind::NotFound),
             (libc::EACCES, IoErrorKind::Denied),
             (libc::EPERM, IoErrorKind::Denied),
@@ -373,7 +421,7 @@ mod tests {
     fn the_table_stays_bounded() {
         let temp = tempfile::tempdir().expect("a temporary directory");
         let dir = Directory::open(temp.path()).expect("the directory opens");
-        let mut table = Table::default();
+        let mut table = Table::new(usize::MAX);
         for n in 0..2 * OPEN_FILES_MAX as u64 {
             dir.write_file(FileId::Wal(n), b"x")
                 .expect("a file is written");

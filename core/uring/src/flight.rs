@@ -212,7 +212,7 @@ mod tests {
         let temp = tempfile::tempdir().expect("a temporary directory");
         let dir = Directory::open(temp.path()).expect("the directory opens");
         dir.write_file(FileId::Wal(1), b"x").expect("written");
-        let handle = Table::default()
+        let handle = Table::new(usize::MAX)
             .access(&dir, FileId::Wal(1), true)
             .expect("it opens");
         Flight::new(IoId(1), FileId::Wal(1), handle, transfer, 8192, len)

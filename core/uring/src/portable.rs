@@ -11,11 +11,13 @@ use std::task::{Context, Poll};
 use std::thread::{self, JoinHandle};
 
 use millstream_log::buffer::AlignedBuf;
-use millstream_log::io::{BLOCK_BYTES, FileId, Io, IoDone, IoError, IoOp, IoOutput, Storage};
+use millstream_log::io::{
+    BLOCK_BYTES, FileId, Io, IoDone, IoError, IoErrorKind, IoOp, IoOutput, Storage,
+};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use crate::background::{Background, Finished, stale};
-use crate::files::{Directory, Opened, Table, io_error, whole_blocks};
+use crate::files::{Directory, LIMIT_RETRY, Opened, Table, io_error, whole_blocks};
 use crate::sys;
 
 /// Catch-up reads that run side by side.
@@ -43,25 +45,25 @@ struct Shared {
 }
 
 impl PortableStorage {
-    /// Open the directory and start the threads.
+    /// Open the directory and start the threads. At most `files_max` log files stay open.
     ///
     /// # Errors
     /// The directory cannot be made or opened, or no thread can be started.
-    pub fn open(dir: &Path) -> io::Result<Self> {
+    pub fn open(dir: &Path, files_max: usize) -> io::Result<Self> {
         let dir = Arc::new(Directory::open(dir)?);
         let (answers, finished) = unbounded_channel();
         let background = Background::start(&dir, &answers)?;
         let stop = AtomicBool::new(false);
         let shared = Arc::new(Shared {
             dir,
-            table: Mutex::default(),
+            table: Mutex::new(Table::new(files_max)),
             stop,
         });
         let mut threads = Vec::new();
         let mut start = |name: &str, jobs: &Arc<Mutex<Receiver<Io>>>| -> io::Result<()> {
             let (shared, jobs, answers) = (shared.clone(), jobs.clone(), answers.clone());
             let work = move || work(&shared, &jobs, &answers);
-            threads.push(thread::Builder::new().name(name.to_owned()).spawn(work)?);
+            threads.push(crate::spawn(name, work)?);
             Ok(())
         };
         let (appends, jobs) = channel();
@@ -153,6 +155,19 @@ impl Shared {
             .access(&self.dir, file, write)
     }
 
+    /// A write is begun when its file can be opened: nothing is wrong with the disk until then.
+    fn access_to_write(&self, file: FileId) -> Result<Arc<Opened>, IoError> {
+        loop {
+            match self.access(file, true) {
+                Err(error) if error.kind == IoErrorKind::Limit && !self.stop.load(Relaxed) => {
+                    self.dir.tell_limit(&error);
+                    thread::sleep(LIMIT_RETRY);
+                }
+                opened => return opened,
+            }
+        }
+    }
+
     fn forget(&self, file: FileId) -> Option<Arc<Opened>> {
         self.table
             .lock()
@@ -161,7 +176,7 @@ impl Shared {
     }
 
     fn write(&self, file: FileId, at: u64, bytes: &[u8], sync: bool) -> Result<(), IoError> {
-        let mut handle = self.access(file, true)?;
+        let mut handle = self.access_to_write(file)?;
         let mut written = 0;
         while written < bytes.len() {
             let result = handle.file.write_at(&bytes[written..], at + written as u64);

@@ -18,8 +18,10 @@ use std::io;
 use std::marker::PhantomData;
 use std::os::fd::AsRawFd;
 use std::path::Path;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use io_uring::{IoUring, Probe, opcode, squeue, types};
 use millstream_log::buffer::AlignedBuf;
@@ -27,9 +29,10 @@ use millstream_log::io::{FileId, Io, IoDone, IoError, IoErrorKind, IoId, IoOp, S
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use tokio::time::{Instant, Sleep};
 
 use crate::background::{Background, Finished, stale};
-use crate::files::{Directory, Opened, Table};
+use crate::files::{Directory, LIMIT_RETRY, Opened, Table};
 use crate::flight::{Flight, Half, Next, Push, Transfer};
 use crate::pages::Pages;
 
@@ -58,10 +61,23 @@ pub struct RingStorage {
     background: Background,
     finished: UnboundedReceiver<Finished>,
     flags: &'static str,
+    /// Writes whose file could not be opened for want of a descriptor: begun when it can.
+    held_up: VecDeque<HeldUp>,
+    /// When that is tried again.
+    retry: Pin<Box<Sleep>>,
     /// Why the ring can no longer be used.
     broken: Option<String>,
     /// SINGLE_ISSUER: one thread for life.
     one_thread: PhantomData<*const ()>,
+}
+
+/// A write that is not begun yet.
+struct HeldUp {
+    id: IoId,
+    file: FileId,
+    at: u64,
+    len: usize,
+    transfer: Transfer,
 }
 
 impl std::fmt::Debug for RingStorage {
@@ -77,11 +93,12 @@ impl std::fmt::Debug for RingStorage {
 
 impl RingStorage {
     /// Open the directory and set the ring up, on the thread that will use it and inside its tokio
-    /// runtime. It keeps at most `read_bytes` of memory for reads, once much is read.
+    /// runtime. It keeps at most `read_bytes` of memory for reads, once much is read, and at most
+    /// `files_max` log files open.
     ///
     /// # Errors
     /// The directory cannot be made or opened; there is no runtime; the kernel refuses the ring.
-    pub fn open(dir: &Path, read_bytes: usize) -> io::Result<Self> {
+    pub fn open(dir: &Path, read_bytes: usize, files_max: usize) -> io::Result<Self> {
         if tokio::runtime::Handle::try_current().is_err() {
             return Err(io::Error::new(
                 io::ErrorKind::Unsupported,
@@ -106,7 +123,9 @@ impl RingStorage {
             ready: VecDeque::new(),
             waker: None,
             dir,
-            table: Table::default(),
+            table: Table::new(files_max),
+            held_up: VecDeque::new(),
+            retry: Box::pin(tokio::time::sleep(Duration::ZERO)),
             pages: Pages::new(read_bytes),
             background,
             finished,
@@ -149,7 +168,38 @@ impl RingStorage {
                     self.waiting.push_back(slot);
                 }
             }
+            Err(error) if write && error.kind == IoErrorKind::Limit => {
+                self.dir.tell_limit(&error);
+                let held_up = HeldUp {
+                    id,
+                    file,
+                    at,
+                    len,
+                    transfer,
+                };
+                self.held_up.push_back(held_up);
+                self.retry.as_mut().reset(Instant::now() + LIMIT_RETRY);
+            }
             Err(error) => self.answer(id, Err(error)),
+        }
+    }
+
+    /// Try again to begin what could not be begun.
+    fn begin_held_up(&mut self, cx: &mut Context<'_>) {
+        while !self.held_up.is_empty() && self.retry.as_mut().poll(cx).is_ready() {
+            for _ in 0..self.held_up.len() {
+                let Some(held_up) = self.held_up.pop_front() else {
+                    break;
+                };
+                let HeldUp {
+                    id,
+                    file,
+                    at,
+                    len,
+                    transfer,
+                } = held_up;
+                self.begin(id, file, at, len, transfer);
+            }
         }
     }
 
@@ -337,6 +387,7 @@ impl Storage for RingStorage {
             while let Poll::Ready(Some(finished)) = self.finished.poll_recv(cx) {
                 self.take_background(finished);
             }
+            self.begin_held_up(cx);
             self.reap();
             self.enter(cx);
             if let Some(done) = self.ready.pop_front() {

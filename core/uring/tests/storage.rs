@@ -10,7 +10,7 @@ use std::task::Poll;
 use millstream_log::buffer::AlignedBuf;
 use millstream_log::conformance;
 use millstream_log::io::{FileId, Io, IoDone, IoId, IoOp, IoOutput, Storage};
-use millstream_uring::{Preference, open};
+use millstream_uring::{OPEN_FILES_MAX, Preference, open};
 
 const BLOCK: usize = 4096;
 /// Of memory for reads.
@@ -19,7 +19,9 @@ const READ_BYTES: usize = 4 << 20;
 /// Every storage this machine has: a kernel or container may forbid the ring.
 fn preferences() -> Vec<Preference> {
     let temp = tempfile::tempdir().expect("a temporary directory");
-    match runtime().block_on(async { open(temp.path(), Preference::Ring, 0).map(drop) }) {
+    match runtime()
+        .block_on(async { open(temp.path(), Preference::Ring, 0, OPEN_FILES_MAX).map(drop) })
+    {
         Ok(()) => vec![Preference::Ring, Preference::Portable],
         Err(error) => {
             assert_eq!(error.kind(), std::io::ErrorKind::Unsupported, "{error}");
@@ -64,7 +66,8 @@ fn what_was_read_stays_as_it_was_while_more_is_read() {
     for preference in preferences() {
         let temp = tempfile::tempdir().expect("a temporary directory");
         runtime().block_on(async {
-            let mut storage = open(temp.path(), preference, READ_BYTES).expect("it opens");
+            let mut storage =
+                open(temp.path(), preference, READ_BYTES, OPEN_FILES_MAX).expect("it opens");
             let file = FileId::Wal(1);
             let len = 8 * PIECE as u64;
             done(&mut *storage, 1, IoOp::Allocate { file, len }).await;
@@ -107,8 +110,13 @@ fn conform(preference: Preference) {
     let mut made = 0;
     runtime().block_on(conformance::run(&mut || {
         made += 1;
-        open(&temp.path().join(made.to_string()), preference, READ_BYTES)
-            .expect("the storage opens")
+        open(
+            &temp.path().join(made.to_string()),
+            preference,
+            READ_BYTES,
+            OPEN_FILES_MAX,
+        )
+        .expect("the storage opens")
     }));
 }
 
@@ -134,7 +142,7 @@ fn both_conform_in_memory() {
         runtime().block_on(conformance::run(&mut || {
             made += 1;
             let dir = temp.path().join(format!("{preference:?}-{made}"));
-            open(&dir, preference, READ_BYTES).expect("the storage opens")
+            open(&dir, preference, READ_BYTES, OPEN_FILES_MAX).expect("the storage opens")
         }));
     }
 }
@@ -147,7 +155,8 @@ fn the_next_storage_sees_what_the_last_one_wrote() {
         let file = FileId::Wal(round as u64);
         for life in 0..2 {
             runtime().block_on(async {
-                let mut storage = open(temp.path(), preference, READ_BYTES).expect("it opens");
+                let mut storage =
+                    open(temp.path(), preference, READ_BYTES, OPEN_FILES_MAX).expect("it opens");
                 if life == 0 {
                     let len = 16 * BLOCK as u64;
                     done(&mut *storage, 1, IoOp::Allocate { file, len }).await;
@@ -185,7 +194,7 @@ fn a_push_wakes_the_sleeping_driver() {
         let local = tokio::task::LocalSet::new();
         local.block_on(&runtime(), async {
             let storage = Rc::new(RefCell::new(
-                open(temp.path(), preference, READ_BYTES).expect("it opens"),
+                open(temp.path(), preference, READ_BYTES, OPEN_FILES_MAX).expect("it opens"),
             ));
             let file = FileId::Wal(1);
             let (answers, mut answered) = tokio::sync::mpsc::unbounded_channel();
@@ -220,7 +229,8 @@ fn a_storage_may_be_dropped_at_any_time() {
         for polls in 0..4 {
             let temp = tempfile::tempdir().expect("a temporary directory");
             runtime().block_on(async {
-                let mut storage = open(temp.path(), preference, READ_BYTES).expect("it opens");
+                let mut storage =
+                    open(temp.path(), preference, READ_BYTES, OPEN_FILES_MAX).expect("it opens");
                 for n in 0..8 {
                     let len = 4 << 20;
                     done(
@@ -280,7 +290,8 @@ fn a_flood_is_answered() {
     for preference in preferences() {
         let temp = tempfile::tempdir().expect("a temporary directory");
         runtime().block_on(async {
-            let mut storage = open(temp.path(), preference, READ_BYTES).expect("it opens");
+            let mut storage =
+                open(temp.path(), preference, READ_BYTES, OPEN_FILES_MAX).expect("it opens");
             for n in 0..600 {
                 let bytes = bytes::Bytes::from(vec![0; BLOCK]);
                 let file = FileId::Snapshot { begin: 1, part: n };
@@ -318,11 +329,11 @@ fn a_flood_is_answered() {
 #[test]
 fn without_a_runtime_auto_falls_back() {
     let temp = tempfile::tempdir().expect("a temporary directory");
-    let storage = open(temp.path(), Preference::Auto, 0).expect("it opens");
+    let storage = open(temp.path(), Preference::Auto, 0, OPEN_FILES_MAX).expect("it opens");
     assert!(
         storage.describe().starts_with("portable"),
         "{}",
         storage.describe()
     );
-    assert!(open(temp.path(), Preference::Ring, 0).is_err());
+    assert!(open(temp.path(), Preference::Ring, 0, OPEN_FILES_MAX).is_err());
 }

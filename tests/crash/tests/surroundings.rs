@@ -18,6 +18,61 @@ fn a_directory_in_use_is_refused() -> Result<()> {
     Ok(())
 }
 
+/// The file `lock` is a name that anybody may remove by mistake; the log is held all the same.
+#[test]
+fn a_removed_lock_file_lets_no_second_broker_in() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let broker = Options::on(dir.path().join("data")).start()?;
+    broker.ok("topic create t --partitions 1")?;
+    std::fs::remove_file(broker.data().join("lock"))?;
+    let mut second = Options::on(broker.data()).spawn()?;
+    assert!(!second.wait_end()?.success());
+    eventually("it says so", || Ok(second.log().contains("in use")))?;
+    broker.ok_with("pub t", b"still alone\n")?;
+    let looked = broker.cli(&["log", "verify", &broker.data().to_string_lossy()])?;
+    assert!(!looked.status.success(), "nor may anybody look");
+    let broker = Options::on(broker.stop()?).start()?;
+    assert_eq!(
+        broker.ok("sub t --from start --count 1 -f %v\\n")?,
+        "still alone\n"
+    );
+    Ok(())
+}
+
+#[test]
+fn a_directory_that_others_may_write_to_is_refused() -> Result<()> {
+    use std::os::unix::fs::PermissionsExt as _;
+    let dir = tempfile::tempdir()?;
+    let data = Options::on(dir.path().join("data")).start()?.stop()?;
+    let mode = |mode| std::fs::set_permissions(&data, std::fs::Permissions::from_mode(mode));
+    mode(0o770)?;
+    let mut broker = Options::on(&data).spawn()?;
+    assert!(!broker.wait_end()?.success());
+    eventually("it says what to do", || {
+        Ok(broker.log().contains("others may write") && broker.log().contains("chmod go-w"))
+    })?;
+    mode(0o750)?;
+    drop(Options::on(&data).start()?);
+    Ok(())
+}
+
+/// Two shards without a record: it was half a gigabyte.
+#[test]
+fn an_empty_directory_is_small() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let broker = Options::on(dir.path().join("data"))
+        .with("--shards 2")
+        .start()?;
+    let mut bytes = 0;
+    for shard in 0..2 {
+        for file in std::fs::read_dir(broker.data().join(format!("shard-{shard}")))? {
+            bytes += file?.metadata()?.len();
+        }
+    }
+    assert!(bytes <= 80 << 20, "{bytes}");
+    Ok(())
+}
+
 /// A read-only file system is a clear message, not a panic.
 #[test]
 fn a_read_only_directory_is_refused() -> Result<()> {

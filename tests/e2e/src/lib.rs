@@ -204,6 +204,11 @@ impl Broker {
         self.listen
     }
 
+    /// The TCP port of its operators' HTTP.
+    pub fn http_port(&self) -> u16 {
+        self.http
+    }
+
     /// Everything the broker printed so far.
     pub fn log(&self) -> String {
         self.log

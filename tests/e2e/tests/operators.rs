@@ -52,10 +52,132 @@ fn a_log_is_inspected_and_verified_offline() -> Result<()> {
     assert!(verify.status.success(), "{verify:?}");
     let inspect = run(&["log", "inspect"])?;
     assert!(inspect.status.success(), "{inspect:?}");
+    let words = String::from_utf8_lossy(&inspect.stdout);
     assert!(
-        String::from_utf8_lossy(&inspect.stdout).contains("BatchAppended"),
+        words.contains("batch-appended ") && words.contains(" slot=0 "),
+        "{words}"
+    );
+    // Facts are fields.
+    let inspect = run(&["log", "inspect", "-o", "json"])?;
+    let facts: Vec<serde_json::Value> = lines(&inspect.stdout)?
+        .iter()
+        .map(|line| line["entry"]["fact"].clone())
+        .collect();
+    let batch = facts.iter().find(|fact| fact["kind"] == "batch-appended");
+    assert_eq!(batch.expect("a batch")["kept"], 3, "{facts:?}");
+    let topic = facts.iter().find(|fact| fact["kind"] == "topic-applied");
+    assert_eq!(topic.expect("a topic")["name"], "t");
+    Ok(())
+}
+
+fn lines(output: &[u8]) -> Result<Vec<serde_json::Value>> {
+    let lines = String::from_utf8(output.to_vec())?;
+    Ok(lines
+        .lines()
+        .map(serde_json::from_str)
+        .collect::<Result<_, _>>()?)
+}
+
+/// What stands in a directory comes out as records, and can be produced again as it was.
+#[test]
+fn records_of_a_directory_are_shown_and_carried_over() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let broker = Options::on(dir.path().join("data")).start()?;
+    broker.ok("topic create t --partitions 1")?;
+    broker.ok("topic create other --partitions 1")?;
+    broker.ok_with("pub t --key k", b"a\nb\n")?;
+    broker.ok_with("pub other", b"not this\n")?;
+    // The names come from a snapshot as well as from the log.
+    let broker = Options::on(broker.stop()?).start()?;
+    broker.ok_with("pub t", b"c\n")?;
+    let data = broker.kill()?;
+    let run = |arguments: &[&str]| {
+        std::process::Command::new(binary())
+            .args(["log", "inspect", "--records"])
+            .args(arguments)
+            .arg(&data)
+            .output()
+    };
+    let text = run(&["--topic", "t"])?;
+    let text = String::from_utf8(text.stdout)?;
+    let words: Vec<Vec<&str>> = text
+        .lines()
+        .map(|line| line.split_whitespace().collect())
+        .collect();
+    assert_eq!(words.len(), 3, "{text}");
+    assert_eq!((words[0][0], words[0][1]), ("t/0", "0"), "{text}");
+    assert_eq!((words[1][3], words[1][4]), ("k", "b"), "{text}");
+    assert_eq!((words[2][1], words[2][4]), ("2", "c"), "{text}");
+    let json = run(&["--topic", "t", "-o", "json"])?;
+    assert_eq!(lines(&json.stdout)?.len(), 3);
+    assert_eq!(lines(&run(&["-o", "json"])?.stdout)?.len(), 4);
+    assert_eq!(
+        lines(&run(&["-o", "json", "--limit", "1"])?.stdout)?.len(),
+        1
+    );
+
+    let broker = Options::on(dir.path().join("new")).start()?;
+    broker.ok("topic create t --partitions 1")?;
+    broker.ok_with("pub t --json", &json.stdout)?;
+    assert_eq!(
+        broker.ok("sub t --from start --count 3 -f %k=%v\\n")?,
+        "k=a\nk=b\n=c\n"
+    );
+    Ok(())
+}
+
+/// Times and sizes are written as people write them, wherever there are any.
+#[test]
+fn times_and_sizes_have_units() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let broker = Options::on(dir.path().join("data"))
+        .setting("LOG__SEGMENT_BYTES", "32MiB")
+        .setting("TOPICS__RETENTION_MS", "12h")
+        .start()?;
+    broker.ok("topic create t --config retention.ms=5d --config retention.bytes=2GiB")?;
+    let config = &broker.json("topic describe t")?["config"];
+    assert_eq!(config["retention.ms"], "432000000");
+    assert_eq!(config["retention.bytes"], "2147483648");
+    let refused = broker.cli(&["topic", "config", "t", "--set", "retention.ms=5 dogs"])?;
+    let words = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success() && words.contains("5d"), "{words}");
+    Ok(())
+}
+
+/// A right clock can be accepted at any time, and it is said in the log who did.
+#[test]
+fn a_clock_is_accepted() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let broker = Options::on(dir.path().join("data"))
+        .with("--shards 2")
+        .start()?;
+    broker.ok("topic create t")?;
+    assert_eq!(broker.http("/readyz")?.1, "ready\n");
+    let accepted = broker.json("clock accept")?;
+    assert!(
+        accepted["time_ms"].as_i64() > Some(1_700_000_000_000),
+        "{accepted}"
+    );
+    assert!(
+        broker.log().contains("accepted as it is"),
         "{}",
-        String::from_utf8_lossy(&inspect.stdout)
+        broker.log()
+    );
+    let (_, metrics) = broker.http("/metrics")?;
+    assert!(
+        metrics.contains("millstream_clock_doubted{shard=\"1\"} 0"),
+        "{metrics}"
+    );
+    let data = broker.stop()?;
+    let output = std::process::Command::new(binary())
+        .args(["log", "inspect"])
+        .arg(&data)
+        .output()?;
+    let words = String::from_utf8(output.stdout)?;
+    assert_eq!(
+        words.matches("clock-accepted").count(),
+        2,
+        "each shard: {words}"
     );
     Ok(())
 }

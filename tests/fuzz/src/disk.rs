@@ -31,6 +31,7 @@ impl Life {
     pub(crate) fn open(files: Files, incarnation: u64) -> Self {
         let log = Log::open(Config {
             segment_bytes: SEGMENT_BYTES,
+            first_segment_bytes: SEGMENT_BYTES,
             group_bytes_max: SEGMENT_BYTES as usize / 4,
             hot_tail_bytes_max: 16 << 10,
             read_bytes_max: 36 << 20,

@@ -59,8 +59,10 @@ impl Plan {
     #[must_use]
     pub fn of(dice: &mut Dice) -> Self {
         let group_bytes_max = 16 << 10 << dice.range(0, 2);
+        let segment_bytes = group_bytes_max as u64 * dice.range(4, 9);
         let log = millstream_log::Config {
-            segment_bytes: group_bytes_max as u64 * dice.range(4, 9),
+            segment_bytes,
+            first_segment_bytes: segment_bytes >> dice.range(0, 3),
             group_bytes_max,
             hot_tail_bytes_max: dice.skewed(8 << 10, 256 << 10) as usize,
             read_bytes_max: dice.skewed(16 << 10, 4 << 20) as usize,
@@ -177,7 +179,8 @@ fn mishaps(dice: &mut Dice, length_us: u64) -> Vec<(u64, Mishap)> {
             },
             12..=14 => Mishap::Flip,
             _ => Mishap::Clock {
-                ms: dice.skewed(1, 100_000_000) as i64 * if dice.one_in(2) { -1 } else { 1 },
+                // Up to forty days: past what a start believes, too.
+                ms: dice.skewed(1, 3_500_000_000) as i64 * if dice.one_in(2) { -1 } else { 1 },
             },
         };
         mishaps.push((dice.range(0, length_us), mishap));

@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use millstream_batch::ids::{Lsn, PartitionSlot, Term, TimestampMs};
 use millstream_log::Recovery;
 use millstream_log::io::{FileId, Io, IoOp, Storage};
+use millstream_machine::bounds::CLOCK_STEP_MS_MAX;
 use millstream_shard::call::{Answer, Call};
 use millstream_shard::core::{Effect, Now, ShardCore};
 
@@ -66,6 +67,8 @@ pub struct World {
     pub(crate) plan: Plan,
     pub(crate) now_us: u64,
     wall_shift_ms: i64,
+    /// Logged time and the moment when the core began to doubt its clock.
+    doubted: Option<(i64, u64)>,
     pub(crate) disk: SimDisk,
     layer: Box<dyn Layer>,
     pub(crate) core: Option<ShardCore>,
@@ -113,6 +116,7 @@ impl World {
         let mut world = Self {
             now_us: 1,
             wall_shift_ms: 0,
+            doubted: None,
             disk,
             layer,
             core: None,
@@ -257,6 +261,7 @@ impl World {
         while let Some(effect) = self.core.as_mut().and_then(ShardCore::poll) {
             self.effect(effect);
         }
+        self.check_clock();
         if self.stopped {
             // What is still under way at the end of a process comes to its end without it.
             while self.disk.complete_one().is_some() {}
@@ -275,6 +280,21 @@ impl World {
             self.disk_due = true;
             let latency = self.chance.skewed(20, 2_000) + self.layer.jitter_us();
             self.after(latency, Event::Disk);
+        }
+    }
+
+    /// `logged_time_steps`: by a clock in doubt logged time moves by one step, beside the time that
+    /// passes. Before that it may trail what was vouched for by one more.
+    fn check_clock(&mut self) {
+        let (Some((clock, at_us)), Some(core)) = (self.doubted, &self.core) else {
+            return;
+        };
+        let moved = core.state().clock().0 - clock;
+        let passed = ((self.now_us - at_us) / 1_000) as i64 + 1;
+        if moved > passed + 2 * CLOCK_STEP_MS_MAX {
+            let what =
+                format!("logged time moved by {moved} ms in {passed} ms, its clock in doubt");
+            self.history.violation("logged_time_steps", what);
         }
     }
 
@@ -324,7 +344,16 @@ impl World {
                 self.say(|_| format!("snapshot of {begin}"));
                 self.history.counts.snapshots += 1;
             }
-            Effect::Damaged(words) | Effect::ClockOff(words) => self.say(|_| words),
+            Effect::Damaged(words) => self.say(|_| words),
+            Effect::ClockDoubted(Some(words)) => {
+                self.say(|_| words);
+                let clock = self.core.as_ref().map_or(0, |core| core.state().clock().0);
+                self.doubted = Some((clock, self.now_us));
+            }
+            Effect::ClockDoubted(None) => {
+                self.say(|_| "the wall clock is believed again".to_owned());
+                self.doubted = None;
+            }
             Effect::Stopped => self.stopped = true,
             Effect::Tell { .. } | Effect::ProducerFloor(_) => {} // for other shards: there are none
         }

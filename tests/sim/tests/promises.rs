@@ -81,6 +81,11 @@ fn rebuilt_equals_live() {
 }
 
 #[test]
+fn logged_time_steps() {
+    kept("logged_time_steps");
+}
+
+#[test]
 fn released_only() {
     kept("released_only");
 }

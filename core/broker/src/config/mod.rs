@@ -3,6 +3,7 @@
 
 mod sections;
 mod source;
+mod units;
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use millstream_batch::limits::{BATCH_BYTES_MAX, BLOCK_BYTES, TOPIC_PARTITIONS_MAX};
+use millstream_machine::bounds::CLOCK_STEP_MS_MAX;
 use serde::{Deserialize, Serialize};
 
 use super::ConfigError;
@@ -149,8 +150,10 @@ pub enum Storage {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct LogSettings {
-    /// Length of one file, allocated whole.
+    /// Length of one file, allocated whole. Later files have it; the first ones are shorter.
     pub segment_bytes: u64,
+    /// Length of the first files. They grow with the log, up to `segment_bytes`.
+    pub first_segment_bytes: u64,
     /// Most that one write carries; also bounds the largest batch. Default: a quarter of a file, at
     /// most 16 MiB, and with several batches in it at most an eighth of its shard's hot tail.
     pub group_bytes_max: Option<usize>,
@@ -163,12 +166,18 @@ pub struct LogSettings {
     pub storage: Storage,
     /// A snapshot of the state is made after so much log: bounds the time of a restart.
     pub snapshot_after_bytes: u64,
+    /// How often retention looks for what is past its time.
+    pub retention_check_ms: u64,
+    /// A wall clock further ahead of the newest record than this is doubted at a start.
+    pub clock_ahead_max_ms: i64,
 }
 
 impl Default for LogSettings {
     fn default() -> Self {
         Self {
             segment_bytes: 64 * MIB,
+            // So that the largest batch fits in.
+            first_segment_bytes: 9 * MIB,
             group_bytes_max: None,
             spares_ready: 1,
             recycle_max: 4,
@@ -176,11 +185,19 @@ impl Default for LogSettings {
             flush_interval_ms: 50,
             storage: Storage::Auto,
             snapshot_after_bytes: 64 * MIB,
+            retention_check_ms: 10_000,
+            clock_ahead_max_ms: 7 * 24 * 3_600_000,
         }
     }
 }
 
 impl LogSettings {
+    /// Length of the first files: never more than that of the later ones.
+    #[must_use]
+    pub fn first_segment_bytes(&self) -> u64 {
+        self.first_segment_bytes.min(self.segment_bytes)
+    }
+
     /// Most that one write carries.
     #[must_use]
     pub fn group_bytes(&self) -> usize {
@@ -204,6 +221,23 @@ impl LogSettings {
             return invalid(
                 "log.segment_bytes",
                 format!("a multiple of {BLOCK_BYTES}, at least {SEGMENT_BYTES_MIN}"),
+            );
+        }
+        if !self.first_segment_bytes.is_multiple_of(BLOCK_BYTES as u64)
+            || self.first_segment_bytes < SEGMENT_BYTES_MIN
+        {
+            return invalid(
+                "log.first_segment_bytes",
+                format!("a multiple of {BLOCK_BYTES}, at least {SEGMENT_BYTES_MIN}"),
+            );
+        }
+        if self.retention_check_ms == 0 {
+            return invalid("log.retention_check_ms", "at least 1");
+        }
+        if self.clock_ahead_max_ms < CLOCK_STEP_MS_MAX {
+            return invalid(
+                "log.clock_ahead_max_ms",
+                format!("at least {CLOCK_STEP_MS_MAX}, an hour"),
             );
         }
         let group = self.group_bytes();

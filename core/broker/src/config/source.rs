@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::Config;
+use super::{Config, units};
 
 /// Variables of this prefix are settings.
 const PREFIX: &str = "MILLSTREAM_";
@@ -43,16 +43,20 @@ impl Config {
                     path: path.to_owned(),
                     source,
                 })?;
-                // Read it alone first: errors then carry the file's lines.
-                toml::from_str::<Self>(&text).map_err(|error| ConfigError::Parse {
+                let wrong = |message: String| ConfigError::Parse {
                     origin: path.display().to_string(),
-                    message: error.to_string(),
-                })?;
-                text.parse::<toml::Table>()
-                    .map_err(|error| ConfigError::Parse {
-                        origin: path.display().to_string(),
-                        message: error.to_string(),
-                    })?
+                    message,
+                };
+                let mut table = text
+                    .parse::<toml::Table>()
+                    .map_err(|error| wrong(error.to_string()))?;
+                let read = if units::resolve(&mut table).map_err(wrong)? {
+                    toml::Value::Table(table.clone()).try_into::<Self>()
+                } else {
+                    toml::from_str::<Self>(&text) // its errors carry the file's lines
+                };
+                read.map_err(|error| wrong(error.to_string()))?;
+                table
             }
         };
         for (variable, value) in environment {
@@ -63,6 +67,10 @@ impl Config {
                 continue;
             }
             set(&mut table, &name.to_ascii_lowercase(), value);
+            units::resolve(&mut table).map_err(|message| ConfigError::Parse {
+                origin: format!("variable {variable}"),
+                message,
+            })?;
             toml::Value::Table(table.clone())
                 .try_into::<Self>()
                 .map_err(|error| ConfigError::Parse {
@@ -143,6 +151,33 @@ mod tests {
             (Some(4), 3, Flush::Interval)
         );
         assert_eq!(config.listen.port(), 9);
+    }
+
+    #[test]
+    fn times_and_sizes_are_taken_with_units() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let file = dir.path().join("m.toml");
+        let text = "[log]\nsegment_bytes = \"32MiB\"\ngroup_bytes_max = \"4m\"\n[topics]\nretention_ms = \"5d\"\n";
+        std::fs::write(&file, text).expect("written");
+        let environment = [
+            variable("MILLSTREAM_MEMORY__HOT_TAIL_BYTES", "64m"),
+            variable("MILLSTREAM_LOG__FLUSH_INTERVAL_MS", "2s"),
+            variable("MILLSTREAM_TOPICS__RETENTION_BYTES", "-1"),
+        ];
+        let config = Config::load(Some(&file), environment).expect("good settings");
+        assert_eq!(config.log.segment_bytes, 32 << 20);
+        assert_eq!(config.log.group_bytes_max, Some(4 << 20));
+        assert_eq!(config.topics.retention_ms, 432_000_000);
+        assert_eq!(config.memory.hot_tail_bytes, 64 << 20);
+        assert_eq!(config.log.flush_interval_ms, 2_000);
+        std::fs::write(&file, "[log]\nsegment_bytes = \"64 parsecs\"\n").expect("written");
+        let error = Config::load(Some(&file), [])
+            .expect_err("no size")
+            .to_string();
+        assert!(
+            error.contains("log.segment_bytes") && error.contains("64 parsecs"),
+            "{error}"
+        );
     }
 
     #[test]

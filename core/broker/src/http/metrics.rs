@@ -235,11 +235,16 @@ fn shard_label(status: &Status) -> (&'static str, String) {
 
 fn shards(shards: &[Status]) -> impl Iterator<Item = Family> + '_ {
     type Column = (&'static str, &'static str, fn(&Status) -> u64);
-    let columns: [Column; 18] = [
+    let columns: [Column; 19] = [
         (
             "millstream_shard_serving",
             "1 when the shard takes writes",
             |s| u64::from(s.state == "serving"),
+        ),
+        (
+            "millstream_clock_doubted",
+            "1 when the wall clock is in doubt: retention and expiry rest until it is right, or accepted",
+            |s| u64::from(s.clock.is_some()),
         ),
         ("millstream_shard_topics", "Topics known", |s| {
             s.topics as u64

@@ -29,7 +29,7 @@ use crate::thread::keep_reconciled;
 use crate::{Error, preflight};
 
 /// Connections at a time; past it the oldest goes.
-const CONNECTIONS_MAX: usize = 64;
+pub(crate) const CONNECTIONS_MAX: usize = 64;
 /// A client that does not send its request in time is dropped.
 const HEADER_WAIT: Duration = Duration::from_secs(10);
 /// A client that has not taken its answer by then is dropped. One request a connection.
@@ -79,7 +79,7 @@ pub(crate) fn start(shared: &Arc<Shared>) -> Result<Option<Operators>, Error> {
     let thread = std::thread::Builder::new()
         .name("operators".to_owned())
         .spawn(move || runtime.block_on(operate(shared, listener, stopped)))
-        .map_err(|error| Error::Internal(format!("no thread: {error}")))?;
+        .map_err(|error| Error::thread(&error))?;
     Ok(address.map(|address| Operators {
         address,
         thread,
@@ -200,28 +200,35 @@ fn names_loopback(host: &str) -> bool {
             .is_ok_and(|address| address.to_canonical().is_loopback())
 }
 
-/// Ready: clients can connect and every shard takes writes.
+/// Ready: clients can connect and every shard takes writes. A clock in doubt is said, and is no reason
+/// to send clients elsewhere.
 async fn ready(shared: &Shared) -> Response<Full<Bytes>> {
+    let mut doubts = String::new();
     let why = match shared.phase() {
         Phase::Starting => vec!["recovering".to_owned()],
         Phase::Draining | Phase::Closing => vec!["stopping".to_owned()],
-        Phase::Serving => Report::gather(shared)
-            .await
-            .shards
-            .iter()
-            .filter(|status| status.state != "serving")
-            .map(|status| {
-                format!(
-                    "shard {}: {}{}",
-                    status.shard,
-                    status.state,
-                    because(status.why.as_deref())
-                )
-            })
-            .collect(),
+        Phase::Serving => {
+            let shards = Report::gather(shared).await.shards;
+            for status in &shards {
+                if let Some(clock) = &status.clock {
+                    doubts += &format!("shard {}: {clock}\n", status.shard);
+                }
+            }
+            let not_serving = shards.iter().filter(|status| status.state != "serving");
+            not_serving
+                .map(|status| {
+                    format!(
+                        "shard {}: {}{}",
+                        status.shard,
+                        status.state,
+                        because(status.why.as_deref())
+                    )
+                })
+                .collect()
+        }
     };
     if why.is_empty() {
-        return text(StatusCode::OK, "ready\n".to_owned());
+        return text(StatusCode::OK, format!("ready\n{doubts}"));
     }
     text(StatusCode::SERVICE_UNAVAILABLE, why.join("\n") + "\n")
 }

@@ -1,5 +1,6 @@
 //! The request table: every kind that is a whole stream, and the file that answers it.
 
+mod accept_clock;
 mod add_partitions;
 mod configure_topic;
 mod convert;
@@ -99,6 +100,7 @@ async fn carry_out(session: &Rc<Session>, received: Received) -> Result<Bytes, m
     table! { session, received;
         Ping => ping;
         Status => status;
+        AcceptClock => accept_clock;
         CreateTopic => create_topic;
         DeleteTopic => delete_topic;
         ConfigureTopic => configure_topic;

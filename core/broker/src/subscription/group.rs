@@ -153,7 +153,13 @@ impl Subscription {
                 self.watch();
                 Ok(())
             }
-            Answer::Error(Error::Busy { .. } | Error::Stopped(_) | Error::DiskFull) => {
+            Answer::Error(
+                Error::Busy { .. }
+                | Error::NotYet(_)
+                | Error::Limited(_)
+                | Error::Stopped(_)
+                | Error::DiskFull,
+            ) => {
                 self.jobs.spawn_local(async {
                     tokio::time::sleep(RETRY).await;
                     Event::Watch

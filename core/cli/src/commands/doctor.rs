@@ -99,6 +99,7 @@ pub(crate) fn run(arguments: &Arguments, global: &Global) -> Outcome {
         let (check, json) = broker(global);
         checks.push(check);
         checks.extend(certificate(&json));
+        checks.extend(shards(&json));
         status = json;
     }
     let failed = checks.iter().any(|check| check.state == State::Failure);
@@ -148,6 +149,26 @@ fn certificate(status: &Value) -> Option<Check> {
     })
 }
 
+/// What the broker's shards say of their clock, and of what they cannot do.
+fn shards(status: &Value) -> Vec<Check> {
+    let shards = status["shards"].as_array().into_iter().flatten();
+    let named = |shard: &Value, words: &str| format!("shard {}: {words}", shard["shard"]);
+    let mut checks = Vec::new();
+    for shard in shards {
+        if let Some(words) = shard["clock"].as_str() {
+            let (found, hint) = words.split_once(": ").unwrap_or((words, ""));
+            checks.push(Check::warning("broker's clock", named(shard, found), hint));
+        }
+        let state = shard["state"].as_str().unwrap_or("serving");
+        if state != "serving" {
+            let why = shard["why"].as_str().unwrap_or("it does not say why");
+            let found = named(shard, &format!("{state}: {why}"));
+            checks.push(Check::failure("broker's shards", found, ""));
+        }
+    }
+    checks
+}
+
 /// Whether a broker answers, and what it says of itself.
 fn broker(global: &Global) -> (Check, Value) {
     const NAME: &str = "broker";
@@ -193,5 +214,34 @@ fn broker(global: &Global) -> (Check, Value) {
             Value::Null,
         ),
         Err(Failure::Told) => (Check::failure(NAME, "does not answer", ""), Value::Null),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_shards_say_of_themselves_is_shown() {
+        let status = json!({ "shards": [
+            { "shard": 0, "state": "serving", "clock": null },
+            { "shard": 1, "state": "serving", "clock": "the clock is 3 days behind: set it right" },
+            { "shard": 2, "state": "limited", "why": "too many open files", "clock": null },
+        ] });
+        let checks = shards(&status);
+        let said: Vec<_> = checks
+            .iter()
+            .map(|check| (check.state, check.found.as_str(), check.hint.as_str()))
+            .collect();
+        let expected = [
+            (
+                State::Warning,
+                "shard 1: the clock is 3 days behind",
+                "set it right",
+            ),
+            (State::Failure, "shard 2: limited: too many open files", ""),
+        ];
+        assert_eq!(said, expected);
+        assert!(shards(&Value::Null).is_empty());
     }
 }

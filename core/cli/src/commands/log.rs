@@ -1,5 +1,7 @@
 //! `log inspect|verify`: a data directory, read offline. Changes nothing.
 
+mod facts;
+mod records;
 mod start;
 
 use std::fs::{File, TryLockError};
@@ -8,6 +10,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
+use millstream_batch::Codec;
 use millstream_broker::{missing_shard, read_meta};
 use millstream_log::Damage;
 use millstream_log::inspect::{Item, Verified, verify, walk};
@@ -18,8 +21,10 @@ use serde_json::{Value, json};
 
 use crate::Global;
 use crate::exit::{Failure, Outcome};
+use crate::format::write_json;
 use crate::output::{bytes, grouped, line, note};
 use crate::progress::Progress;
+use crate::values::time;
 
 /// Look into a data directory while no broker runs on it
 #[derive(Debug, clap::Subcommand)]
@@ -28,6 +33,8 @@ pub(crate) enum Command {
     #[command(after_help = "\
 Examples:
   millstream log inspect .millstream --shard 0 --files
+  millstream log inspect .millstream --records --topic orders
+  millstream log inspect .millstream --records -o json > records.jsonl    # what `pub --json` reads
   millstream log inspect .millstream --from-lsn 1000 --limit 20 -o json")]
     Inspect {
         /// Data directory, or one shard's directory.
@@ -38,10 +45,17 @@ Examples:
         /// Only files and their groups, no entries.
         #[arg(long)]
         files: bool,
+        /// The records, and nothing else: all that stand in the files, those that retention has passed
+        /// by and those of deleted topics included. -o json prints what `pub --json` reads.
+        #[arg(long, conflicts_with = "files")]
+        records: bool,
+        /// With --records: only those of this topic.
+        #[arg(long, value_name = "TOPIC", requires = "records")]
+        topic: Option<String>,
         /// Only entries from this lsn on.
         #[arg(long, default_value_t = 0, value_name = "LSN")]
         from_lsn: u64,
-        /// At most so many entries.
+        /// At most so many entries, or records with --records.
         #[arg(long, value_name = "N")]
         limit: Option<u64>,
     },
@@ -68,6 +82,8 @@ pub(crate) fn run(command: &Command, global: &Global) -> Outcome {
             directory,
             shard,
             files,
+            records,
+            topic,
             from_lsn,
             limit,
         } => {
@@ -75,7 +91,15 @@ pub(crate) fn run(command: &Command, global: &Global) -> Outcome {
             let mut out = Printer {
                 out: BufWriter::new(io::stdout().lock()),
                 json: global.output.is_json(),
-                entries: !files,
+                shows: match (files, records) {
+                    (true, _) => Shows::Files,
+                    (_, true) => Shows::Records,
+                    _ => Shows::Entries,
+                },
+                topic: topic.clone(),
+                names: records::Names::default(),
+                codec: Codec::new(),
+                lost: 0,
                 from_lsn: *from_lsn,
                 left: limit.unwrap_or(u64::MAX),
                 failed: None,
@@ -84,6 +108,12 @@ pub(crate) fn run(command: &Command, global: &Global) -> Outcome {
                 out.shard(&shard)?;
             }
             out.out.flush()?;
+            if out.lost > 0 {
+                return Err(Failure::failed(format!(
+                    "{} batches could not be read: see the lines above",
+                    out.lost
+                )));
+            }
             Ok(())
         }
         Command::Verify { directory, shard } => {
@@ -122,25 +152,37 @@ fn strange_directory(directory: &Path) -> Option<String> {
     }
 }
 
-/// Keep a broker from starting meanwhile, and refuse when one runs. Looking at a copy needs no lock.
-fn hold(directory: &Path) -> Outcome<Option<File>> {
-    let Ok(lock) = File::open(directory.join("lock")) else {
-        return Ok(None);
-    };
-    match lock.try_lock_shared() {
-        Ok(()) => Ok(Some(lock)),
-        Err(TryLockError::WouldBlock) => Err(Failure::failed(format!(
-            "a broker runs on {}: stop it first, or look at a copy",
-            directory.display()
-        ))),
-        Err(TryLockError::Error(error)) => {
-            note(&format!(
+/// Keep a broker from starting meanwhile, and refuse when one runs: on the directory, or on the shards in
+/// it. Looking at a copy needs no lock.
+fn hold(directory: &Path) -> Outcome<Vec<File>> {
+    let shards = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    let shards = shards.map(|entry| entry.path()).filter(|path| {
+        let name = path.file_name().and_then(|name| name.to_str());
+        name.is_some_and(|name| name.starts_with("shard-"))
+    });
+    let mut held = Vec::new();
+    for path in [directory.join("lock"), directory.to_owned()]
+        .into_iter()
+        .chain(shards)
+    {
+        let Ok(lock) = File::open(&path) else {
+            continue;
+        };
+        match lock.try_lock_shared() {
+            Ok(()) => held.push(lock),
+            Err(TryLockError::WouldBlock) => {
+                return Err(Failure::failed(format!(
+                    "a broker runs on {}: stop it first, or look at a copy",
+                    directory.display()
+                )));
+            }
+            Err(TryLockError::Error(error)) => note(&format!(
                 "{} cannot be locked ({error}); reading all the same",
-                directory.display()
-            ));
-            Ok(None)
+                path.display()
+            )),
         }
     }
+    Ok(held)
 }
 
 /// One shard's directory and the files in it.
@@ -359,10 +401,27 @@ fn verified_json(shard: &Shard, checked: &Checked) -> Value {
     })
 }
 
+/// What is printed of a directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Shows {
+    /// Files and their groups.
+    Files,
+    /// And entries.
+    Entries,
+    /// Records alone.
+    Records,
+}
+
 struct Printer<'a> {
     out: BufWriter<io::StdoutLock<'a>>,
     json: bool,
-    entries: bool,
+    shows: Shows,
+    /// Only records of this topic.
+    topic: Option<String>,
+    names: records::Names,
+    codec: Codec,
+    /// Batches whose records could not be read.
+    lost: u64,
     from_lsn: u64,
     left: u64,
     /// A closed stdout ends the walk.
@@ -371,12 +430,17 @@ struct Printer<'a> {
 
 impl Printer<'_> {
     fn shard(&mut self, shard: &Shard) -> Outcome {
+        if self.shows == Shows::Records {
+            self.names = records::Names::of(shard);
+        }
         for (file, length) in &shard.files {
             let name = shard.path.join(file.file_name());
-            self.put(
-                || format!("{}  {}", name.display(), bytes(*length)),
-                || json!({ "file": name, "bytes": length }),
-            );
+            if self.shows != Shows::Records {
+                self.put(
+                    || format!("{}  {}", name.display(), bytes(*length)),
+                    || json!({ "file": name, "bytes": length }),
+                );
+            }
             if let FileId::Wal(number) = file {
                 let mut read = |file, at, len| shard.read(file, at, len);
                 walk(*number, *length, &mut read, &mut |item| self.item(&item))?;
@@ -390,6 +454,15 @@ impl Printer<'_> {
 
     fn item(&mut self, item: &Item) {
         match item {
+            Item::Group(group) if self.shows == Shows::Records => {
+                for entry in &group.entries {
+                    self.records(entry);
+                }
+                if let Some(at) = group.broken_at {
+                    self.lose(&format!("group {} is damaged from byte {at} on", group.header.number));
+                }
+            }
+            _ if self.shows == Shows::Records => {}
             Item::Group(group) => self.group(group),
             Item::Gap { from, to } => self.put(
                 || format!("  no valid group from byte {from} to {to}"),
@@ -435,7 +508,7 @@ impl Printer<'_> {
                 } })
             },
         );
-        if self.entries {
+        if self.shows == Shows::Entries {
             for entry in &group.entries {
                 self.entry(entry);
             }
@@ -449,21 +522,22 @@ impl Printer<'_> {
         }
         self.left -= 1;
         let fact = if header.is_control() {
-            format!("control, frees file {:?}", entry.freed())
+            json!({ "kind": "control", "frees_file": entry.freed() })
         } else {
             match fact_of(entry) {
-                None => "DAMAGED fact".to_owned(),
-                Some(Ok(fact)) => format!("{fact:?}"),
-                Some(Err(error)) => format!("UNREADABLE fact: {error}"),
+                None => json!({ "kind": "DAMAGED" }),
+                Some(Ok(fact)) => facts::fields(&fact),
+                Some(Err(error)) => json!({ "kind": "UNREADABLE", "why": error.to_string() }),
             }
         };
+        let words = facts::line(&fact);
         let raw = match &entry.raw {
             None => "DAMAGED bytes".to_owned(),
             Some(raw) if raw.is_empty() => String::new(),
             Some(raw) => bytes(raw.len() as u64),
         };
         self.put(
-            || format!("    lsn {}  {fact}  {raw}", header.lsn),
+            || format!("    lsn {}  {words}  {raw}", header.lsn),
             || {
                 json!({ "entry": {
                     "lsn": header.lsn.0, "at": entry.at, "kind": header.kind, "control": header.is_control(),
@@ -471,6 +545,55 @@ impl Printer<'_> {
                 } })
             },
         );
+    }
+
+    fn records(&mut self, entry: &ScannedEntry) {
+        let found = records::of(entry, &mut self.names, &mut self.codec);
+        if entry.header.lsn.0 < self.from_lsn || self.left == 0 {
+            return;
+        }
+        let records = match found {
+            records::Found::Nothing => return,
+            records::Found::Lost(why) => {
+                return self.lose(&format!(
+                    "the batch of lsn {} is lost: {why}",
+                    entry.header.lsn
+                ));
+            }
+            records::Found::Records(records) => records,
+        };
+        for record in &records {
+            let wanted = self
+                .topic
+                .as_deref()
+                .is_none_or(|topic| *topic == *record.topic);
+            if self.left == 0 || !wanted {
+                continue;
+            }
+            self.left -= 1;
+            let mut line = Vec::new();
+            if self.json {
+                write_json(record, &mut line);
+            } else {
+                let text = |bytes: Option<&Bytes>| match bytes {
+                    None => "-".to_owned(),
+                    Some(bytes) => bytes.escape_ascii().to_string(),
+                };
+                let (topic, partition, offset) = (&record.topic, record.partition, record.offset);
+                let time = time(record.timestamp_ms);
+                let (key, value) = (text(record.key.as_ref()), text(record.value.as_ref()));
+                line =
+                    format!("{topic}/{partition} {offset}  {time}  {key}  {value}\n").into_bytes();
+            }
+            if self.failed.is_none() {
+                self.failed = self.out.write_all(&line).err();
+            }
+        }
+    }
+
+    fn lose(&mut self, what: &str) {
+        self.lost += 1;
+        note(what);
     }
 
     fn put(&mut self, text: impl FnOnce() -> String, json: impl FnOnce() -> Value) {

@@ -1,6 +1,7 @@
 //! The commands, one file each.
 
 mod bench;
+mod clock;
 mod completions;
 mod config;
 mod context;
@@ -49,6 +50,9 @@ pub(crate) enum Command {
     /// Measure a broker
     #[command(subcommand)]
     Bench(bench::Command),
+    /// Say that the broker's wall clock is right
+    #[command(subcommand)]
+    Clock(clock::Command),
     /// Check this machine and a running broker
     Doctor(doctor::Arguments),
     /// Check and show the settings of a broker
@@ -86,6 +90,7 @@ pub(crate) fn run(command: Command, global: &Global) -> Outcome {
         Command::Demo(arguments) => demo::run(&arguments, global),
         Command::Log(command) => log::run(&command, global),
         Command::Bench(command) => bench::run(command, global),
+        Command::Clock(command) => clock::run(&command, global),
         Command::Doctor(arguments) => doctor::run(&arguments, global),
         Command::Config(command) => config::run(&command, global),
         Command::Context(command) => context::run(command, global),

@@ -16,12 +16,12 @@ pub(crate) enum Command {
     /// Create a topic
     #[command(after_help = "\
 Settings:
-  retention.ms         drop batches older than this; -1: never
-  retention.bytes      of each partition; -1: unbounded
+  retention.ms         drop batches older than this: 90s, 12h, 5d, or milliseconds; -1: never
+  retention.bytes      of each partition: 64m, 10GiB, or bytes; -1: unbounded
   max.message.bytes    largest batch
 
 Example:
-  millstream topic create orders --partitions 8 --config retention.ms=86400000")]
+  millstream topic create orders --partitions 8 --config retention.ms=5d")]
     Create {
         topic: String,
         /// Number of partitions; it can grow later, never shrink.
@@ -52,7 +52,7 @@ Example:
     #[command(after_help = "\
 Examples:
   millstream topic config orders
-  millstream topic config orders --set retention.ms=3600000 --unset retention.bytes")]
+  millstream topic config orders --set retention.ms=12h --unset retention.bytes")]
     Config {
         topic: String,
         /// Set a setting; may be given several times.

@@ -42,8 +42,8 @@ impl Log {
                 }
                 FileId::Spare(n) => {
                     recover.next_spare = recover.next_spare.max(n + 1);
-                    if bytes == self.config.segment_bytes {
-                        recover.spares.insert(n);
+                    if self.is_length(bytes) {
+                        recover.spares.insert(n, bytes);
                     } else {
                         recover.mends.push_back(Mend::Remove(file));
                     }
@@ -203,8 +203,7 @@ impl Log {
         }
         recover.last_lsn = begin;
         if let Some(manifest) = &recover.manifest {
-            let parts = manifest.parts.len() as u32;
-            self.snapshots.found(begin, parts, manifest.durable_group);
+            self.snapshots.found(manifest);
             recover.term = manifest.term;
             recover.proved = manifest.durable_group;
             // What the manifest does not name any more was freed when it was written.

@@ -11,7 +11,7 @@ use super::{BLOCK, Found, Recover, Unproved};
 use crate::api::Event;
 use crate::census::{Census, Present};
 use crate::footer::footer_bytes;
-use crate::format::{GROUP_CLEAN, GROUP_UNSYNCED, file_incarnation};
+use crate::format::{FILE_BYTES_MIN, GROUP_CLEAN, GROUP_UNSYNCED, file_incarnation};
 use crate::io::FileId;
 use crate::log::Log;
 use crate::write::OpenFile;
@@ -106,7 +106,7 @@ impl Log {
                 .map(|(n, f)| (*n, present(f)))
                 .collect(),
             freed: &recover.freed,
-            made_bytes: Some(self.config.segment_bytes),
+            made_bytes: Some(self.config.first_segment_bytes.min(FILE_BYTES_MIN)),
             last_group: recover.last_group,
             last_lsn: recover.last_lsn,
         };
@@ -138,11 +138,11 @@ impl Log {
             .map(|(n, _)| *n)
             .collect();
         let used = last - empty.len() as u64;
-        let goes_on = self.write.open.back().is_some_and(|f| {
-            f.number == used
-                && f.bytes == recover.files[&used].made_bytes
-                && f.bytes == self.config.segment_bytes
-        });
+        let goes_on = self
+            .write
+            .open
+            .back()
+            .is_some_and(|f| f.number == used && f.bytes == recover.files[&used].made_bytes);
         for file in &mut self.write.open {
             file.closed = true;
             let made_bytes = recover.files[&file.number].made_bytes;
@@ -150,26 +150,22 @@ impl Log {
             file.lacks_room = made_bytes > file.bytes || file.end + footer > file.bytes;
         }
         let mut next_file = used + 1;
-        let mut ready = false;
+        let mut ready = None;
         if let Some(file) = self.write.open.back_mut().filter(|_| goes_on) {
             file.closed = false;
         }
         let mut surplus = Vec::new();
         for (i, n) in empty.iter().rev().enumerate() {
-            let fits = recover.files[n].bytes == self.config.segment_bytes;
+            let bytes = recover.files[n].bytes;
+            let fits = self.is_length(bytes);
             if i == 0 && fits && !goes_on {
                 let incarnation = file_incarnation(self.config.incarnation, *n);
                 let first = recover.last_lsn.next();
-                self.write.open.push_back(OpenFile::new(
-                    *n,
-                    self.config.segment_bytes,
-                    incarnation,
-                    first,
-                    true,
-                ));
+                let file = OpenFile::new(*n, bytes, incarnation, first, true);
+                self.write.open.push_back(file);
                 next_file = n + 1;
-            } else if fits && *n == next_file && !ready {
-                ready = true;
+            } else if fits && *n == next_file && ready.is_none() {
+                ready = Some(bytes);
             } else {
                 surplus.push(Mend::Remove(FileId::Wal(*n)));
             }

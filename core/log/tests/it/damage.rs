@@ -12,6 +12,7 @@ use crate::inspect::verified;
 fn small() -> Config {
     Config {
         segment_bytes: 32 << 10,
+        first_segment_bytes: 32 << 10,
         group_bytes_max: 8 << 10,
         hot_tail_bytes_max: 0,
         ..config()

@@ -221,6 +221,7 @@ impl Disk {
 pub(crate) fn config() -> Config {
     Config {
         segment_bytes: SEGMENT,
+        first_segment_bytes: SEGMENT,
         group_bytes_max: 1 << 15,
         hot_tail_bytes_max: 1 << 20,
         read_bytes_max: 36 << 20,

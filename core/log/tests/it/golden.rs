@@ -14,6 +14,7 @@ use crate::disk::{Disk, Shard, config, payload};
 fn golden_config() -> Config {
     Config {
         segment_bytes: 32 << 10,
+        first_segment_bytes: 32 << 10,
         group_bytes_max: 8 << 10,
         hot_tail_bytes_max: 0,
         incarnation: 0x0123_4567_89ab_cdef,

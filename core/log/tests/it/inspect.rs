@@ -11,6 +11,7 @@ const SEGMENT: usize = 32 << 10;
 fn small() -> Config {
     Config {
         segment_bytes: SEGMENT as u64,
+        first_segment_bytes: SEGMENT as u64,
         group_bytes_max: 8 << 10,
         hot_tail_bytes_max: 0,
         ..config()

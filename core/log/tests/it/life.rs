@@ -459,6 +459,7 @@ fn cold_partitions(slots: u32, batches: u64, together: u64, read_bytes_max: usiz
     let mut config = config();
     config.hot_tail_bytes_max = 0;
     config.segment_bytes = 64 << 20;
+    config.first_segment_bytes = config.segment_bytes;
     config.group_bytes_max = 1 << 20;
     config.read_bytes_max = read_bytes_max;
     let mut shard = Shard::open(Disk::default(), config);

@@ -289,3 +289,171 @@ fn a_failed_write_stops_writing_for_good_and_serves_what_is_durable() {
     assert_eq!(shard.found().last, Lsn(1));
     assert_eq!(shard.fetch(1, 0, 10, 100).expect("fetched").len(), 1);
 }
+
+/// Files of four blocks first, up to a quarter of a megabyte.
+fn growing() -> Config {
+    Config {
+        first_segment_bytes: SEGMENT / 8,
+        ..cold()
+    }
+}
+
+#[test]
+fn the_first_files_are_short_and_grow_with_the_log() {
+    let mut shard = Shard::open(Disk::default(), growing());
+    assert_eq!(
+        shard.log.stats().disk_bytes,
+        4 * SEGMENT / 8,
+        "an empty log is small"
+    );
+    let mut offset = 0;
+    while shard.disk.wal_files().len() < 40 {
+        shard.put(1, offset, &payload(1, offset, 9000));
+        offset += 1;
+    }
+    let lengths: Vec<u64> = shard
+        .disk
+        .live
+        .iter()
+        .filter(|(file, _)| matches!(file, FileId::Wal(_)))
+        .map(|(_, bytes)| bytes.len() as u64)
+        .collect();
+    assert_eq!(lengths[0], SEGMENT / 8);
+    assert!(lengths.is_sorted(), "{lengths:?}");
+    assert_eq!(lengths.last(), Some(&SEGMENT));
+    let stats = shard.log.stats();
+    let used: u64 = shard
+        .disk
+        .live
+        .values()
+        .map(|bytes| bytes.len() as u64)
+        .sum();
+    assert_eq!(stats.disk_bytes, used);
+    // A start finds them all, and goes on in the file that it was in.
+    let mut disk = shard.disk;
+    disk.crash();
+    let mut shard = Shard::open(disk, growing());
+    assert!(shard.found().damage.is_empty(), "{:?}", shard.found());
+    shard.put(1, offset, b"goes on");
+    let all = shard.read_all(1, 0, offset + 1, 1 << 20);
+    assert_eq!(all.len() as u64, offset + 1);
+    // Little is left of it: new files are short again.
+    shard.log.set_start(PartitionSlot(1), Offset(offset));
+    shard.snapshot(&[b"state"]);
+    let freed = shard.log.stats();
+    assert!(freed.disk_bytes < used / 2, "{freed:?}");
+}
+
+#[test]
+fn what_does_not_fit_a_short_file_gets_one_of_full_length() {
+    let mut shard = Shard::open(Disk::default(), growing());
+    shard.put(1, 0, b"small");
+    let large = payload(1, 1, SEGMENT as usize / 2);
+    // It is never accepted on the hope of a file that is not there.
+    assert_eq!(shard.append(1, 1, 1, &large), Err(Refused::NotYet));
+    // Meanwhile others go on.
+    shard.put(2, 0, b"others");
+    shard.run();
+    shard.put(1, 1, &large);
+    assert_eq!(
+        shard.append(1, 2, 1, &payload(1, 2, SEGMENT as usize)),
+        Err(Refused::TooLarge)
+    );
+    let mut disk = shard.disk;
+    disk.crash();
+    let mut shard = Shard::open(disk, growing());
+    assert!(shard.found().damage.is_empty(), "{:?}", shard.found());
+    assert_eq!(shard.read_all(1, 0, 2, 1 << 20).len(), 2);
+    assert_eq!(shard.read_all(2, 0, 1, 1 << 20).len(), 1);
+}
+
+#[test]
+fn a_crash_while_the_next_file_is_changed_for_a_longer_one_loses_nothing() {
+    let mut shard = Shard::open(Disk::default(), growing());
+    shard.put(1, 0, b"small");
+    let large = payload(1, 1, SEGMENT as usize / 2);
+    assert_eq!(shard.append(1, 1, 1, &large), Err(Refused::NotYet));
+    let mut crashes = 0;
+    loop {
+        let mut disk = shard.disk.clone();
+        disk.crash();
+        let mut again = Shard::open(disk, growing());
+        assert!(again.found().damage.is_empty(), "{:?}", again.found());
+        assert_eq!(again.found().last, Lsn(1));
+        again.put(1, 1, b"goes on");
+        crashes += 1;
+        if !shard.step() {
+            break;
+        }
+    }
+    assert!(crashes > 3, "{:?}", shard.disk.trace);
+}
+
+#[test]
+fn a_full_disk_of_short_files_keeps_its_reserve() {
+    let disk = Disk {
+        capacity: Some(SEGMENT + SEGMENT / 2 + 1_000),
+        ..Disk::default()
+    };
+    let mut shard = Shard::open(disk, growing());
+    let mut offset = 0;
+    let refused = loop {
+        match shard.append(1, offset, 1, &payload(1, offset, 9000)) {
+            Ok(_) => offset += 1,
+            Err(Refused::NotYet) => panic!("a batch of 9,000 bytes fits"),
+            Err(e) => break e,
+        }
+        shard.log.flush();
+        shard.run();
+    };
+    assert_eq!(refused, Refused::Full);
+    assert_eq!(
+        shard.log.durable(),
+        Lsn(offset),
+        "all that was accepted is durable"
+    );
+    // A long file cannot be had either, and says so.
+    let large = payload(2, 0, SEGMENT as usize / 2);
+    assert_eq!(shard.append(2, 0, 1, &large), Err(Refused::Full));
+    let mut fact = batch(2, 0, 1, &payload(2, 0, 9_000));
+    fact.kind = 9;
+    let lsn = shard.log.append_reserved(fact).expect("reserved");
+    shard.log.flush();
+    shard.run();
+    assert!(shard.log.durable() >= lsn);
+    shard.log.set_start(PartitionSlot(1), Offset(offset));
+    shard.snapshot(&[b"state"]);
+    shard.log.retry_space();
+    shard.run();
+    assert!(
+        shard.has(|e| matches!(e, Event::SpaceBack)),
+        "{:?}",
+        shard.disk.trace
+    );
+    shard.put(1, offset, b"healed");
+}
+
+#[test]
+fn a_file_without_anything_alive_is_closed_before_it_is_full() {
+    let mut shard = Shard::open(Disk::default(), growing());
+    assert!(!shard.log.seal_dead(), "nothing is in it");
+    shard.put(1, 0, b"one");
+    shard.put(2, 0, b"two");
+    shard.log.set_start(PartitionSlot(1), Offset(1));
+    assert!(!shard.log.seal_dead(), "slot 2 is alive in it");
+    shard.log.drop_slot(PartitionSlot(2));
+    assert!(shard.log.seal_dead());
+    shard.run();
+    assert!(shard.has(|e| matches!(e, Event::Sealed { file: 1, .. })));
+    shard.snapshot(&[b"state"]);
+    assert!(
+        !shard.disk.wal_files().contains(&1),
+        "{:?}",
+        shard.disk.wal_files()
+    );
+    assert!(!shard.log.seal_dead(), "the next one is empty");
+    let mut disk = shard.disk;
+    disk.crash();
+    let shard = Shard::open(disk, growing());
+    assert!(shard.found().damage.is_empty(), "{:?}", shard.found());
+}

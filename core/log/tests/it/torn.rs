@@ -136,6 +136,7 @@ fn what_a_failed_sync_left_is_written_anew_at_the_next_start() {
         let mut config = config();
         config.sync_each_group = each;
         config.segment_bytes = 64 * BLOCK as u64;
+        config.first_segment_bytes = config.segment_bytes;
         config.group_bytes_max = 8 * BLOCK;
         let mut shard = Shard::open(Disk::default(), config.clone());
         for offset in 0..40 {
@@ -177,6 +178,7 @@ fn what_a_failed_sync_left_is_written_anew_at_the_next_start() {
 fn the_newest_footer_is_written_anew() {
     let mut config = config();
     config.segment_bytes = 32 * BLOCK as u64;
+    config.first_segment_bytes = config.segment_bytes;
     let mut shard = Shard::open(Disk::default(), config.clone());
     shard.disk.fail_sync = Some(|op| match op {
         IoOp::Write { at, len, .. } => at + *len as u64 == 32 * BLOCK as u64,
@@ -208,6 +210,7 @@ fn the_newest_footer_is_written_anew() {
 fn a_footer_that_cannot_be_read_is_told_and_left() {
     let mut config = config();
     config.segment_bytes = 32 * BLOCK as u64;
+    config.first_segment_bytes = config.segment_bytes;
     let mut shard = Shard::open(Disk::default(), config.clone());
     for offset in 0..30 {
         shard.put(1, offset, &payload(1, offset, 5000));
@@ -372,6 +375,7 @@ fn an_unclean_run_under_interval_raises_the_term_whatever_is_left_of_it() {
     let mut config = config();
     config.sync_each_group = false;
     config.segment_bytes = 32 * BLOCK as u64;
+    config.first_segment_bytes = config.segment_bytes;
     config.group_bytes_max = 8 * BLOCK;
     for groups in 1..40 {
         for snapshot in [false, true] {

@@ -90,6 +90,12 @@ archived! {
         pub time_ms: i64,
     }
 
+    /// Kind 35. An operator says that the wall clock is right: logged time is this from here on, also
+    /// when that is earlier than what was logged before.
+    pub struct ClockAccepted {
+        pub time_ms: i64,
+    }
+
     /// Kind 48. From here on only this member, under this epoch, commits. Member 0: nobody holds it.
     pub struct PartitionClaimed {
         pub group: String,

@@ -17,9 +17,9 @@ use rkyv::util::AlignedVec;
 pub use batch::{BatchMeta, BatchPlace, batch_meta};
 
 use archive::{
-    BatchAppended, ClockAdvanced, GroupChanged, GroupDeleted, GroupForgotten, OffsetCommitted,
-    OffsetReset, PartitionClaimed, PartitionTrimmed, ProducerAdvanced, ProducerGiven,
-    ProducersExpired, TopicApplied, TopicForgotten,
+    BatchAppended, ClockAccepted, ClockAdvanced, GroupChanged, GroupDeleted, GroupForgotten,
+    OffsetCommitted, OffsetReset, PartitionClaimed, PartitionTrimmed, ProducerAdvanced,
+    ProducerGiven, ProducersExpired, TopicApplied, TopicForgotten,
 };
 
 /// Kind numbers, as they stand in a log entry's header. Never reused.
@@ -32,6 +32,7 @@ pub mod kind {
     pub const PRODUCER_GIVEN: u16 = 32;
     pub const PRODUCERS_EXPIRED: u16 = 33;
     pub const CLOCK_ADVANCED: u16 = 34;
+    pub const CLOCK_ACCEPTED: u16 = 35;
     pub const PARTITION_CLAIMED: u16 = 48;
     pub const OFFSET_COMMITTED: u16 = 49;
     pub const OFFSET_RESET: u16 = 50;
@@ -51,6 +52,7 @@ pub enum Fact {
     ProducerGiven(ProducerGiven),
     ProducersExpired(Box<ProducersExpired>),
     ClockAdvanced(ClockAdvanced),
+    ClockAccepted(ClockAccepted),
     PartitionClaimed(Box<PartitionClaimed>),
     OffsetCommitted(Box<OffsetCommitted>),
     OffsetReset(Box<OffsetReset>),
@@ -84,6 +86,7 @@ impl Fact {
             Self::ProducerGiven(_) => kind::PRODUCER_GIVEN,
             Self::ProducersExpired(_) => kind::PRODUCERS_EXPIRED,
             Self::ClockAdvanced(_) => kind::CLOCK_ADVANCED,
+            Self::ClockAccepted(_) => kind::CLOCK_ACCEPTED,
             Self::PartitionClaimed(_) => kind::PARTITION_CLAIMED,
             Self::OffsetCommitted(_) => kind::OFFSET_COMMITTED,
             Self::OffsetReset(_) => kind::OFFSET_RESET,
@@ -120,6 +123,7 @@ impl Fact {
             Self::ProducerGiven(fact) => encode(fact),
             Self::ProducersExpired(fact) => encode(&**fact),
             Self::ClockAdvanced(fact) => encode(fact),
+            Self::ClockAccepted(fact) => encode(fact),
             Self::PartitionClaimed(fact) => encode(&**fact),
             Self::OffsetCommitted(fact) => encode(&**fact),
             Self::OffsetReset(fact) => encode(&**fact),
@@ -143,6 +147,7 @@ impl Fact {
                 decode(bytes).map(|fact| Self::ProducersExpired(Box::new(fact)))
             }
             kind::CLOCK_ADVANCED => decode(bytes).map(Self::ClockAdvanced),
+            kind::CLOCK_ACCEPTED => decode(bytes).map(Self::ClockAccepted),
             kind::PARTITION_CLAIMED => {
                 decode(bytes).map(|fact| Self::PartitionClaimed(Box::new(fact)))
             }
@@ -187,6 +192,7 @@ impl Fact {
             Self::GroupForgotten(fact) => is_name(&fact.group),
             Self::GroupChanged(fact) => is_name(&fact.group),
             Self::GroupDeleted(fact) => is_name(&fact.group),
+            Self::ClockAccepted(fact) => fact.time_ms > 0,
             Self::PartitionTrimmed(_) | Self::ClockAdvanced(_) => true,
         }
     }

@@ -41,6 +41,29 @@ archived! {
         pub groups: Vec<GroupCell>,
     }
 
+    /// Version 3: the shard knows the clock that was accepted.
+    pub struct Slice3 {
+        pub as_of: u64,
+        /// The slice covers the keys after `from`, up to and with `to`.
+        pub from: Vec<u8>,
+        pub to: Vec<u8>,
+        /// One in the first slice, none in the others.
+        pub shard: Vec<ShardRecord>,
+        /// None, or one in the first slice.
+        pub accepted: Vec<AcceptedRecord>,
+        pub topics: Vec<TopicCell>,
+        pub partitions: Vec<PartitionCell2>,
+        pub producers: Vec<ProducerCell>,
+        pub epochs: Vec<EpochCell>,
+        pub offsets: Vec<OffsetCell>,
+        pub groups: Vec<GroupCell>,
+    }
+
+    pub struct AcceptedRecord {
+        pub lsn: u64,
+        pub time_ms: i64,
+    }
+
     pub struct ShardRecord {
         pub clock_ms: i64,
         pub revision: u64,
@@ -154,6 +177,24 @@ impl From<Slice> for Slice2 {
             shard: slice.shard,
             topics: slice.topics,
             partitions: partitions.collect(),
+            producers: slice.producers,
+            epochs: slice.epochs,
+            offsets: slice.offsets,
+            groups: slice.groups,
+        }
+    }
+}
+
+impl From<Slice2> for Slice3 {
+    fn from(slice: Slice2) -> Self {
+        Self {
+            as_of: slice.as_of,
+            from: slice.from,
+            to: slice.to,
+            shard: slice.shard,
+            accepted: Vec::new(),
+            topics: slice.topics,
+            partitions: slice.partitions,
             producers: slice.producers,
             epochs: slice.epochs,
             offsets: slice.offsets,

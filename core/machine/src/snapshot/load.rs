@@ -6,9 +6,11 @@ use millstream_batch::ids::{
 };
 
 use super::archive::{
-    GroupCell, OffsetCell, PartitionCell2, ProducerCell, ShardRecord, Slice, Slice2, TopicCell,
+    GroupCell, OffsetCell, PartitionCell2, ProducerCell, ShardRecord, Slice, Slice2, Slice3,
+    TopicCell,
 };
-use super::{HEAD_BYTES, MAGIC, MAGIC_1, SnapshotError};
+use super::{HEAD_BYTES, MAGIC, MAGIC_1, MAGIC_2, SnapshotError};
+use crate::clock::Accepted;
 use crate::epochs::{EpochStart, LeaderEpochs};
 use crate::fact::decode;
 use crate::groups::{Group, Hold, Member};
@@ -19,6 +21,21 @@ use crate::shard::ShardCell;
 use crate::state::{GivenEpoch, State};
 use crate::topic::TopicMeta;
 
+/// The shard that a part says it is of, and of how many.
+pub(super) fn shard_of(bytes: &[u8]) -> Result<(ShardId, u16), SnapshotError> {
+    let malformed = SnapshotError::Malformed {
+        bytes: bytes.len(),
+        what: "no head of a shard",
+    };
+    let head = bytes.get(..HEAD_BYTES).ok_or_else(|| malformed.clone())?;
+    let shard = u16::from_le_bytes([head[8], head[9]]);
+    let shards = u16::from_le_bytes([head[10], head[11]]);
+    if shard >= shards {
+        return Err(malformed);
+    }
+    Ok((ShardId(shard), shards))
+}
+
 pub(super) fn part(state: &mut State, bytes: &[u8]) -> Result<(), SnapshotError> {
     let malformed = |what| SnapshotError::Malformed {
         bytes: bytes.len(),
@@ -27,9 +44,12 @@ pub(super) fn part(state: &mut State, bytes: &[u8]) -> Result<(), SnapshotError>
     let Some((head, archive)) = bytes.split_at_checked(HEAD_BYTES) else {
         return Err(malformed("too short"));
     };
-    let read: fn(&[u8]) -> Option<Slice2> = match &head[..8] {
+    let read: fn(&[u8]) -> Option<Slice3> = match &head[..8] {
         magic if *magic == MAGIC => decode,
-        magic if *magic == MAGIC_1 => |archive| decode::<Slice>(archive).map(Slice2::from),
+        magic if *magic == MAGIC_2 => |archive| decode::<Slice2>(archive).map(Slice3::from),
+        magic if *magic == MAGIC_1 => {
+            |archive| decode::<Slice>(archive).map(|slice| Slice2::from(slice).into())
+        }
         _ => return Err(SnapshotError::UnknownVersion),
     };
     if head[12..] != [0; 4] {
@@ -51,9 +71,15 @@ pub(super) fn part(state: &mut State, bytes: &[u8]) -> Result<(), SnapshotError>
     Ok(())
 }
 
-fn cells(state: &mut State, slice: &Slice2) -> Result<(), &'static str> {
+fn cells(state: &mut State, slice: &Slice3) -> Result<(), &'static str> {
     for record in &slice.shard {
         state.shard = shard(record);
+    }
+    if let Some(record) = slice.accepted.first() {
+        state.shard.accepted = Some(Accepted {
+            lsn: Lsn(record.lsn),
+            time: TimestampMs(record.time_ms),
+        });
     }
     for cell in &slice.topics {
         topic(state, cell)?;
@@ -83,6 +109,7 @@ fn cells(state: &mut State, slice: &Slice2) -> Result<(), &'static str> {
 fn shard(record: &ShardRecord) -> ShardCell {
     ShardCell {
         clock: TimestampMs(record.clock_ms),
+        accepted: None, // beside it in the slice
         revision: record.revision,
         slot_next: PartitionSlot(record.slot_next),
         pid_next: ProducerId(record.pid_next),

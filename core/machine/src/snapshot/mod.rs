@@ -1,7 +1,7 @@
 //! Snapshots: cut into slices while facts go on, each slice as of its own lsn.
 //!
 //! ```text
-//!   slice:  magic "MSTSNAP2" │ shard u16 │ shards u16 │ 0 u32 │ archived `Slice2`
+//!   slice:  magic "MSTSNAP3" │ shard u16 │ shards u16 │ 0 u32 │ archived `Slice3`
 //!           8 bytes            2           2            4       aligned to 16
 //! ```
 //!
@@ -25,7 +25,9 @@ use crate::state::State;
 pub(crate) use guard::Guard;
 use key::Key;
 
-const MAGIC: [u8; 8] = *b"MSTSNAP2";
+const MAGIC: [u8; 8] = *b"MSTSNAP3";
+/// Without the accepted clock. Still read.
+const MAGIC_2: [u8; 8] = *b"MSTSNAP2";
 /// Without leader epochs. Still read.
 const MAGIC_1: [u8; 8] = *b"MSTSNAP1";
 const HEAD_BYTES: usize = 16;
@@ -93,6 +95,18 @@ impl State {
         }
         state.restored(begin)?;
         Ok(state)
+    }
+
+    /// As `restore`, of whichever shard the parts are of: for looking into a directory.
+    pub fn restore_any<P: AsRef<[u8]>>(
+        limits: Limits,
+        begin: Lsn,
+        parts: impl IntoIterator<Item = P>,
+    ) -> Result<Self, SnapshotError> {
+        let mut parts = parts.into_iter().peekable();
+        let first = parts.peek().map(AsRef::as_ref).unwrap_or_default();
+        let (shard, shards) = load::shard_of(first)?;
+        Self::restore(shard, shards, limits, begin, parts)
     }
 
     /// Loads the next part into a new state: for a driver that is given parts one by one.

@@ -4,8 +4,9 @@ use bytes::Bytes;
 use millstream_batch::ids::{PartitionSlot, ProducerId, TopicId};
 
 use super::archive::{
-    EpochCell, GroupCell, LeaderEpochRecord, MarkRecord, OffsetCell, PartitionCell2, ProducerCell,
-    RememberedRecord, ShardRecord, Slice2, TopicCell, VersionedMember,
+    AcceptedRecord, EpochCell, GroupCell, LeaderEpochRecord, MarkRecord, OffsetCell,
+    PartitionCell2, ProducerCell, RememberedRecord, ShardRecord, Slice3, TopicCell,
+    VersionedMember,
 };
 use super::key::{self, Key};
 use super::{Cursor, Cut, HEAD_BYTES, MAGIC};
@@ -38,6 +39,10 @@ pub(super) fn cut(state: &State, after: Option<&Key>, bytes_target: usize) -> Cu
 pub(super) fn digest(state: &State) -> u64 {
     let mut slice = gather(state, None, usize::MAX);
     slice.as_of = 0;
+    slice
+        .accepted
+        .iter_mut()
+        .for_each(|accepted| accepted.lsn = 0);
     encode(&slice)
         .iter()
         .fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
@@ -46,11 +51,11 @@ pub(super) fn digest(state: &State) -> u64 {
 }
 
 /// Cells after a key until about `bytes_target` bytes are gathered.
-fn gather(state: &State, after: Option<&Key>, bytes_target: usize) -> Slice2 {
-    let mut slice = Slice2 {
+fn gather(state: &State, after: Option<&Key>, bytes_target: usize) -> Slice3 {
+    let mut slice = Slice3 {
         as_of: state.installed.0,
         from: after.cloned().unwrap_or_default(),
-        ..Slice2::default()
+        ..Slice3::default()
     };
     let section = after.map_or(0, |key| key[0]);
     let at = |wanted: u8| after.filter(|key| key[0] == wanted).map(|key| &key[1..]);
@@ -58,6 +63,11 @@ fn gather(state: &State, after: Option<&Key>, bytes_target: usize) -> Slice2 {
     slice.to = 'full: {
         if section < key::SHARD {
             slice.shard.push(shard(&state.shard));
+            let accepted = state.shard.accepted.map(|accepted| AcceptedRecord {
+                lsn: accepted.lsn.0,
+                time_ms: accepted.time.0,
+            });
+            slice.accepted.extend(accepted);
             if room.take(
                 96 + state.shard.survivors.len() * 8
                     + state.shard.marks.len() * 16

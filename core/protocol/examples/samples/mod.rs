@@ -163,6 +163,20 @@ fn connection() -> Vec<Sample> {
             "StatusResponse",
             &StatusResponse { json: text("{}") },
         ),
+        sample(
+            "request",
+            Kind::AcceptClock,
+            "AcceptClockRequest",
+            &AcceptClockRequest {},
+        ),
+        sample(
+            "response",
+            Kind::AcceptClock,
+            "AcceptClockResponse",
+            &AcceptClockResponse {
+                time_ms: 1_700_000_000_000,
+            },
+        ),
     ]
 }
 

@@ -33,8 +33,10 @@ pub struct CoreConfig {
     pub retention_ms: i64,
     /// `retention.bytes` of each partition of topics that do not say. -1: unbounded.
     pub retention_bytes: i64,
-    /// How often retention looks at sealed files, besides each time that one is sealed.
+    /// How often retention looks, besides each time that a file is sealed.
     pub retention_check_ms: u64,
+    /// A wall clock further ahead of logged time than this is doubted at a start.
+    pub clock_ahead_max_ms: i64,
     /// How often silent members are looked for.
     pub members_check_ms: u64,
     /// A snapshot is begun after so many bytes of log since the last one (and four times its size),
@@ -65,6 +67,7 @@ impl CoreConfig {
             retention_ms: 7 * 24 * 3_600_000,
             retention_bytes: -1,
             retention_check_ms: 10_000,
+            clock_ahead_max_ms: 7 * 24 * 3_600_000,
             members_check_ms: 500,
             snapshot_after_bytes: 64 << 20,
             snapshot_slice_bytes: 128 << 10,

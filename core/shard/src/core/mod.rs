@@ -35,8 +35,10 @@ mod watch;
 mod write;
 
 use bytes::BytesMut;
-use millstream_batch::ids::{Lsn, Offset, Partition, PartitionSlot, ProducerId, ShardId, Term};
-use millstream_log::io::{Io, IoDone};
+use millstream_batch::ids::{
+    Lsn, Offset, Partition, PartitionSlot, ProducerId, ShardId, Term, TimestampMs,
+};
+use millstream_log::io::{Io, IoDone, IoError};
 use millstream_log::{Log, Recovery};
 use millstream_machine::request::{Produce, Produced, Reply, Request};
 use millstream_machine::{State, decide};
@@ -63,7 +65,7 @@ pub enum Effect {
     },
     /// Recovery is over; calls may come.
     Ready(Box<Recovery>),
-    /// No room on disk: produces are refused until `SpaceBack`. With what the disk said.
+    /// No file can be made: produces are refused until `SpaceBack`. With what the system said.
     SpaceGone(String),
     SpaceBack,
     /// A write or sync failed: nothing more is written, for good. With what failed.
@@ -72,8 +74,8 @@ pub enum Effect {
     SnapshotPublished(Lsn),
     /// Damage met while serving, in words.
     Damaged(String),
-    /// The wall clock is not to be trusted, in words. Once per time that it goes off.
-    ClockOff(String),
+    /// The wall clock is in doubt, in words; `None`: it is not any more. Once per time.
+    ClockDoubted(Option<String>),
     /// Ask this of another shard; the answer is of no interest, and asking twice does no harm.
     Tell {
         shard: ShardId,
@@ -90,8 +92,8 @@ pub enum Effect {
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Writes {
     Open,
-    /// Only what frees space.
-    Full(String),
+    /// Only what frees space. With why no file can be made.
+    Full(IoError),
     ReadOnly(String),
     /// After a failed write or sync.
     Stopped(String),
@@ -119,8 +121,10 @@ struct Shown {
 #[derive(Debug)]
 pub struct ShardCore {
     config: CoreConfig,
-    /// Time of the newest input.
+    /// Time of the newest input, its wall clock no further ahead than is let in.
     now: Now,
+    /// The wall clock of the newest input as it was read.
+    wall: TimestampMs,
     phase: Phase,
     writes: Writes,
     state: State,
@@ -175,6 +179,7 @@ impl ShardCore {
         let log = Log::open(config.log.clone());
         Self {
             now,
+            wall: now.wall,
             phase: Phase::Recovering,
             writes: Writes::Open,
             state: State::new(config.shard, config.shards, config.limits.clone()),
@@ -221,6 +226,7 @@ impl ShardCore {
         match call {
             Call::Produce { request, raw } => self.produce(token, request, raw),
             Call::Fetch(fetch) => self.fetch(token, fetch),
+            Call::Machine(Request::AcceptClock) => self.accept_clock(token),
             Call::Machine(request) => self.machine(token, &request),
             Call::OffsetAt { partition, at } => self.offset_at(token, partition, at),
             Call::WatchAssignment {

@@ -40,8 +40,8 @@ impl ShardCore {
             }
             Event::SpaceGone(error) => {
                 if let Writes::Open | Writes::Full(_) = self.writes {
-                    self.writes = Writes::Full(error.to_string());
                     self.effects.push_back(Effect::SpaceGone(error.to_string()));
+                    self.writes = Writes::Full(error);
                     self.upkeep.retention_soon(); // may free what is needed
                 }
             }

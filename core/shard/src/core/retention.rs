@@ -1,12 +1,48 @@
-//! Which sealed ranges may go: the rule alone.
+//! Which ranges may go: the rule alone.
 //!
 //! By time, a range goes when its newest append is older than the topic keeps; by size, when what
-//! stays behind it is at least what the topic keeps. Only sealed ranges count, so a partition keeps
-//! a little more than asked, never less. Ranges go oldest first: a start never jumps over a range
-//! that stays.
+//! stays behind it is at least what the topic keeps. Ranges go oldest first: a start never jumps over
+//! a range that stays. By size only sealed ranges count, so a partition keeps a little more than
+//! asked, never less. By time, ranges of files not yet sealed go too, since nothing may ever fill
+//! those: a little late and then several at once, so that a slow partition is not trimmed by a fact a
+//! batch.
 
-use millstream_batch::ids::{Offset, TimestampMs};
-use millstream_log::SealedRange;
+use millstream_batch::ids::{Lsn, Offset, TimestampMs};
+use millstream_log::{OpenRange, SealedRange};
+use millstream_machine::clock::Accepted;
+
+/// How late ranges that are not sealed go: one part in so many of what is kept, and at most so long.
+const LATE_PART: i64 = 8;
+const LATE_MS_MAX: i64 = 300_000;
+
+/// Time as retention sees it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Age {
+    pub now: TimestampMs,
+    pub accepted: Option<Accepted>,
+}
+
+impl Age {
+    /// When a sealed range was appended, as far as retention is concerned.
+    fn of(self, range: &SealedRange) -> TimestampMs {
+        let logged = range.append_time_max;
+        self.accepted.map_or(logged, |accepted| {
+            accepted.effective(logged, range.file_last, self.now)
+        })
+    }
+
+    /// As `of`, of a range in a file not yet sealed.
+    fn of_open(self, range: &OpenRange) -> TimestampMs {
+        let logged = range.append_time_max;
+        self.accepted.map_or(logged, |accepted| {
+            accepted.effective(logged, Lsn(u64::MAX), self.now)
+        })
+    }
+
+    fn before(self, ms: i64) -> TimestampMs {
+        TimestampMs(self.now.0.saturating_sub(ms))
+    }
+}
 
 /// What a topic keeps, with the broker's defaults filled in. -1 (any negative): without bound.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,7 +58,7 @@ pub(crate) fn new_start(
     ranges: impl Iterator<Item = SealedRange> + Clone,
     bytes_active: u64,
     keep: Keep,
-    now: TimestampMs,
+    age: Age,
 ) -> Option<Offset> {
     let bytes_max = u64::try_from(keep.bytes).ok();
     let mut behind = match bytes_max {
@@ -32,9 +68,32 @@ pub(crate) fn new_start(
     let mut start = None;
     for range in ranges {
         behind = behind.saturating_sub(range.bytes);
-        let too_old = keep.ms >= 0 && range.append_time_max.0 < now.0.saturating_sub(keep.ms);
+        let too_old = keep.ms >= 0 && age.of(&range) < age.before(keep.ms);
         let too_much = bytes_max.is_some_and(|bytes| behind >= bytes);
         if !too_old && !too_much {
+            break;
+        }
+        start = Some(Offset(range.last_offset.0 + 1));
+    }
+    start
+}
+
+/// As `new_start`, in files not yet sealed, where nothing is left before them.
+pub(crate) fn open_start(
+    ranges: impl Iterator<Item = OpenRange>,
+    keep: Keep,
+    age: Age,
+) -> Option<Offset> {
+    if keep.ms < 0 {
+        return None;
+    }
+    let mut start = None;
+    for range in ranges {
+        let late = match start {
+            None => (keep.ms / LATE_PART).min(LATE_MS_MAX),
+            Some(_) => 0,
+        };
+        if age.of_open(&range) >= age.before(keep.ms.saturating_add(late)) {
             break;
         }
         start = Some(Offset(range.last_offset.0 + 1));
@@ -48,9 +107,17 @@ mod tests {
 
     use super::*;
 
+    fn at(now: i64) -> Age {
+        Age {
+            now: TimestampMs(now),
+            accepted: None,
+        }
+    }
+
     fn range(first: u64, last: u64, time: i64, bytes: u64) -> SealedRange {
         SealedRange {
             file: first,
+            file_last: Lsn(first),
             slot: PartitionSlot(1),
             first_offset: Offset(first),
             last_offset: Offset(last),
@@ -68,20 +135,20 @@ mod tests {
         ];
         let keep = |ms| Keep { ms, bytes: -1 };
         assert_eq!(
-            new_start(ranges.into_iter(), 0, keep(100), TimestampMs(301)),
+            new_start(ranges.into_iter(), 0, keep(100), at(301)),
             Some(Offset(20))
         );
         assert_eq!(
-            new_start(ranges.into_iter(), 0, keep(100), TimestampMs(300)),
+            new_start(ranges.into_iter(), 0, keep(100), at(300)),
             Some(Offset(10)),
             "exactly as old as kept: stays"
         );
         assert_eq!(
-            new_start(ranges.into_iter(), 0, keep(-1), TimestampMs(i64::MAX)),
+            new_start(ranges.into_iter(), 0, keep(-1), at(i64::MAX)),
             None
         );
         assert_eq!(
-            new_start(ranges.into_iter(), 0, keep(0), TimestampMs(1_000)),
+            new_start(ranges.into_iter(), 0, keep(0), at(1_000)),
             Some(Offset(30))
         );
     }
@@ -94,7 +161,7 @@ mod tests {
                 ranges.into_iter(),
                 0,
                 Keep { ms: 500, bytes: -1 },
-                TimestampMs(1_000)
+                at(1_000)
             ),
             None
         );
@@ -109,20 +176,65 @@ mod tests {
         ];
         let keep = |bytes| Keep { ms: -1, bytes };
         assert_eq!(
-            new_start(ranges.into_iter(), 0, keep(20), TimestampMs(0)),
+            new_start(ranges.into_iter(), 0, keep(20), at(0)),
             Some(Offset(10))
         );
+        assert_eq!(new_start(ranges.into_iter(), 0, keep(21), at(0)), None);
         assert_eq!(
-            new_start(ranges.into_iter(), 0, keep(21), TimestampMs(0)),
-            None
-        );
-        assert_eq!(
-            new_start(ranges.into_iter(), 25, keep(20), TimestampMs(0)),
+            new_start(ranges.into_iter(), 25, keep(20), at(0)),
             Some(Offset(30))
         );
         assert_eq!(
-            new_start(ranges.into_iter(), 0, keep(0), TimestampMs(0)),
+            new_start(ranges.into_iter(), 0, keep(0), at(0)),
             Some(Offset(30))
+        );
+    }
+
+    #[test]
+    fn what_is_not_sealed_goes_by_time_in_stretches() {
+        let range = |last_offset, time| OpenRange {
+            last_offset: Offset(last_offset),
+            append_time_max: TimestampMs(time),
+        };
+        let ranges = [range(9, 100), range(19, 150), range(29, 900)];
+        let keep = |ms| Keep { ms, bytes: 0 };
+        let start = |keep, now| open_start(ranges.into_iter(), keep, at(now));
+        assert_eq!(
+            start(keep(800), 1_000),
+            None,
+            "past its time, but a fact a batch is too much"
+        );
+        assert_eq!(
+            start(keep(800), 1_001),
+            Some(Offset(20)),
+            "an eighth late, the whole stretch goes"
+        );
+        assert_eq!(start(keep(0), 10_000), Some(Offset(30)));
+        assert_eq!(start(keep(-1), i64::MAX), None);
+    }
+
+    #[test]
+    fn what_was_logged_in_the_future_goes_as_of_the_accepted_clock() {
+        let keep = Keep { ms: 500, bytes: -1 };
+        let age = |now| Age {
+            now: TimestampMs(now),
+            accepted: Some(Accepted {
+                lsn: Lsn(5),
+                time: TimestampMs(1_000),
+            }),
+        };
+        let sealed = [range(0, 9, 90_000, 10)];
+        let start = |now| new_start(sealed.into_iter(), 0, keep, age(now));
+        assert_eq!(start(1_500), None);
+        assert_eq!(start(1_501), Some(Offset(10)));
+        let open = [OpenRange {
+            last_offset: Offset(9),
+            append_time_max: TimestampMs(90_000),
+        }];
+        assert_eq!(open_start(open.into_iter(), keep, age(1_500)), None);
+        assert_eq!(
+            open_start(open.into_iter(), keep, age(1_600)),
+            Some(Offset(10))
         );
     }
 }

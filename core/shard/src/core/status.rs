@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use millstream_batch::ids::{Offset, Partition, PartitionSlot, TopicId};
+use millstream_log::io::IoErrorKind;
 
 use super::latency::Latency;
 use super::{ShardCore, Writes};
@@ -36,7 +37,10 @@ impl ShardCore {
         let stats = self.log.stats();
         let (state, why) = match &self.writes {
             Writes::Open => ("serving", None),
-            Writes::Full(why) => ("disk-full", Some(why.clone())),
+            Writes::Full(error) => match error.kind {
+                IoErrorKind::Limit => ("limited", Some(error.to_string())),
+                _ => ("disk-full", Some(error.to_string())),
+            },
             Writes::ReadOnly(why) => ("read-only", Some(why.clone())),
             Writes::Stopped(why) => ("stopped", Some(why.clone())),
         };
@@ -52,6 +56,7 @@ impl ShardCore {
             disk: String::new(), // the driver knows its storage
             state: state.to_owned(),
             why,
+            clock: self.clock_words(),
             log_bytes: stats.disk_bytes,
             log_files: stats.wal_files as usize,
             hot_tail_bytes: stats.hot_bytes as usize,

@@ -5,11 +5,12 @@ use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 
 use millstream_batch::ids::{MemberId, Partition, ProducerId, TimestampMs};
+use millstream_log::SealedRange;
 use millstream_machine::decide;
 use millstream_machine::request::{Reply, Request};
 use rustc_hash::FxHashMap;
 
-use super::retention::{Keep, new_start};
+use super::retention::{Age, Keep, new_start, open_start};
 use super::{CoreConfig, Effect, Now, Phase, ShardCore, Writes};
 
 /// How long nothing is appended until the log is idle.
@@ -202,21 +203,33 @@ impl ShardCore {
         }
     }
 
-    /// Trim what topics no longer keep. Each trim is a fact; files are let go when it is durable.
+    /// Trim what topics no longer keep. Each trim is a fact; files are let go when it is durable. A file
+    /// that is not full and holds nothing alive is closed: a load that stopped would never fill it.
     fn retain(&mut self) {
-        if !self.may_write() {
+        if !self.may_write() || self.doubts_clock() {
             return;
         }
-        let now = self.retention_now();
+        self.log.seal_dead();
+        let age = Age {
+            now: self.retention_now(),
+            accepted: self.state.accepted_clock(),
+        };
         let looked_at = Cell::new(0_u64);
         let mut trims = Vec::new();
         for view in self.state.partitions() {
             looked_at.update(|n| n + 1);
             let ranges = self.log.sealed_ranges_of(view.slot);
             let ranges = ranges.inspect(|_| looked_at.update(|n| n + 1));
-            let ranges = ranges.filter(|range| range.last_offset >= view.start);
+            let mut ranges = ranges.filter(|range| range.last_offset >= view.start);
             let keep = self.keep(view.partition);
-            if let Some(start) = new_start(ranges, 0, keep, now) {
+            let mut start = new_start(ranges.clone(), 0, keep, age);
+            let stays = |range: SealedRange| start.is_none_or(|start| range.last_offset >= start);
+            if !ranges.any(stays) {
+                let open = self.log.open_ranges_of(view.slot);
+                let open = open.inspect(|_| looked_at.update(|n| n + 1));
+                start = open_start(open, keep, age).or(start);
+            }
+            if let Some(start) = start {
                 trims.push((view.partition, start));
             }
         }
@@ -254,6 +267,11 @@ impl ShardCore {
 
     /// With more shards than one the floor is the smallest over all of them: the driver gathers it.
     fn tell_producer_floor(&mut self) {
+        if self.doubts_clock() {
+            // Nor do the others, for whom this is no bound any more.
+            self.effects.push_back(Effect::ProducerFloor(ProducerId(0)));
+            return;
+        }
         let floor = self
             .state
             .producer_floor_bound(self.producers_unused_before());
@@ -265,7 +283,7 @@ impl ShardCore {
     }
 
     pub(super) fn expire_producers(&mut self, floor_max: ProducerId) {
-        if self.may_write() {
+        if self.may_write() && !self.doubts_clock() {
             let producer_unused_before = self.producers_unused_before();
             self.maintain(&Request::ExpireProducers {
                 producer_unused_before,

@@ -2,6 +2,7 @@
 
 use millstream_batch::Parts;
 use millstream_batch::ids::{Lsn, Offset, Partition, PartitionSlot, TopicId};
+use millstream_log::io::{IoError, IoErrorKind};
 use millstream_log::{Append, IndexKey, Refused};
 use millstream_machine::fact::BatchPlace;
 use millstream_machine::request::{Produce, Refusal, Reply, Request};
@@ -49,7 +50,8 @@ impl Class {
             | R::RebalanceGroup { .. }
             | R::DeleteGroup { .. }
             | R::ExpireProducers { .. }
-            | R::AdvanceClock => Self::Reserved,
+            | R::AdvanceClock
+            | R::AcceptClock => Self::Reserved,
             R::CreateTopic { .. }
             | R::AddPartitions { .. }
             | R::InitProducer { .. }
@@ -166,10 +168,10 @@ impl ShardCore {
         index: Option<IndexKey>,
         reserved: bool,
     ) -> Result<(), Error> {
-        if let Writes::Full(_) = self.writes
+        if let Writes::Full(error) = &self.writes
             && !reserved
         {
-            return Err(Error::DiskFull);
+            return Err(full(error));
         }
         let encoded = if let Fact::BatchAppended(_) = fact {
             fact.encode_into(&mut self.encoded);
@@ -191,7 +193,9 @@ impl ShardCore {
             self.log.append(append)
         };
         let lsn = taken.map_err(|refused| match (refused, &self.writes) {
+            (Refused::Full, Writes::Full(error)) => full(error),
             (Refused::Full, _) => Error::DiskFull,
+            (refused @ Refused::NotYet, _) => Error::NotYet(refused.to_string()),
             (refused @ Refused::TooLarge, _) => Error::BadBatch(refused.to_string()),
             (_, Writes::ReadOnly(why)) => Error::ReadOnly(why.clone()),
             (_, Writes::Stopped(why)) => Error::Stopped(why.clone()),
@@ -338,6 +342,14 @@ fn is_unknown(refusal: &Refusal) -> bool {
             | Refusal::UnknownMember { .. }
             | Refusal::UnknownFilter(_)
     )
+}
+
+/// Why nothing is taken while no file can be made.
+fn full(error: &IoError) -> Error {
+    match error.kind {
+        IoErrorKind::Limit => Error::Limited(error.to_string()),
+        _ => Error::DiskFull,
+    }
 }
 
 fn index_key(place: BatchPlace) -> IndexKey {

@@ -356,8 +356,8 @@ impl<C: Fn() -> Now> Task<C> {
             }
             Effect::SpaceGone(why) => tracing::error!(
                 shard,
-                "no space for the next log file ({why}): produces are refused; free space, lower retention or delete \
-                 topics, and the shard resumes by itself"
+                "the next log file cannot be made ({why}): produces are refused; free space, lower retention, delete \
+                 topics or raise the limit, and the shard resumes by itself"
             ),
             Effect::SpaceBack => tracing::info!(shard, "space is back: produces are taken again"),
             Effect::Failed(why) => tracing::error!(
@@ -373,7 +373,10 @@ impl<C: Fn() -> Now> Task<C> {
                 "{words}: everything else is served; `millstream log verify` shows the extent, consumers skip it with \
                  an explicit seek"
             ),
-            Effect::ClockOff(words) => tracing::warn!(shard, "{words}"),
+            Effect::ClockDoubted(Some(words)) => tracing::warn!(shard, "{words}"),
+            Effect::ClockDoubted(None) => {
+                tracing::info!(shard, "the wall clock is believed again");
+            }
             Effect::Tell { shard, request } => {
                 if let Some(peer) = self
                     .config

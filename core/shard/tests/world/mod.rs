@@ -152,6 +152,7 @@ pub(crate) async fn recover(
 ) -> (ShardHandle, JoinHandle<()>, Recovery) {
     let log = millstream_log::Config {
         segment_bytes: 4 << 20,
+        first_segment_bytes: 4 << 20,
         group_bytes_max: 1 << 20,
         hot_tail_bytes_max: 8 << 20,
         read_bytes_max: 36 << 20,
@@ -161,7 +162,8 @@ pub(crate) async fn recover(
         incarnation: 42,
     };
     let config = ShardConfig::new(CoreConfig::new(ShardId(0), 1, log));
-    let storage = millstream_uring::open(dir, preference, 0).expect("the directory opens");
+    let storage = millstream_uring::open(dir, preference, 0, millstream_uring::OPEN_FILES_MAX)
+        .expect("the directory opens");
     let (handle, inbox) = ShardHandle::new(ShardId(0), 1_000);
     let (ready, recovery) = oneshot::channel();
     let run = run(config, storage, inbox, system_clock(), plugins, ready);

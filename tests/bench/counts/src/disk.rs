@@ -22,6 +22,7 @@ impl Shard {
         let mut shard = Self {
             log: Log::open(Config {
                 segment_bytes: 64 * MIB as u64,
+                first_segment_bytes: 64 * MIB as u64,
                 group_bytes_max: 4 * MIB,
                 hot_tail_bytes_max,
                 read_bytes_max: 36 << 20,

@@ -39,7 +39,8 @@ impl Groups {
     /// Open `dir` and see that the zero-filled files are there.
     pub(super) async fn open(dir: &Path, load_bytes: u64) -> Result<Self> {
         let files = (load_bytes / FILE_BYTES + 1).min(FILES_MAX);
-        let storage = millstream_uring::open(dir, Preference::Auto, 0)?;
+        let storage =
+            millstream_uring::open(dir, Preference::Auto, 0, millstream_uring::OPEN_FILES_MAX)?;
         let mut groups = Self {
             storage,
             last_id: 0,

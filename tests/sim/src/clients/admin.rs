@@ -46,12 +46,17 @@ impl Admin {
                 .dice
                 .one_in(4)
                 .then(|| scene.dice.skewed(1_000, 200_000) as i64);
+            let retention_ms = if scene.dice.one_in(4) {
+                scene.dice.skewed(10, 2_000) as i64
+            } else {
+                -1
+            };
             return Some(Request::CreateTopic {
                 id: TopicId(id),
                 name: format!("topic-{}", self.named),
                 partitions: scene.dice.skewed(1, 6) as u32,
                 config: TopicConfig {
-                    retention_ms: Some(-1),
+                    retention_ms: Some(retention_ms),
                     retention_bytes,
                     batch_bytes_max: None,
                 },
@@ -85,6 +90,7 @@ impl Admin {
             9..=12 => Request::DescribePartition { partition },
             13 => Request::DescribeTopic { name },
             14 => Request::ListGroups,
+            15 if scene.dice.one_in(6) => Request::AcceptClock,
             _ => Request::ListTopics,
         })
     }

@@ -43,6 +43,7 @@ impl World {
 
     pub(super) fn core_gone(&mut self) {
         self.core = None;
+        self.doubted = None;
         self.shadow.gone();
         self.ready = false;
         self.tick_at = None;

@@ -1,7 +1,7 @@
 //! Checks of this machine: rings, locked memory, direct I/O, sync latency, UDP, disk space, clock.
 #![allow(
     unsafe_code,
-    reason = "getrlimit, statvfs, setsockopt and io_uring_setup have no safe wrapper here"
+    reason = "statvfs, setsockopt and io_uring_setup have no safe wrapper here"
 )]
 
 use std::fs::{File, OpenOptions};
@@ -12,6 +12,8 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use millstream_broker::{Resource, limit};
+
 use super::Check;
 use crate::output::bytes;
 
@@ -21,6 +23,14 @@ const UDP_BUFFER_BYTES: u64 = 4 << 20;
 const LOCKED_BYTES: u64 = 64 << 20;
 /// Below this, files for the log run out soon.
 const FREE_BYTES: u64 = 2 << 30;
+/// A broker of many shards keeps so many open.
+const OPEN_FILES: u64 = 4_096;
+/// The default length of a log file.
+const FILE_BYTES: u64 = 64 << 20;
+/// A broker of many shards has so many.
+const THREADS: u64 = 512;
+/// Below this, no files can be made soon.
+const FREE_INODES: u64 = 1_000;
 const SYNCS: usize = 32;
 const BLOCK_BYTES: usize = 4096;
 /// Above this, every acknowledgement is slow.
@@ -31,6 +41,9 @@ pub(super) fn checks(directory: &Path) -> Vec<Check> {
     let mut checks = vec![
         io_uring(),
         locked_memory(),
+        open_files(),
+        file_size(),
+        threads(),
         udp_buffer("rmem_max"),
         udp_buffer("wmem_max"),
         segmentation(),
@@ -72,25 +85,59 @@ fn io_uring() -> Check {
 
 fn locked_memory() -> Check {
     const NAME: &str = "locked memory";
-    let mut limit = libc::rlimit {
-        rlim_cur: 0,
-        rlim_max: 0,
-    };
-    // SAFETY: `limit` is a valid place for the answer.
-    if unsafe { libc::getrlimit(libc::RLIMIT_MEMLOCK, &raw mut limit) } != 0 {
-        return Check::warning(NAME, io::Error::last_os_error().to_string(), "");
+    match limit(Resource::LockedMemory) {
+        None => Check::warning(NAME, "the system does not say", ""),
+        Some((u64::MAX, _)) => Check::good(NAME, "unlimited"),
+        Some((soft, _)) if soft >= LOCKED_BYTES => Check::good(NAME, bytes(soft)),
+        Some((soft, _)) => Check::warning(
+            NAME,
+            bytes(soft),
+            "An older kernel counts rings against it, and the broker then uses its portable disk code. Raise it: ulimit -l, or LimitMEMLOCK= in a systemd unit.",
+        ),
     }
-    if limit.rlim_cur == libc::RLIM_INFINITY {
-        return Check::good(NAME, "unlimited");
+}
+
+/// The limits of processes that are started from here, as the broker would be. A running one says its own.
+fn open_files() -> Check {
+    const NAME: &str = "open files";
+    match limit(Resource::OpenFiles) {
+        Some((soft, hard)) if hard < OPEN_FILES => Check::warning(
+            NAME,
+            format!("at most {soft}, can be raised to {hard}"),
+            "The broker keeps fewer log files open, and reads of old records cost more. Raise the hard limit: ulimit -Hn, or LimitNOFILE= in a systemd unit.",
+        ),
+        Some((soft, u64::MAX)) => Check::good(NAME, format!("{soft}, the broker raises it")),
+        Some((soft, hard)) => Check::good(NAME, format!("{soft}, the broker raises it to {hard}")),
+        None => Check::warning(NAME, "the system does not say", ""),
     }
-    if limit.rlim_cur >= LOCKED_BYTES {
-        return Check::good(NAME, bytes(limit.rlim_cur));
+}
+
+fn file_size() -> Check {
+    const NAME: &str = "file size";
+    match limit(Resource::FileSize) {
+        Some((soft, _)) if soft < FILE_BYTES => Check::failure(
+            NAME,
+            format!("at most {}", bytes(soft)),
+            "Log files are made up to log.segment_bytes long: longer ones are refused. Raise it: ulimit -f, or LimitFSIZE= in a systemd unit; or lower the setting.",
+        ),
+        Some((u64::MAX, _)) => Check::good(NAME, "unlimited"),
+        Some((soft, _)) => Check::good(NAME, bytes(soft)),
+        None => Check::warning(NAME, "the system does not say", ""),
     }
-    Check::warning(
-        NAME,
-        bytes(limit.rlim_cur),
-        "Registered buffers do not fit, so writes cost a little more. Raise it: ulimit -l, or LimitMEMLOCK= in a systemd unit.",
-    )
+}
+
+fn threads() -> Check {
+    const NAME: &str = "threads";
+    match limit(Resource::Threads) {
+        Some((soft, _)) if soft < THREADS => Check::warning(
+            NAME,
+            format!("at most {soft} processes and threads of this user"),
+            "The broker needs some for each shard and for components. Raise it: ulimit -u, or TasksMax= and LimitNPROC= in a systemd unit.",
+        ),
+        Some((u64::MAX, _)) => Check::good(NAME, "unlimited"),
+        Some((soft, _)) => Check::good(NAME, soft.to_string()),
+        None => Check::warning(NAME, "the system does not say", ""),
+    }
 }
 
 fn udp_buffer(which: &'static str) -> Check {
@@ -220,6 +267,14 @@ fn space(directory: &Path) -> Check {
         );
     }
     let free = stat.f_bavail.saturating_mul(stat.f_frsize);
+    // File systems that make inodes as they need them count none.
+    if stat.f_files > 0 && stat.f_favail < FREE_INODES {
+        return Check::warning(
+            NAME,
+            format!("{}, but {} inodes are left", bytes(free), stat.f_favail),
+            "The broker refuses writes with DISK_FULL when no file can be made: remove files (df -i shows where).",
+        );
+    }
     if free < FREE_BYTES {
         Check::warning(
             NAME,

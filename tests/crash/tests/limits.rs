@@ -1,0 +1,218 @@
+//! Limits of the process are no failures of the disk: each is reached, what is asked for is refused or
+//! waits, nothing stops for good, and a restart without the limit works.
+
+use std::net::TcpStream;
+use std::os::unix::fs::chown;
+use std::process::{Command, Stdio};
+
+use anyhow::Result;
+use millstream_e2e::{Broker, Options, binary, eventually};
+
+/// Runs what follows under a limit of the shell: `-n 48`.
+fn under(limit: &str) -> [String; 4] {
+    let script = format!("ulimit {limit} && exec \"$@\"");
+    ["sh".into(), "-c".into(), script, "sh".into()]
+}
+
+fn round_trip(broker: &Broker, topic: &str) -> Result<()> {
+    broker.ok(&format!("topic create {topic} --partitions 1"))?;
+    broker.ok_with(&format!("pub {topic}"), b"first\n")?;
+    let got = broker.ok(&format!("sub {topic} --from start --count 1 -f %v\\n"))?;
+    assert_eq!(got, "first\n");
+    Ok(())
+}
+
+/// Operators' connections take all descriptors while the log wants new files.
+#[test]
+fn open_files_that_run_out_are_waited_for() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let broker = Options::on(dir.path().join("data"))
+        .with("--shards 1")
+        .setting("LOG__SEGMENT_BYTES", "4MiB")
+        .through(under("-n 40"))
+        .start()?;
+    let log = broker.log();
+    assert!(
+        log.contains("40 may be open") && log.contains("LimitNOFILE"),
+        "{log}"
+    );
+    round_trip(&broker, "t")?;
+    let held: Vec<TcpStream> = (0..60)
+        .filter_map(|_| TcpStream::connect(("127.0.0.1", broker.http_port())).ok())
+        .collect();
+    eventually("no descriptor is left", || {
+        Ok(broker.log().contains("an HTTP connection was not taken"))
+    })?;
+    // Several files' worth.
+    let mut publisher = broker
+        .command(&["pub", "t", "--delivery-timeout", "60s", "-o", "json"])
+        .stdin(Stdio::piped())
+        .spawn()?;
+    let mut stdin = publisher.stdin.take().expect("piped");
+    let lines = ("z".repeat(1_000) + "\n").repeat(20_000);
+    let writer =
+        std::thread::spawn(move || std::io::Write::write_all(&mut stdin, lines.as_bytes()));
+    eventually("the log feels it, or does not need any", || {
+        let felt = broker.log().contains("Too many open files");
+        Ok(felt || publisher.try_wait()?.is_some())
+    })?;
+    drop(held);
+    writer.join().expect("no panic")?;
+    let output = publisher.wait_with_output()?;
+    assert!(output.status.success(), "{output:?}\n{}", broker.log());
+    eventually("it is ready again", || Ok(broker.http("/readyz")?.0 == 200))?;
+    let data = broker.stop()?;
+    let broker = Options::on(data).start()?;
+    let described = broker.json("topic describe t")?;
+    assert_eq!(described["partitions"][0]["end_offset"], 20_001);
+    Ok(())
+}
+
+#[test]
+fn the_soft_limit_of_open_files_is_raised() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let broker = Options::on(dir.path().join("data"))
+        .through(under("-S -n 64"))
+        .start()?;
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", broker.pid()))?;
+    let files = limits
+        .lines()
+        .find(|line| line.starts_with("Max open files"))
+        .expect("Linux says");
+    let numbers: Vec<&str> = files.split_whitespace().skip(3).take(2).collect();
+    assert_eq!(numbers[0], numbers[1], "{files}");
+    assert!(broker.log().contains("open files"), "{}", broker.log());
+    Ok(())
+}
+
+/// Without the broker's care the first log file would end it by SIGXFSZ, without a word.
+#[test]
+fn a_file_size_limit_is_said_and_ends_nothing() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let data = dir.path().join("data");
+    let eight_mib = "-f 16384";
+    let broker = Options::on(&data)
+        .with("--shards 1")
+        .through(under(eight_mib))
+        .spawn()?;
+    eventually("it says what keeps it from writing", || {
+        let (status, body) = match broker.http("/readyz") {
+            Ok(answer) => answer,
+            Err(_) => return Ok(false),
+        };
+        Ok(status == 503 && body.contains("limited") && body.contains("LimitFSIZE"))
+    })?;
+    // The doctor, in the same surroundings, names it.
+    let doctor = under(eight_mib);
+    let output = Command::new(&doctor[0])
+        .args(&doctor[1..])
+        .arg(binary())
+        .args(["doctor", "--offline", "--data"])
+        .arg(dir.path())
+        .output()?;
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        said.contains("file size") && said.contains("LimitFSIZE"),
+        "{said}"
+    );
+    broker.kill()?;
+    round_trip(&Options::on(&data).start()?, "t")
+}
+
+#[test]
+fn threads_that_cannot_be_had_end_a_start_with_the_limits_name() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let data = dir.path().join("data");
+    // Nothing limits root: another user, who has no process yet.
+    const SOMEBODY: u32 = 54_321;
+    // Who made a directory is who this process is.
+    let is_root = std::os::unix::fs::MetadataExt::uid(&std::fs::metadata(dir.path())?) == 0;
+    let mut wrapper: Vec<String> = Vec::new();
+    if is_root {
+        chown(dir.path(), Some(SOMEBODY), Some(SOMEBODY))?;
+        wrapper.extend(
+            [
+                "setpriv",
+                &format!("--reuid={SOMEBODY}"),
+                &format!("--regid={SOMEBODY}"),
+                "--clear-groups",
+            ]
+            .map(str::to_owned),
+        );
+    }
+    wrapper.extend(under("-u 1"));
+    let mut broker = Options::on(&data).through(wrapper).spawn()?;
+    assert!(!broker.wait_end()?.success());
+    eventually("it names the limit", || {
+        let log = broker.log();
+        Ok(log.contains("no thread can be started") && log.contains("ulimit -u"))
+    })?;
+    assert!(!broker.log().contains("panicked"), "{}", broker.log());
+    if is_root {
+        std::fs::remove_dir_all(&data).ok(); // what it made belongs to somebody else
+        chown(dir.path(), Some(0), Some(0))?;
+    }
+    round_trip(&Options::on(&data).start()?, "t")
+}
+
+#[test]
+fn no_locked_memory_is_needed() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let broker = Options::on(dir.path().join("data"))
+        .through(under("-l 0"))
+        .start()?;
+    round_trip(&broker, "t")
+}
+
+/// A file system without inodes is a full one: refused, served, healed.
+#[test]
+fn inodes_that_run_out_are_a_full_disk() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let data = dir.path().join("small");
+    std::fs::create_dir(&data)?;
+    let script = "mount -t tmpfs -o size=512m,nr_inodes=36 tmpfs \"$1\" && mkdir -m 700 \"$1/data\" && shift && exec \"$@\"";
+    let wrapper = [
+        "unshare",
+        "--user",
+        "--map-root-user",
+        "--mount",
+        "sh",
+        "-c",
+        script,
+        "sh",
+    ];
+    let wrapper = wrapper.map(str::to_owned).into_iter();
+    let wrapper = wrapper.chain([data.to_string_lossy().into_owned()]);
+    let mut broker = Options::on(data.join("data"))
+        .with("--shards 1")
+        .setting("LOG__SEGMENT_BYTES", "4MiB")
+        .through(wrapper)
+        .spawn()?;
+    let seen = std::path::PathBuf::from(format!("/proc/{}/root", broker.pid()))
+        .join(data.join("data").strip_prefix("/")?);
+    broker.seen_at(seen);
+    broker.wait_ready()?;
+    broker.ok("topic create t --partitions 1")?;
+    broker.ok("topic create small --partitions 1")?;
+    let input = ("x".repeat(1_000) + "\n").repeat(20_000);
+    let mut refused = None;
+    for _ in 0..10 {
+        let output =
+            broker.cli_with(&["pub", "t", "--delivery-timeout", "2s"], input.as_bytes())?;
+        if !output.status.success() {
+            refused = Some(String::from_utf8_lossy(&output.stderr).into_owned());
+            break;
+        }
+    }
+    let refused = refused.expect("fifty files do not fit into thirty-six inodes");
+    assert!(refused.to_lowercase().contains("disk"), "{refused}");
+    assert!(broker.log().contains("inodes"), "{}", broker.log());
+    broker.ok("topic delete t")?;
+    eventually("it goes on", || {
+        Ok(broker
+            .cli_with(&["pub", "small", "--delivery-timeout", "2s"], b"again\n")?
+            .status
+            .success())
+    })?;
+    Ok(())
+}

@@ -5,7 +5,7 @@ use millstream_log::{Entry, Recovery};
 
 use millstream_machine::{Fact, install};
 
-use super::{Effect, Phase, ShardCore, Shown, Writes};
+use super::{Effect, Phase, ShardCore, Shown, Writes, catalog_version};
 
 impl ShardCore {
     pub(super) fn recover_part(&mut self, begin: Lsn, bytes: &[u8]) {
@@ -64,7 +64,7 @@ impl ShardCore {
         self.installed = recovery.last;
         self.installed_other = recovery.last;
         self.term = recovery.term;
-        self.catalog_version = recovery.last.0.max(1);
+        self.catalog_version = catalog_version(recovery.last);
         if !unproved {
             self.gate.open_to(recovery.last);
             self.show_all();
@@ -87,6 +87,7 @@ impl ShardCore {
                     partition: info.partition,
                     start: info.start,
                     end: info.end,
+                    ..Shown::default()
                 },
             );
             self.log.set_start(info.slot, info.start);

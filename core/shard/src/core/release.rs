@@ -7,7 +7,7 @@ use millstream_machine::request::Reply;
 
 use super::gate::Held;
 use super::waiting::Wait;
-use super::{Effect, ShardCore, Shown, Writes};
+use super::{Effect, ShardCore, Shown, Writes, catalog_version};
 use crate::call::{Answer, Error};
 
 impl ShardCore {
@@ -82,6 +82,7 @@ impl ShardCore {
                         && let Some(shown) = self.shown.get_mut(&slot)
                     {
                         assert!(end > shown.end, "a partition's released end went back");
+                        shown.rate.moved(self.now.mono_us, shown.end);
                         shown.end = end;
                         self.fresh.push(slot);
                     }
@@ -108,7 +109,7 @@ impl ShardCore {
                 }
                 Held::Gone { slot } => self.forget(slot),
                 Held::Catalog => {
-                    self.catalog_version = lsn.0;
+                    self.catalog_version = catalog_version(lsn);
                     self.wake_catalog();
                 }
                 Held::Group { group } => {

@@ -15,7 +15,7 @@ use crate::exit::{Failure, Outcome};
 #[command(after_help = "\
 Examples:
   source <(millstream completions bash)            # in ~/.bashrc; zsh the same
-  millstream completions fish | source             # in ~/.config/fish/config.fish")]
+  millstream completions fish > ~/.config/fish/completions/millstream.fish")]
 pub(crate) struct Arguments {
     /// The shell.
     shell: Shell,

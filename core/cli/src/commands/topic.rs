@@ -114,7 +114,7 @@ of the records; the batch in which it lies is kept whole. Offsets are those of o
 Examples:
   millstream topic trim orders --before -7d --dry-run
   millstream topic trim orders --before 2026-01-31T12:00:00Z
-  millstream topic trim orders --partition 3 --before 41")]
+  millstream topic trim orders --partition 0 --before 41")]
     Trim {
         /// Name of the topic.
         topic: String,
@@ -134,7 +134,8 @@ Examples:
     #[command(after_help = "\
 Examples:
   millstream topic purge orders --dry-run
-  millstream topic purge orders --partition 3")]
+  millstream topic purge orders --partition 3
+  millstream topic purge orders --yes                 # in a script: does not ask")]
     Purge {
         /// Name of the topic.
         topic: String,

@@ -24,7 +24,7 @@ pub struct Admin {
 }
 
 /// A topic.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct TopicDescription {
     /// A UUID: a topic deleted and created again has another.
     pub id: Vec<u8>,
@@ -37,10 +37,13 @@ pub struct TopicDescription {
     pub revision: u64,
     /// Filled by [`Admin::describe_topic`] when asked for.
     pub partition_infos: Vec<PartitionInfo>,
+    /// Every setting with what holds where the topic does not set it. Filled by
+    /// [`Admin::describe_topic`].
+    pub defaults: Vec<(String, String)>,
 }
 
 /// A partition as it is now.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct PartitionInfo {
     pub partition: u32,
     pub start_offset: u64,
@@ -50,6 +53,8 @@ pub struct PartitionInfo {
     pub leader_epoch: u32,
     /// Bytes appended since creation.
     pub bytes: u64,
+    /// Records appended a second, over the last seconds.
+    pub records_per_second: f64,
     /// Why this partition cannot be described.
     pub error: Option<String>,
 }
@@ -259,11 +264,13 @@ impl Admin {
                 shard: info.shard,
                 leader_epoch: info.leader_epoch,
                 bytes: info.bytes,
+                records_per_second: info.records_per_second,
                 error: (!info.error.is_empty()).then_some(info.error),
             }));
             if page.next_partition <= request.from_partition {
                 let mut description = topic(page.topic)?;
                 description.partition_infos = infos;
+                description.defaults = settings(page.defaults);
                 return Ok(description);
             }
             request.from_partition = page.next_partition;
@@ -562,6 +569,7 @@ fn topic(info: Option<wire::TopicInfo>) -> Result<TopicDescription> {
         filters: info.filters.into_iter().map(filter_spec).collect(),
         revision: info.revision,
         partition_infos: Vec::new(),
+        defaults: Vec::new(),
     })
 }
 

@@ -38,7 +38,7 @@ use crate::throttle::Throttle;
 use crate::tls::Identity;
 use crate::traces::Traces;
 use crate::windows::Windows;
-use crate::{Error, http, limits, preflight, steering, sys, tls};
+use crate::{Error, http, limits, preflight, service, steering, sys, tls};
 
 /// How often a stopping broker looks whether its streams are through.
 const DRAIN_LOOK: Duration = Duration::from_millis(10);
@@ -385,6 +385,7 @@ impl Broker {
 pub fn run(config: Config, hangup: &Hangup, started: impl FnOnce(&Broker)) -> Result<(), Error> {
     let mut signals = signals::listen(hangup)?;
     let broker = Broker::start(config)?;
+    service::notify(service::READY);
     started(&broker);
     loop {
         match (broker.control.block_on(signals.recv()), hangup) {
@@ -399,6 +400,7 @@ pub fn run(config: Config, hangup: &Hangup, started: impl FnOnce(&Broker)) -> Re
             (None, _) => return Err(Error::Internal("signals cannot be heard".to_owned())),
         }
     }
+    service::notify(service::STOPPING);
     broker.stop()
 }
 

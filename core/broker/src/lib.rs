@@ -24,6 +24,7 @@ mod producer;
 mod refusals;
 mod requests;
 mod secrets;
+mod service;
 mod session;
 mod shards;
 mod signals;

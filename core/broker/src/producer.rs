@@ -24,6 +24,7 @@ use millstream_protocol::{Code, Frame, Kind};
 use millstream_shard::call::{Answer, Call, Kept, RefusedRecord};
 use millstream_shard::handle::{ReplyTo, Stamps};
 use quinn::SendStream;
+use rustc_hash::FxHashMap;
 use tokio::sync::{Notify, mpsc};
 
 use crate::authority::Right;
@@ -78,6 +79,7 @@ pub(crate) async fn serve(
         room: Notify::new(),
         queue,
         last_topic: Cell::default(),
+        told: RefCell::default(),
         session,
     };
     let (_, ()) = tokio::join!(
@@ -116,13 +118,22 @@ struct Stream {
     room: Notify,
     queue: mpsc::UnboundedSender<(u64, Answer)>,
     last_topic: Cell<Option<KnownTopic>>,
+    /// The number of partitions of each topic, as an acknowledgement of this stream last said it.
+    told: RefCell<FxHashMap<TopicId, u32>>,
 }
 
-/// A topic that this stream may produce to, looked up once.
+/// A topic that this stream may produce to, looked up when the catalog changed.
 #[derive(Clone, Copy)]
 struct KnownTopic {
     id: TopicId,
     generation: u64,
+}
+
+/// A topic's number of partitions, which the client may not know.
+#[derive(Clone, Copy)]
+struct Grown {
+    topic: TopicId,
+    partitions: u32,
 }
 
 /// Batches unanswered, oldest first. The tag of a place is `first_tag` plus its index.
@@ -141,6 +152,8 @@ struct Place {
     /// Given back when the batch is answered, whether or not the client reads the answer.
     room: Option<Ingress>,
     trace: Option<Box<Traced>>,
+    /// For its acknowledgement to say.
+    grown: Option<Grown>,
 }
 
 /// A sampled batch: its trace, when it was sent to its shard, and what the shard notes.
@@ -217,6 +230,7 @@ impl Stream {
                 bytes,
                 room,
                 trace: None,
+                grown: None,
             });
             flight.bytes += bytes;
         }
@@ -298,7 +312,7 @@ impl Stream {
         header: &messages::Produce,
         raw: Parts,
     ) -> Result<(Partition, Call), messages::Error> {
-        let topic = self.topic(&header.topic_id).await?;
+        let topic = self.topic(header).await?;
         let partition = Partition {
             topic,
             index: header.partition,
@@ -327,10 +341,12 @@ impl Stream {
         Ok((partition, Call::Produce { request, raw }))
     }
 
-    /// The topic, if it is there and the principal may produce to it.
-    async fn topic(&self, id: &[u8]) -> Result<TopicId, messages::Error> {
+    /// The topic, if it is there and the principal may produce to it. If this stream has not said its number
+    /// of partitions yet, the acknowledgement of this batch does.
+    async fn topic(&self, header: &messages::Produce) -> Result<TopicId, messages::Error> {
         let id = TopicId(
-            id.try_into()
+            (&*header.topic_id)
+                .try_into()
                 .map_err(|_| Code::BadRequest.error("a topic id has 16 bytes"))?,
         );
         let catalog = &self.session.thread.catalog;
@@ -347,7 +363,26 @@ impl Stream {
             id,
             generation: catalog.generation(),
         }));
+        let partitions = topic.partitions;
+        let told = self.told.borrow_mut().insert(id, partitions);
+        if told != Some(partitions) && !self.silent {
+            let mut flight = self.flight.borrow_mut();
+            let at = header.tag.checked_sub(flight.first_tag);
+            let at = at.and_then(|at| usize::try_from(at).ok());
+            if let Some(place) = at.and_then(|at| flight.places.get_mut(at)) {
+                place.grown = Some(Grown {
+                    topic: id,
+                    partitions,
+                });
+            }
+        }
         Ok(id)
+    }
+
+    /// The batch that was to say it is refused: the next one does.
+    fn not_told(&self, grown: Grown) {
+        self.told.borrow_mut().remove(&grown.topic);
+        self.last_topic.set(None);
     }
 
     fn land(&self, tag: u64, outcome: Outcome) {
@@ -449,6 +484,7 @@ impl Stream {
         {
             let Some(Place {
                 outcome: Some(outcome),
+                grown,
                 ..
             }) = flight.places.pop_front()
             else {
@@ -468,10 +504,15 @@ impl Stream {
                 }
                 Ok(_) if self.silent => {}
                 Ok((produced, left)) => {
-                    encode_into(out, Kind::Produced, &answer(tag, &produced, left));
+                    let mut answer = answer(tag, &produced, left);
+                    answer.partitions = grown.map(|grown| grown.partitions);
+                    encode_into(out, Kind::Produced, &answer);
                 }
                 Err(error) => {
-                    metrics.batches_refused.add(1);
+                    if let Some(grown) = grown {
+                        self.not_told(grown);
+                    }
+                    metrics.batches_refused.add(error.code);
                     encode_into(out, Kind::Error, &messages::Error { tag, ..error });
                 }
             }

@@ -17,7 +17,7 @@ use crate::authority::{Principal, Shown};
 use crate::broker::{Phase, Shared};
 use crate::endpoint::{Admitted, Place};
 use crate::memory::{IngressShare, SendShare};
-use crate::metrics::Alive;
+use crate::metrics::{Alive, HandshakeFailure};
 use crate::stream::{FrameReader, ReadEnd, Received, refuse, write_frame};
 use crate::thread::Thread;
 use crate::windows::Window;
@@ -74,17 +74,17 @@ pub(crate) async fn serve(
         Ok(connecting) => match tokio::time::timeout(hello, connecting).await {
             Ok(Ok(connection)) => connection,
             Ok(Err(error)) => {
-                metrics.handshakes_failed.add(1);
+                metrics.handshakes_failed.add(HandshakeFailure::of(&error));
                 match refused_by_tls(&error) {
                     true => shared.log_refusal(peer, &error.to_string()),
                     false => tracing::debug!(%peer, %error, "a handshake failed"),
                 }
                 return;
             }
-            Err(_) => return metrics.handshakes_failed.add(1),
+            Err(_) => return metrics.handshakes_failed.add(HandshakeFailure::Timeout),
         },
         Err(error) => {
-            metrics.handshakes_failed.add(1);
+            metrics.handshakes_failed.add(HandshakeFailure::of(&error));
             tracing::debug!(%error, "a connection was not taken");
             return;
         }
@@ -400,6 +400,7 @@ async fn hello(
         Err(error) => {
             let peer = session.connection.remote_address();
             session.shared.log_refusal(peer, &error.message);
+            session.shared.metrics.hellos_refused.add(error.code);
             refuse(&mut send, &mut reader, &error).await;
             // Give the answer a moment to arrive: closing drops what is not yet sent.
             drop(tokio::time::timeout(Duration::from_millis(200), send.stopped()).await);
@@ -424,7 +425,7 @@ async fn request(
             }
         }
         Err(error) => {
-            session.shared.metrics.requests_refused.add(1);
+            session.shared.metrics.requests_refused.add(error.code);
             refuse(&mut send, &mut reader, &error).await;
         }
     }

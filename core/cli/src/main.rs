@@ -4,6 +4,9 @@
 //! `commands`. Deliberately absent: behaviour of the broker and of the client, which are crates of
 //! their own.
 
+mod candidates;
+#[cfg(test)]
+mod command_line;
 mod commands;
 mod confirm;
 mod connect;
@@ -37,8 +40,9 @@ struct Arguments {
     command: commands::Command,
 }
 
-/// Options of every command.
+/// Options of every command, shown after the command's own.
 #[derive(Clone, Debug, clap::Args)]
+#[command(next_help_heading = "Global options")]
 struct Global {
     /// How results are printed.
     #[arg(
@@ -136,6 +140,8 @@ Exit codes:
   130  stopped by a second Ctrl-C";
 
 fn main() -> ExitCode {
+    // A shell that asks what could come next; then this does not return.
+    clap_complete::CompleteEnv::with_factory(candidates::command).complete();
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
         Err(error) => return exit::parsing(&error, std::env::args_os().skip(1)),
@@ -144,14 +150,4 @@ fn main() -> ExitCode {
         commands::run(arguments.command, &arguments.global),
         arguments.global.output,
     )
-}
-
-#[cfg(test)]
-mod tests {
-    use clap::CommandFactory;
-
-    #[test]
-    fn the_command_line_is_consistent() {
-        super::Arguments::command().debug_assert();
-    }
 }

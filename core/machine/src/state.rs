@@ -205,6 +205,12 @@ impl State {
         self.topics.cell(partition.topic)?.slot(partition.index)
     }
 
+    /// The slots of a topic's partitions on this shard.
+    pub fn slots(&self, topic: TopicId) -> impl Iterator<Item = PartitionSlot> + '_ {
+        let topic = self.topics.cell(topic).into_iter();
+        topic.flat_map(|topic| topic.slots.iter().map(|(_, slot)| *slot))
+    }
+
     /// The filters bound to a partition's topic, in the order in which they run.
     #[must_use]
     pub fn filters(&self, partition: Partition) -> &[FilterBinding] {

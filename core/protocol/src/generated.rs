@@ -89,7 +89,7 @@ pub struct TopicInfo {
     #[prost(uint64, tag = "6")]
     pub revision: u64,
 }
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct PartitionInfo {
     #[prost(uint32, tag = "1")]
     pub partition: u32,
@@ -107,6 +107,9 @@ pub struct PartitionInfo {
     /// why this partition cannot be described
     #[prost(string, tag = "7")]
     pub error: ::prost::alloc::string::String,
+    /// appended, over the last ten seconds
+    #[prost(double, tag = "8")]
+    pub records_per_second: f64,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct CreateTopicRequest {
@@ -188,8 +191,12 @@ pub struct DescribeTopicResponse {
     pub topic: ::core::option::Option<TopicInfo>,
     #[prost(message, repeated, tag = "2")]
     pub partitions: ::prost::alloc::vec::Vec<PartitionInfo>,
+    /// 0: that was all
     #[prost(uint32, tag = "3")]
     pub next_partition: u32,
+    /// every setting, with what holds for a topic that does not set it
+    #[prost(message, repeated, tag = "4")]
+    pub defaults: ::prost::alloc::vec::Vec<Setting>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct OffsetAtRequest {
@@ -313,6 +320,9 @@ pub struct Produced {
     /// of a duplicate: what was refused of the first try is not known any more
     #[prost(bool, tag = "10")]
     pub refused_unknown: bool,
+    /// of the topic, when this stream has not said that number yet
+    #[prost(uint32, optional, tag = "11")]
+    pub partitions: ::core::option::Option<u32>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RefusedRecord {

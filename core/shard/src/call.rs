@@ -5,9 +5,11 @@
 
 use bytes::Bytes;
 use millstream_batch::Parts;
-use millstream_batch::ids::{GroupEpoch, MemberId, Offset, Partition, ShardId, Term, TimestampMs};
+use millstream_batch::ids::{
+    GroupEpoch, MemberId, Offset, Partition, ShardId, Term, TimestampMs, TopicId,
+};
 use millstream_machine::request::{Assignment, Produced, Refusal, Reply, Request};
-use millstream_machine::topic::TopicMeta;
+use millstream_machine::topic::{Stage, TopicMeta};
 
 /// One call. Each gets exactly one [`Answer`], unless it is cancelled or the shard is gone.
 #[derive(Debug)]
@@ -39,7 +41,13 @@ pub enum Call {
         seen: u64,
         wait_ms: u32,
     },
-    /// What `/metrics`, `doctor` and `describe` want to know.
+    /// A partition as its readers see it.
+    DescribePartition {
+        partition: Partition,
+    },
+    /// What was appended to each topic, of this shard's partitions.
+    TopicTotals,
+    /// What `/metrics` and `doctor` want to know.
     Status,
     /// Stop taking calls, flush, seal and snapshot; answered when that is durable.
     Stop,
@@ -87,9 +95,37 @@ pub enum Answer {
         version: u64,
         topics: Vec<TopicMeta>,
     },
+    Partition(PartitionStatus),
+    TopicTotals(Vec<TopicTotals>),
     Status(Box<Status>),
     Stopped,
     Error(Error),
+}
+
+/// A partition as its readers see it.
+#[derive(Clone, Debug)]
+pub struct PartitionStatus {
+    pub start: Offset,
+    /// The released end, or the least that it can be.
+    pub end: Offset,
+    /// Why there may be more behind the end.
+    pub cut_short: Option<Error>,
+    pub leader_epoch: Term,
+    /// Appended since the partition was created.
+    pub bytes: u64,
+    /// Appended, over the last seconds.
+    pub records_per_second: f64,
+}
+
+/// What was appended to a topic since it was created, of one shard's partitions.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TopicTotals {
+    pub id: TopicId,
+    pub topic: String,
+    /// Its deployments.
+    pub filters: Vec<(String, Stage)>,
+    pub records: u64,
+    pub bytes: u64,
 }
 
 /// What filters left of a batch that was produced, when that is less than was sent.

@@ -185,17 +185,17 @@ impl Driver {
     /// Deadlines without a stream. `true`: closing, and nothing is left.
     fn idle_tick(&mut self) -> bool {
         let now = Instant::now();
-        let closing = {
+        {
             let mut gathering = self.shared.lock();
             let all = gathering.closing;
             gathering.seal_due(now, all);
             gathering.take_sealed(&mut self.taken);
-            all
-        };
+        }
         self.queue_taken();
         self.expire(now);
         self.report();
-        closing && self.lanes.waiting() == 0 && self.lanes.in_flight() == 0
+        let gathering = self.shared.lock();
+        gathering.closing && gathering.is_idle()
     }
 
     /// Send and receive on one stream until it ends.
@@ -289,7 +289,7 @@ impl Driver {
     }
 
     /// Take what the callers have ready. Gives when open batches are due, and whether the producer is
-    /// closing.
+    /// closing and everything is settled.
     fn gather(&mut self, now: Instant, in_flight_max: usize) -> (Option<Instant>, bool) {
         let room = self.lanes.in_flight() + self.lanes.waiting() < in_flight_max;
         let idle = self.lanes.in_flight() == 0 && self.lanes.waiting() == 0;
@@ -305,7 +305,7 @@ impl Driver {
             // Without room, the next answer comes before anything can be sent.
             gathering.wake_on_open = room && due.is_none();
             gathering.wake_on_seal = room;
-            (due, gathering.closing)
+            (due, gathering.closing && gathering.is_idle())
         };
         self.queue_taken();
         (due, closing)

@@ -6,10 +6,11 @@
 
 mod topics;
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use millstream_batch::limits::TOPIC_PARTITIONS_MAX;
 use millstream_batch::{AppendError, Batch, BatchBuilder, Encoding};
 
 use super::alone;
@@ -114,7 +115,8 @@ pub(super) struct Gathering {
         reason = "a builder is large and moves boxed between here and the driver"
     )]
     spare: Vec<Box<BatchBuilder>>,
-    outstanding: BTreeSet<u64>,
+    /// Batches given out and not settled, with their topics.
+    outstanding: BTreeMap<u64, TopicIndex>,
     next_id: u64,
     used: usize,
     /// What the last record that found no room needs.
@@ -141,7 +143,7 @@ impl Gathering {
             opened: VecDeque::new(),
             sealed: Vec::new(),
             spare: Vec::new(),
-            outstanding: BTreeSet::new(),
+            outstanding: BTreeMap::new(),
             next_id: 1,
             used: 0,
             wanted: 0,
@@ -177,13 +179,36 @@ impl Gathering {
     /// Learn of a topic, or that it has more partitions, another bound or another id than was known.
     pub(super) fn learn(&mut self, name: &str, known: &Known) -> TopicIndex {
         let topic = self.topics.learn(name, known);
-        self.open.resize_with(self.topics.lanes(), || None);
+        self.grow(topic, known.partitions);
         topic
+    }
+
+    /// A topic has so many partitions now. Keys have other partitions from here on, so what was taken
+    /// before goes out and is settled before anything that is taken later is sent: the records of a key
+    /// stay in order, one after the other, wherever they are.
+    pub(super) fn grow(&mut self, topic: TopicIndex, partitions: u32) {
+        let partitions = partitions.min(TOPIC_PARTITIONS_MAX);
+        if partitions <= self.topics.partitions(topic) || !self.topics.may_grow(topic, partitions) {
+            return;
+        }
+        for lane in self.topics.lanes_of(topic) {
+            self.seal(lane);
+        }
+        let before = self.outstanding.iter().filter(|(_, of)| **of == topic);
+        let unsettled = before.count();
+        self.topics
+            .grow(topic, partitions, self.newest_id(), unsettled);
+        self.open.resize_with(self.topics.lanes(), || None);
     }
 
     /// Forget a name, so that the next look-up asks the broker. Handles to the topic stay usable.
     pub(super) fn forget(&mut self, lane: LaneId) {
         self.topics.forget(lane);
+    }
+
+    /// The topic of a lane.
+    pub(super) fn topic_of(&self, lane: LaneId) -> TopicIndex {
+        self.topics.place(lane).0
     }
 
     pub(super) fn target(&self, lane: LaneId) -> Target {
@@ -297,7 +322,7 @@ impl Gathering {
         let (topic, partition) = self.topics.place(lane);
         let name = Arc::clone(self.topics.name(topic));
         let completion = Arc::new(Completion::new(name, partition));
-        let id = self.next_id();
+        let id = self.next_id(topic);
         self.used += charged;
         let records = batch.header().records;
         let ticket = Ticket {
@@ -355,9 +380,21 @@ impl Gathering {
         None
     }
 
-    /// Hand everything sealed to the driver.
+    /// Hand what is sealed to the driver, except what has to wait for its topic's growth. A producer
+    /// that is done for lets go of all.
     pub(super) fn take_sealed(&mut self, into: &mut Vec<Gathered>) {
-        into.append(&mut self.sealed);
+        if self.failed.is_some() || !self.topics.any_growing() {
+            into.append(&mut self.sealed);
+            return;
+        }
+        for gathered in std::mem::take(&mut self.sealed) {
+            let (topic, _) = self.topics.place(gathered.lane);
+            if self.topics.waits(topic, gathered.ticket.id) {
+                self.sealed.push(gathered);
+            } else {
+                into.push(gathered);
+            }
+        }
     }
 
     /// Whether the driver is to be woken now; says so once.
@@ -381,7 +418,16 @@ impl Gathering {
     /// A batch is settled: its memory is free.
     pub(super) fn settled(&mut self, ticket: &Ticket) {
         self.used -= ticket.charged;
-        self.outstanding.remove(&ticket.id);
+        if let Some(topic) = self.outstanding.remove(&ticket.id)
+            && let Some(partitions) = self.topics.settled(topic, ticket.id)
+        {
+            self.grow(topic, partitions);
+        }
+    }
+
+    /// Whether every batch given out is settled.
+    pub(super) fn is_idle(&self) -> bool {
+        self.outstanding.is_empty()
     }
 
     /// The newest batch given out so far; 0 when there was none.
@@ -391,7 +437,9 @@ impl Gathering {
 
     /// Whether every batch up to `id` is settled.
     pub(super) fn is_settled(&self, id: u64) -> bool {
-        self.outstanding.first().is_none_or(|&oldest| oldest > id)
+        self.outstanding
+            .first_key_value()
+            .is_none_or(|(&oldest, _)| oldest > id)
     }
 
     /// Memory in use, in bytes.
@@ -418,10 +466,10 @@ impl Gathering {
         self.has_room(bytes.max(self.wanted).max(self.shape.buffer_bytes / 8))
     }
 
-    fn next_id(&mut self) -> u64 {
+    fn next_id(&mut self, topic: TopicIndex) -> u64 {
         let id = self.next_id;
         self.next_id += 1;
-        self.outstanding.insert(id);
+        self.outstanding.insert(id, topic);
         id
     }
 
@@ -436,7 +484,7 @@ impl Gathering {
             builder.set_bytes_max(batch_bytes);
             let name = Arc::clone(self.topics.name(topic));
             let completion = Arc::new(Completion::new(name, partition));
-            let id = self.next_id();
+            let id = self.next_id(topic);
             self.opened.push_back((lane, id));
             self.open[lane] = Some(Open {
                 id,

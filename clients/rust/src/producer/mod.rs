@@ -247,7 +247,7 @@ impl Topic {
         Arc::clone(self.core.shared.lock().topic_name(self.index))
     }
 
-    /// Number of its partitions, as of the look-up.
+    /// Number of its partitions, as the broker last said it: at the look-up, or with an acknowledgement.
     #[must_use]
     pub fn partitions(&self) -> u32 {
         self.core.shared.lock().partitions(self.index)

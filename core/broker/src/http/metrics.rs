@@ -1,14 +1,15 @@
 //! What the broker measures, as families of samples: one list, from which the Prometheus page and the
 //! OpenTelemetry export are both made.
 //!
-//! Labels are bounded: shards, deployments, and as many groups as the shards report.
+//! Labels are bounded: shards, codes, deployments, and as many groups and topics as the shards report.
 
-use millstream_sandbox::Placement;
+mod topics;
+
 use millstream_shard::call::{FilterStatus, Status};
 
 use super::report::Report;
 use crate::broker::{Phase, Shared};
-use crate::metrics::Counter;
+use crate::metrics::{Counter, Metrics};
 
 /// A metric with all its samples.
 #[derive(Debug)]
@@ -34,11 +35,13 @@ pub(crate) fn families(shared: &Shared, report: &Report) -> Vec<Family> {
     let mut all = broker(shared, report);
     all.extend(certificate(shared));
     all.extend(sessions(shared));
+    all.extend(refusals(&shared.metrics));
     all.extend(shards(&report.shards));
     all.extend(histograms(&report.shards));
     all.extend(produce_filters(&report.shards));
     all.extend(subscribe_filters(&shared.metrics.subscribe_filters.rows()));
-    all.extend(placements(shared));
+    all.extend(topics::families(&report.topics));
+    all.extend(topics::deployments(shared, &report.topics));
     all.push(counter(
         "millstream_spans_dropped_total",
         "Spans that were not exported",
@@ -67,7 +70,16 @@ fn counter(name: &'static str, help: &'static str, value: f64) -> Family {
 fn broker(shared: &Shared, report: &Report) -> Vec<Family> {
     let process = report.process;
     let ready = f64::from(u8::from(report.phase == Phase::Serving));
+    let build = vec![
+        ("version", env!("CARGO_PKG_VERSION").to_owned()),
+        ("arch", std::env::consts::ARCH.to_owned()),
+    ];
     vec![
+        Family {
+            name: "millstream_build_info",
+            help: "1, with what runs as labels",
+            samples: Samples::Gauge(vec![(build, 1.0)]),
+        },
         gauge("millstream_ready", "1 when clients are served", ready),
         gauge(
             "millstream_uptime_seconds",
@@ -147,7 +159,7 @@ fn sessions(shared: &Shared) -> Vec<Family> {
             bounds.send.bytes() as u64,
         ),
     ];
-    let counters: [(&'static str, &'static str, &Counter); 15] = [
+    let counters: [(&'static str, &'static str, &Counter); 12] = [
         (
             "millstream_connections_total",
             "Connections taken",
@@ -157,11 +169,6 @@ fn sessions(shared: &Shared) -> Vec<Family> {
             "millstream_connections_refused_total",
             "Connections over the limit",
             &metrics.connections_refused,
-        ),
-        (
-            "millstream_handshakes_failed_total",
-            "Handshakes that failed",
-            &metrics.handshakes_failed,
         ),
         (
             "millstream_handshakes_retried_total",
@@ -179,11 +186,6 @@ fn sessions(shared: &Shared) -> Vec<Family> {
             &metrics.streams_refused,
         ),
         ("millstream_requests_total", "Requests", &metrics.requests),
-        (
-            "millstream_requests_refused_total",
-            "Requests answered with an error",
-            &metrics.requests_refused,
-        ),
         (
             "millstream_frames_malformed_total",
             "Frames that could not be read",
@@ -205,11 +207,6 @@ fn sessions(shared: &Shared) -> Vec<Family> {
             &metrics.batches_in,
         ),
         (
-            "millstream_batches_refused_total",
-            "Batches answered with an error",
-            &metrics.batches_refused,
-        ),
-        (
             "millstream_batches_lost_total",
             "Refused batches that nobody was told of",
             &metrics.batches_lost,
@@ -227,6 +224,45 @@ fn sessions(shared: &Shared) -> Vec<Family> {
         .into_iter()
         .map(|(name, help, value)| counter(name, help, value.value() as f64));
     gauges.chain(counters).collect()
+}
+
+/// What was turned away, by reason.
+fn refusals(metrics: &Metrics) -> Vec<Family> {
+    fn family<'a>(
+        name: &'static str,
+        help: &'static str,
+        rows: impl Iterator<Item = (&'a str, u64)>,
+    ) -> Family {
+        let samples =
+            rows.map(|(reason, count)| (vec![("reason", reason.to_owned())], count as f64));
+        Family {
+            name,
+            help,
+            samples: Samples::Counter(samples.collect()),
+        }
+    }
+    vec![
+        family(
+            "millstream_handshakes_failed_total",
+            "Handshakes that failed, by reason",
+            metrics.handshakes_failed.rows(),
+        ),
+        family(
+            "millstream_hellos_refused_total",
+            "Connections refused after the handshake, by error code",
+            metrics.hellos_refused.rows(),
+        ),
+        family(
+            "millstream_requests_refused_total",
+            "Requests answered with an error, by its code",
+            metrics.requests_refused.rows(),
+        ),
+        family(
+            "millstream_batches_refused_total",
+            "Batches answered with an error, by its code",
+            metrics.batches_refused.rows(),
+        ),
+    ]
 }
 
 fn shard_label(status: &Status) -> (&'static str, String) {
@@ -480,41 +516,6 @@ fn subscribe_filters(rows: &[FilterStatus]) -> impl Iterator<Item = Family> + '_
             .map(|filter| (vec![filter_label(filter)], filter));
         counter.family(counter.subscribe, rows)
     })
-}
-
-/// Where topics' filters run.
-fn placements(shared: &Shared) -> Vec<Family> {
-    let placed = shared.plugins.deployments.summary();
-    let family = |name, help, is: fn(Placement) -> bool| Family {
-        name,
-        help,
-        samples: Samples::Gauge(
-            placed
-                .iter()
-                .map(|(name, placement)| {
-                    let label = vec![("filter", name.clone())];
-                    (label, f64::from(u8::from(is(*placement))))
-                })
-                .collect(),
-        ),
-    };
-    vec![
-        family(
-            "millstream_filter_on_worker",
-            "1 when the filter is slow or was killed once, and runs on worker threads",
-            |placement| placement == Placement::Worker,
-        ),
-        family(
-            "millstream_filter_paused",
-            "1 when the filter was killed too often: it waits to be deployed again",
-            |placement| placement == Placement::Paused,
-        ),
-        gauge(
-            "millstream_filter_workers_waiting",
-            "Jobs that wait for a worker thread",
-            shared.plugins.workers.waiting() as f64,
-        ),
-    ]
 }
 
 fn filter_label(filter: &FilterStatus) -> (&'static str, String) {

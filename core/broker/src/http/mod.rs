@@ -163,7 +163,7 @@ async fn answer(
         "/livez" => text(StatusCode::OK, "alive\n".to_owned()),
         "/readyz" => ready(shared).await,
         "/metrics" => {
-            let report = Report::gather(shared).await;
+            let report = Report::with_topics(shared).await;
             let mut response = text(
                 StatusCode::OK,
                 prometheus::page(&metrics::families(shared, &report)),

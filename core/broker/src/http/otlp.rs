@@ -38,7 +38,7 @@ pub(super) async fn export(shared: &Shared) {
     let mut failing = false;
     loop {
         tokio::time::sleep(Duration::from_millis(telemetry.interval_ms)).await;
-        let report = Report::gather(shared).await;
+        let report = Report::with_topics(shared).await;
         let resource = resource(&shared.meta.broker_id);
         let metrics = request(&resource, &families(shared, &report), started, now_ns());
         let mut outcome = post(endpoint, "/v1/metrics", &metrics).await;

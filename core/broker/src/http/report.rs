@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use millstream_batch::ids::ShardId;
-use millstream_shard::call::{Answer, Call, Status};
+use millstream_shard::call::{Answer, Call, Status, TopicTotals};
 use serde_json::json;
 
 use crate::broker::{Phase, Shared};
@@ -13,11 +13,16 @@ use crate::preflight::{certificate_warning, now_s};
 /// A shard that does not answer in time is reported as such.
 const SHARD_WAIT: Duration = Duration::from_secs(2);
 
+/// The state of a shard that did not answer.
+const SILENT: &str = "silent";
+
 #[derive(Debug)]
 pub(crate) struct Report {
     pub(crate) phase: Phase,
     pub(crate) shards: Vec<Status>,
     pub(crate) process: Process,
+    /// Of each shard, when they were asked for.
+    pub(crate) topics: Vec<(ShardId, Vec<TopicTotals>)>,
     sessions: serde_json::Value,
     broker: serde_json::Value,
 }
@@ -57,6 +62,7 @@ impl Report {
             phase,
             shards,
             process: Process::read(),
+            topics: Vec::new(),
             sessions: json!({
                 "connections": metrics.connections.value(),
                 "connections_total": metrics.connections_total.value(),
@@ -82,6 +88,18 @@ impl Report {
                 "certificate": certificate(shared),
             }),
         }
+    }
+
+    /// With what was appended to each topic: for metrics.
+    pub(crate) async fn with_topics(shared: &Shared) -> Self {
+        let mut report = Self::gather(shared).await;
+        for status in report.shards.iter().filter(|status| status.state != SILENT) {
+            let call = shared.shards.shard(status.shard).call(Call::TopicTotals);
+            if let Ok(Answer::TopicTotals(rows)) = tokio::time::timeout(SHARD_WAIT, call).await {
+                report.topics.push((status.shard, rows));
+            }
+        }
+        report
     }
 
     pub(crate) fn to_json(&self) -> String {
@@ -146,7 +164,7 @@ fn shard_json(status: &Status) -> serde_json::Value {
 fn silent(shard: ShardId, why: &str) -> Status {
     Status {
         shard,
-        state: "silent".to_owned(),
+        state: SILENT.to_owned(),
         why: Some(why.to_owned()),
         ..Status::default()
     }

@@ -8,6 +8,7 @@ use millstream_protocol::messages::{self, FilterInfo, Setting, TopicInfo};
 use millstream_shard::call::Error;
 
 use crate::authority::{Principal, Right};
+use crate::config::Config;
 use crate::refusals;
 
 /// A topic, as far as this principal is to know it.
@@ -82,6 +83,22 @@ pub(super) fn check_settings(set: &[Setting]) -> Result<(), messages::Error> {
         "{} settings in one request, over {SETTINGS_MAX}",
         set.len()
     )))
+}
+
+/// Every setting of a topic, with what holds where a topic does not say.
+pub(super) fn default_settings(config: &Config) -> Vec<Setting> {
+    let defaults = TopicConfig {
+        retention_ms: Some(config.topics.retention_ms),
+        retention_bytes: Some(config.topics.retention_bytes),
+        batch_bytes_max: Some(config.log.batch_bytes() as u32),
+    };
+    settings::show(&defaults)
+        .into_iter()
+        .map(|(key, value)| Setting {
+            key: key.to_owned(),
+            value,
+        })
+        .collect()
 }
 
 /// Settings of a new topic.

@@ -6,7 +6,7 @@ use millstream_protocol::Code;
 use millstream_protocol::messages::{
     self, DescribeTopicRequest, DescribeTopicResponse, PartitionInfo,
 };
-use millstream_shard::call::{Answer, Call, Position};
+use millstream_shard::call::{Answer, Call};
 use millstream_shard::handle::ShardHandle;
 
 use super::convert;
@@ -70,6 +70,7 @@ pub(super) async fn handle(
         topic: Some(convert::topic(&meta, &session.principal())),
         partitions,
         next_partition,
+        defaults: convert::default_settings(&session.shared.config),
     })
 }
 
@@ -79,30 +80,19 @@ async fn describe(shard: &ShardHandle, partition: Partition) -> PartitionInfo {
         shard: u32::from(shard.shard().0),
         ..PartitionInfo::default()
     };
-    let error = match ask(shard, Request::DescribePartition { partition }).await {
-        Ok(Reply::Partition(described)) => {
-            info.start_offset = described.start.0;
-            info.leader_epoch = described.term.0;
-            info.bytes = described.bytes;
-            info.end_offset = described.end.0;
-            // The end that consumers see is the released one.
-            match shard
-                .call(Call::OffsetAt {
-                    partition,
-                    at: Position::End,
-                })
-                .await
-            {
-                Answer::Offset { offset, .. } => {
-                    info.end_offset = offset.0;
-                    return info;
-                }
-                other => refusals::unexpected(&other),
+    match shard.call(Call::DescribePartition { partition }).await {
+        Answer::Partition(status) => {
+            info.start_offset = status.start.0;
+            info.end_offset = status.end.0;
+            info.leader_epoch = status.leader_epoch.0;
+            info.bytes = status.bytes;
+            info.records_per_second = status.records_per_second;
+            // What is known is said beside the reason why it may not be all.
+            if let Some(error) = status.cut_short {
+                info.error = refusals::of_shard(&error).message;
             }
         }
-        Ok(other) => unexpected(&other),
-        Err(error) => error,
-    };
-    info.error = error.message;
+        other => info.error = refusals::unexpected(&other).message,
+    }
     info
 }

@@ -2,8 +2,8 @@
 
 use millstream_protocol::Kind;
 use millstream_protocol::messages::{
-    AddPartitionsRequest, AddPartitionsResponse, Assigned, FixedPartition, Produce, ProducerOpen,
-    Subscribe,
+    AddPartitionsRequest, AddPartitionsResponse, Assigned, FixedPartition, Produce, Produced,
+    ProducerOpen, Subscribe,
 };
 
 use crate::client::{World, batch, from_start, whole};
@@ -89,5 +89,46 @@ fn who_reads_a_topic_whole_reads_partitions_that_are_added() {
         while let Some(frame) = fixed.next().await {
             assert_eq!(frame.known(), Some(Kind::CaughtUp));
         }
+    });
+}
+
+/// The first acknowledgement of a topic on a stream says how many partitions it has, and so does the next
+/// one after that changed; no other does.
+#[test]
+fn a_producer_is_told_of_partitions_that_are_added() {
+    let world = World::new(|_| {});
+    world.run(async {
+        let client = world.connect().await;
+        let topic_id = client.create_topic("t", 1).await;
+        let mut producer = client.producer(&ProducerOpen::default()).await;
+        let mut told = Vec::new();
+        for tag in 1..=10_000 {
+            if tag == 4 {
+                let more = AddPartitionsRequest {
+                    name: "t".to_owned(),
+                    total: 4,
+                };
+                let _: AddPartitionsResponse = client
+                    .request(Kind::AddPartitions, &more)
+                    .await
+                    .expect("added");
+            }
+            let header = Produce {
+                tag,
+                topic_id: topic_id.clone(),
+                ..Produce::default()
+            };
+            producer.produce(header, &batch(&[b"x"])).await;
+            let frame = producer.expect(Kind::Produced).await;
+            let produced: Produced = frame.message().expect("PRODUCED");
+            told.extend(produced.partitions.map(|partitions| (tag, partitions)));
+            if told.len() == 2 {
+                break;
+            }
+        }
+        assert!(
+            matches!(told[..], [(1, 1), (4.., 4)]),
+            "the number of partitions with the tags that told it: {told:?}"
+        );
     });
 }

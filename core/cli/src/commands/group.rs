@@ -32,6 +32,7 @@ Examples:
   millstream group describe billing
   millstream group describe billing --watch 5s        # again every 5 s, until Ctrl-C")]
     Describe {
+        /// Name of the group.
         group: String,
         /// Show it again and again, so often. With -o json: one line each time.
         #[arg(short, long, value_name = "TIME", value_parser = duration, num_args = 0..=1, default_missing_value = "2s")]
@@ -40,7 +41,10 @@ Examples:
     /// Set a group's offsets
     Reset(reset::Arguments),
     /// Delete a group without members, with its offsets
-    Delete { group: String },
+    Delete {
+        /// Name of the group.
+        group: String,
+    },
 }
 
 pub(crate) fn run(command: Command, global: &Global) -> Outcome {

@@ -30,7 +30,9 @@ Examples:
   millstream plugin deploy json-filter --topic orders --param 'expr=total > 100 && paid'
   millstream plugin deploy ./mine.wasm --topic orders --name mine --param prefix=eu- --on-error pass")]
     Deploy {
+        /// File of the component, or name of a bundled one.
         component: String,
+        /// Topic to deploy it on.
         #[arg(long)]
         topic: String,
         /// Name of the deployment. Default: the component's.
@@ -60,7 +62,9 @@ Examples:
     },
     /// Take a component off a topic
     Remove {
+        /// Name of the deployment.
         name: String,
+        /// Topic that it is deployed on.
         #[arg(long)]
         topic: String,
     },

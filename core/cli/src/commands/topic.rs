@@ -1,14 +1,18 @@
-//! `topic …`: topics and their settings.
+//! `topic …`: topics, their settings, and giving up what is in them.
 
-use millstream_client::{PartitionInfo, TopicDescription};
-use serde_json::{Value, json};
+mod cut;
+mod show;
+
+use millstream_client::StartAt;
+use serde_json::json;
 
 use crate::Global;
 use crate::confirm::Yes;
 use crate::connect::{block_on, client};
 use crate::exit::{Failure, Outcome};
-use crate::output::{Table, bytes, grouped, note, uuid};
-use crate::values::pair;
+use crate::output::note;
+use crate::values::{pair, start_at};
+use show::topic_json;
 
 /// Create, list, describe, change and delete topics
 #[derive(Debug, clap::Subcommand)]
@@ -23,6 +27,7 @@ Settings:
 Example:
   millstream topic create orders --partitions 8 --config retention.ms=5d")]
     Create {
+        /// Name of the topic: 1 to 249 of A-Z a-z 0-9 . _ -
         topic: String,
         /// Number of partitions; it can grow later, never shrink.
         #[arg(short, long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
@@ -34,12 +39,36 @@ Example:
         #[arg(long)]
         if_not_exists: bool,
     },
-    /// List topics
-    List,
+    /// List topics with what is in them
+    #[command(after_help = "\
+RECORDS is what is kept, BYTES its size, estimated from the mean of all that was appended, RECORDS/S what
+was appended over the last ten seconds. A topic of which a partition cannot be reached is shown with what
+can, and the command fails.
+
+Examples:
+  millstream topic list
+  millstream topic list --names")]
+    List {
+        /// Only the names, one a line.
+        #[arg(long)]
+        names: bool,
+    },
     /// Show a topic with its partitions
-    Describe { topic: String },
+    #[command(after_help = "\
+BYTES is what was appended to the partition since it was created.
+
+Example:
+  millstream topic describe orders")]
+    Describe {
+        /// Name of the topic.
+        topic: String,
+    },
     /// Delete a topic with all its records
+    #[command(after_help = "\
+Example:
+  millstream topic delete orders invoices --if-exists")]
     Delete {
+        /// Names of the topics.
         #[arg(required = true)]
         topics: Vec<String>,
         /// It is no failure when a topic is not there.
@@ -54,6 +83,7 @@ Examples:
   millstream topic config orders
   millstream topic config orders --set retention.ms=12h --unset retention.bytes")]
     Config {
+        /// Name of the topic.
         topic: String,
         /// Set a setting; may be given several times.
         #[arg(short, long, value_parser = pair, value_name = "KEY=VALUE")]
@@ -63,11 +93,60 @@ Examples:
         unset: Vec<String>,
     },
     /// Raise a topic's number of partitions
+    #[command(after_help = "\
+Records with a key go to the partition of its hash, so more partitions move keys: producers that run
+change with their next acknowledgement, and keep the order of each key's records as they do.
+
+Example:
+  millstream topic add-partitions orders --total 12")]
     AddPartitions {
+        /// Name of the topic.
         topic: String,
         /// The new number, old partitions included.
         #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
         total: u32,
+    },
+    /// Give up the oldest records of a topic
+    #[command(after_help = "\
+Positions: start, end, an offset, @milliseconds, -10m, or a time like 2026-01-31T12:00:00Z. A time is that
+of the records; the batch in which it lies is kept whole. Offsets are those of one partition.
+
+Examples:
+  millstream topic trim orders --before -7d --dry-run
+  millstream topic trim orders --before 2026-01-31T12:00:00Z
+  millstream topic trim orders --partition 0 --before 41")]
+    Trim {
+        /// Name of the topic.
+        topic: String,
+        /// What lies before this position goes.
+        #[arg(long, value_parser = start_at, value_name = "POSITION", allow_hyphen_values = true)]
+        before: StartAt,
+        /// Only this partition; may be given several times.
+        #[arg(short, long, value_name = "N")]
+        partition: Vec<u32>,
+        /// Only show what would be.
+        #[arg(long)]
+        dry_run: bool,
+        #[command(flatten)]
+        yes: Yes,
+    },
+    /// Give up all records of a topic; the topic stays, and offsets go on
+    #[command(after_help = "\
+Examples:
+  millstream topic purge orders --dry-run
+  millstream topic purge orders --partition 3
+  millstream topic purge orders --yes                 # in a script: does not ask")]
+    Purge {
+        /// Name of the topic.
+        topic: String,
+        /// Only this partition; may be given several times.
+        #[arg(short, long, value_name = "N")]
+        partition: Vec<u32>,
+        /// Only show what would be.
+        #[arg(long)]
+        dry_run: bool,
+        #[command(flatten)]
+        yes: Yes,
     },
 }
 
@@ -107,43 +186,8 @@ pub(crate) fn run(command: Command, global: &Global) -> Outcome {
                 json["created"] = created.into();
                 output.show(text, &json)?;
             }
-            Command::List => {
-                let mut topics = admin.list_topics().await?;
-                topics.sort_by(|a, b| a.name.cmp(&b.name));
-                let mut table = Table::new(["TOPIC", "PARTITIONS", "SETTINGS", "FILTERS"]);
-                for topic in &topics {
-                    table.row([
-                        topic.name.clone(),
-                        topic.partitions.to_string(),
-                        settings(topic),
-                        filters(topic),
-                    ]);
-                }
-                let text = if table.is_empty() {
-                    "no topics".into()
-                } else {
-                    table.to_string()
-                };
-                output.show(text, &topics.iter().map(topic_json).collect::<Value>())?;
-            }
-            Command::Describe { topic } => {
-                let described = admin.describe_topic(&topic, true).await?;
-                let mut json = topic_json(&described);
-                json["partitions"] = described
-                    .partition_infos
-                    .iter()
-                    .map(partition_json)
-                    .collect();
-                output.show(describe(&described), &json)?;
-                // What cannot be reached is not empty.
-                if described
-                    .partition_infos
-                    .iter()
-                    .any(|partition| partition.error.is_some())
-                {
-                    return Err(Failure::Told);
-                }
-            }
+            Command::List { names } => show::list(&admin, names, output).await?,
+            Command::Describe { topic } => show::describe(&admin, &topic, output).await?,
             Command::Delete {
                 topics, if_exists, ..
             } => {
@@ -181,21 +225,11 @@ pub(crate) fn run(command: Command, global: &Global) -> Outcome {
                     .map(|(key, value)| (key, Some(value)))
                     .chain(unset.into_iter().map(|key| (key, None)))
                     .collect();
-                let described = if changes.is_empty() {
-                    admin.describe_topic(&topic, false).await?
-                } else {
-                    admin.configure_topic(&topic, &changes).await?
-                };
-                let mut table = Table::new(["SETTING", "VALUE"]);
-                for (key, value) in &described.config {
-                    table.row([key.clone(), value.clone()]);
+                if !changes.is_empty() {
+                    admin.configure_topic(&topic, &changes).await?;
                 }
-                let text = if table.is_empty() {
-                    "only defaults".into()
-                } else {
-                    table.to_string()
-                };
-                output.show(text, &topic_json(&described))?;
+                let described = admin.describe_topic(&topic, false).await?;
+                show::settings(&described, output)?;
             }
             Command::AddPartitions { topic, total } => {
                 let described = admin.add_partitions(&topic, total).await?;
@@ -210,112 +244,41 @@ pub(crate) fn run(command: Command, global: &Global) -> Outcome {
                     &topic_json(&described),
                 )?;
             }
+            Command::Trim {
+                topic,
+                before,
+                partition,
+                dry_run,
+                yes,
+            } => {
+                let cut = cut::Cut {
+                    topic,
+                    before,
+                    partitions: partition,
+                    dry_run,
+                    yes,
+                };
+                cut.run(&admin, output).await?;
+            }
+            Command::Purge {
+                topic,
+                partition,
+                dry_run,
+                yes,
+            } => {
+                let cut = cut::Cut {
+                    topic,
+                    before: StartAt::End,
+                    partitions: partition,
+                    dry_run,
+                    yes,
+                };
+                cut.run(&admin, output).await?;
+            }
         }
         client.close().await;
         Ok(())
     })
-}
-
-fn topic_json(topic: &TopicDescription) -> Value {
-    json!({
-        "topic": topic.name,
-        "id": uuid(&topic.id),
-        "partition_count": topic.partitions,
-        "config": topic.config.iter().map(|(key, value)| (key.clone(), value.clone().into())).collect::<serde_json::Map<_, _>>(),
-        "filters": topic.filters.iter().map(super::plugin::filter_json).collect::<Value>(),
-        "revision": topic.revision,
-    })
-}
-
-fn partition_json(partition: &PartitionInfo) -> Value {
-    json!({
-        "partition": partition.partition,
-        "start_offset": partition.start_offset,
-        "end_offset": partition.end_offset,
-        "records": partition.end_offset.saturating_sub(partition.start_offset),
-        "bytes": partition.bytes,
-        "shard": partition.shard,
-        "leader_epoch": partition.leader_epoch,
-        "error": partition.error,
-    })
-}
-
-fn describe(topic: &TopicDescription) -> String {
-    let mut text = format!("{}  {}\n", topic.name, uuid(&topic.id));
-    if !topic.config.is_empty() {
-        text.push_str(&format!("settings  {}\n", settings(topic)));
-    }
-    if !topic.filters.is_empty() {
-        text.push_str(&format!("filters   {}\n", filters(topic)));
-    }
-    text.push('\n');
-    let mut table = Table::new([
-        "PARTITION",
-        "START",
-        "END",
-        "RECORDS",
-        "BYTES",
-        "SHARD",
-        "STATE",
-    ]);
-    let mut records = 0;
-    for partition in &topic.partition_infos {
-        let count = partition.end_offset.saturating_sub(partition.start_offset);
-        records += count;
-        // Of a shard that cannot say it, the end is at least this.
-        let known = |number: String| match partition.error {
-            Some(_) => format!("{number}+"),
-            None => number,
-        };
-        table.row([
-            partition.partition.to_string(),
-            partition.start_offset.to_string(),
-            known(partition.end_offset.to_string()),
-            known(count.to_string()),
-            bytes(partition.bytes),
-            partition.shard.to_string(),
-            partition.error.clone().unwrap_or_else(|| "ok".into()),
-        ]);
-    }
-    text.push_str(&table.to_string());
-    let unreached = topic
-        .partition_infos
-        .iter()
-        .filter(|partition| partition.error.is_some());
-    text.push_str(&match unreached.count() {
-        0 => format!("\n{} records\n", grouped(records)),
-        count => format!(
-            "\nat least {} records: {count} partition{} cannot be reached\n",
-            grouped(records),
-            plural(count as u64)
-        ),
-    });
-    text
-}
-
-fn settings(topic: &TopicDescription) -> String {
-    match topic.config.is_empty() {
-        true => "-".into(),
-        false => topic
-            .config
-            .iter()
-            .map(|(key, value)| format!("{key}={value}"))
-            .collect::<Vec<_>>()
-            .join(" "),
-    }
-}
-
-fn filters(topic: &TopicDescription) -> String {
-    match topic.filters.is_empty() {
-        true => "-".into(),
-        false => {
-            let named = topic
-                .filters
-                .iter()
-                .map(|filter| format!("{} ({})", filter.name, filter.stage));
-            named.collect::<Vec<_>>().join(", ")
-        }
-    }
 }
 
 fn plural(number: u64) -> &'static str {

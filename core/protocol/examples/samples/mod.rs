@@ -201,11 +201,13 @@ fn topics() -> Vec<Sample> {
         leader_epoch: 2,
         bytes: 12_345,
         error: text("why"),
+        records_per_second: 12.5,
     };
     let described = DescribeTopicResponse {
         topic: Some(topic()),
         partitions: vec![partition],
         next_partition: 2_000,
+        defaults: vec![setting()],
     };
     let at = |at| OffsetAtRequest {
         topic: text("logs"),
@@ -382,6 +384,7 @@ fn producing() -> Vec<Sample> {
             message: text("not JSON"),
         }],
         refused_unknown: false,
+        partitions: Some(6),
     };
     vec![
         sample(

@@ -23,6 +23,7 @@ mod clock;
 mod config;
 mod gate;
 mod latency;
+mod rate;
 mod read;
 mod recover;
 mod release;
@@ -115,6 +116,13 @@ struct Shown {
     start: Offset,
     /// The next offset a reader could not read yet.
     end: Offset,
+    rate: rate::Rate,
+}
+
+/// The version of the catalog as of an entry of the log. 0 is that of whoever has seen nothing, so a log
+/// without entries has 1, and its first change a higher one.
+fn catalog_version(lsn: Lsn) -> u64 {
+    lsn.0 + 1
 }
 
 /// The shard. See the module's header for its protocol of use.
@@ -152,7 +160,7 @@ pub struct ShardCore {
     /// Memory of the last batch's fact, used again for the next.
     encoded: BytesMut,
     anchor: clock::Anchor,
-    /// Lsn of the newest catalog change that is released.
+    /// Of the newest catalog change that is released.
     catalog_version: u64,
     snapshot: Snapshot,
     /// The log was closed in good order.
@@ -238,6 +246,11 @@ impl ShardCore {
                 self.watch_assignment(token, group, member, seen, wait_ms);
             }
             Call::WatchCatalog { seen, wait_ms } => self.watch_catalog(token, seen, wait_ms),
+            Call::DescribePartition { partition } => self.describe_partition(token, partition),
+            Call::TopicTotals => {
+                let totals = self.topic_totals();
+                self.answer(token, Answer::TopicTotals(totals));
+            }
             Call::Status => {
                 let status = Box::new(self.status());
                 self.answer(token, Answer::Status(status));

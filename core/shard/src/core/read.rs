@@ -7,7 +7,7 @@ use millstream_machine::request::Refusal;
 
 use super::waiting::Wait;
 use super::{Effect, ShardCore, Shown, Writes};
-use crate::call::{Answer, Error, Fetch, Fetched, Position, Served};
+use crate::call::{Answer, Error, Fetch, Fetched, PartitionStatus, Position, Served};
 
 /// A fetch that the log is reading.
 #[derive(Debug)]
@@ -189,6 +189,22 @@ impl ShardCore {
                 found: true,
             },
         );
+    }
+
+    pub(super) fn describe_partition(&mut self, token: u64, partition: Partition) {
+        let Some((slot, shown, _)) = self.readable(partition) else {
+            return self.unknown_partition(token, partition);
+        };
+        let bytes = self.state.partition_of(slot).map_or(0, |view| view.bytes);
+        let status = PartitionStatus {
+            start: shown.start,
+            end: shown.end,
+            cut_short: self.cut_short(),
+            leader_epoch: self.term,
+            bytes,
+            records_per_second: shown.rate.per_second(self.now.mono_us, shown.end),
+        };
+        self.answer(token, Answer::Partition(status));
     }
 
     /// The log's answer to a search by time.

@@ -87,6 +87,7 @@ impl ShardCore {
                     partition: info.partition,
                     start: info.start,
                     end: info.end,
+                    ..Shown::default()
                 },
             );
             self.log.set_start(info.slot, info.start);

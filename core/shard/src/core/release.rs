@@ -82,6 +82,7 @@ impl ShardCore {
                         && let Some(shown) = self.shown.get_mut(&slot)
                     {
                         assert!(end > shown.end, "a partition's released end went back");
+                        shown.rate.moved(self.now.mono_us, shown.end);
                         shown.end = end;
                         self.fresh.push(slot);
                     }

@@ -7,10 +7,13 @@ use millstream_log::io::IoErrorKind;
 
 use super::latency::Latency;
 use super::{ShardCore, Writes};
-use crate::call::Status;
+use crate::call::{Status, TopicTotals};
 
 /// Most lag rows in one status.
 const LAG_ROWS_MAX: usize = 1_000;
+/// Most topics whose totals are told, and most partitions that are looked at for them.
+const TOPIC_ROWS_MAX: usize = 1_000;
+const TOPIC_PARTITIONS_MAX: usize = 50_000;
 /// Most holder lines in one status.
 const HOLDER_ROWS_MAX: usize = 100;
 
@@ -78,6 +81,32 @@ impl ShardCore {
             lag: self.lag(),
             recovery: self.recovery_words(),
         }
+    }
+
+    /// What was appended to the oldest topics, as far as the bounds go.
+    pub(super) fn topic_totals(&self) -> Vec<TopicTotals> {
+        let mut looked_at = 0;
+        let mut rows = Vec::new();
+        for topic in self.state.topics().take(TOPIC_ROWS_MAX) {
+            let filters = topic.filters.iter();
+            let mut totals = TopicTotals {
+                id: topic.id,
+                filters: filters.map(|f| (f.name.clone(), f.stage)).collect(),
+                topic: topic.name.clone(),
+                records: 0,
+                bytes: 0,
+            };
+            for slot in self.state.slots(topic.id) {
+                looked_at += 1;
+                totals.records += self.shown.get(&slot).map_or(0, |shown| shown.end.0);
+                totals.bytes += self.state.partition_of(slot).map_or(0, |view| view.bytes);
+            }
+            if looked_at > TOPIC_PARTITIONS_MAX {
+                break;
+            }
+            rows.push(totals);
+        }
+        rows
     }
 
     /// Records between each group's offset and the released end, in every partition of a topic that the

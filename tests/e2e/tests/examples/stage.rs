@@ -31,7 +31,13 @@ impl Stage {
     pub(crate) fn new() -> Result<Self> {
         let root = tempfile::tempdir()?;
         let path = root.path();
-        for directory in ["bin", "home", "var/lib/millstream", "etc/bash_completion.d"] {
+        for directory in [
+            "bin",
+            "home",
+            "etc",
+            "var/lib/millstream",
+            ".config/fish/completions",
+        ] {
             std::fs::create_dir_all(path.join(directory))?;
         }
         std::os::unix::fs::symlink(binary(), path.join("bin/millstream"))?;

@@ -38,6 +38,11 @@ impl Driver {
             Some(Kind::Produced) => {
                 let produced: Produced = frame.message()?;
                 let parcel = self.lanes.acked(produced.tag, now).map_err(out_of_order)?;
+                if let Some(partitions) = produced.partitions {
+                    let mut gathering = self.shared.lock();
+                    let topic = gathering.topic_of(parcel.item.lane);
+                    gathering.grow(topic, partitions);
+                }
                 let kept = match produced.kept {
                     Some(records) => Kept::told(records, produced.kept_map.clone(), parcel.records),
                     None if produced.duplicate && parcel.item.target.filtered => Kept::Unknown,

@@ -242,3 +242,67 @@ fn a_topic_created_anew_has_its_own_lanes() {
         (Some(again), 2)
     );
 }
+
+fn taken(gathering: &mut Gathering) -> Vec<Gathered> {
+    let mut out = Vec::new();
+    gathering.take_sealed(&mut out);
+    out
+}
+
+/// Records of a key move to another partition when there are more: those from before are settled first.
+#[test]
+fn what_is_taken_after_a_topic_grew_waits_for_what_was_taken_before() {
+    let (mut gathering, topic) = gathering(shape());
+    let t = Instant::now();
+    let record = RecordRef {
+        key: Some(b"abc"), // 479,470,107: 0 of 3, 2 of 5, 3 of 8
+        ..RecordRef::new(b"x")
+    };
+    let lane = |gathering: &mut Gathering| match gathering.append(topic, &record, 0, t) {
+        Ok(Taken::At { lane, .. }) => lane,
+        other => panic!("there is room: {other:?}"),
+    };
+    assert_eq!(lane(&mut gathering), 0);
+    gathering.grow(topic, 5);
+    assert_eq!(gathering.partitions(topic), 5);
+    assert_eq!(lane(&mut gathering), 2);
+    gathering.grow(topic, 4); // an answer that was overtaken
+    gathering.grow(topic, 8); // for later
+    assert_eq!(gathering.partitions(topic), 5);
+    gathering.seal_due(t, true);
+
+    let first = taken(&mut gathering);
+    assert_eq!(first.iter().map(|g| g.lane).collect::<Vec<_>>(), [0]);
+    assert!(taken(&mut gathering).is_empty(), "the first is not settled");
+    assert_eq!(lane(&mut gathering), 2);
+    gathering.settled(&first[0].ticket);
+    assert_eq!(gathering.partitions(topic), 8, "the second growth begins");
+    assert_eq!(lane(&mut gathering), 3);
+    gathering.seal_due(t, true);
+
+    let second = taken(&mut gathering);
+    assert_eq!(second.iter().map(|g| g.lane).collect::<Vec<_>>(), [2, 2]);
+    gathering.settled(&second[0].ticket);
+    assert!(taken(&mut gathering).is_empty(), "one of two is settled");
+    gathering.settled(&second[1].ticket);
+    let third = taken(&mut gathering);
+    assert_eq!(third.iter().map(|g| g.lane).collect::<Vec<_>>(), [3]);
+    gathering.settled(&third[0].ticket);
+    assert!(gathering.is_idle());
+}
+
+#[test]
+fn other_topics_do_not_wait_for_one_that_grows_and_a_failure_lets_all_go() {
+    let (mut gathering, topic) = gathering(shape());
+    let other = gathering.learn("u", &known(1, 1));
+    let t = Instant::now();
+    let record = RecordRef::new(b"x");
+    gathering.append(topic, &record, 0, t).unwrap();
+    gathering.grow(topic, 4);
+    gathering.append(topic, &record, 0, t).unwrap();
+    gathering.append(other, &record, 0, t).unwrap();
+    gathering.seal_due(t, true);
+    assert_eq!(taken(&mut gathering).len(), 2);
+    gathering.failed = Some(Error::closed("producer"));
+    assert_eq!(taken(&mut gathering).len(), 1);
+}

@@ -44,6 +44,8 @@ pub(super) struct Topics {
     lanes: Vec<Lane>,
     /// Where the turns of records without a key begin.
     first_partition: u32,
+    /// Topics that are growing.
+    growing: usize,
 }
 
 #[derive(Debug)]
@@ -54,6 +56,17 @@ struct Topic {
     batch_bytes_max: usize,
     lanes: Vec<LaneId>,
     sticky: Sticky,
+    growing: Option<Growing>,
+}
+
+/// Partitions were added, and what was taken before is not settled yet.
+#[derive(Debug)]
+struct Growing {
+    /// The last batch from before.
+    up_to: u64,
+    unsettled: usize,
+    /// More were added meanwhile: for afterwards.
+    next: Option<u32>,
 }
 
 /// A partition of a topic.
@@ -70,6 +83,7 @@ impl Topics {
             by_name: HashMap::new(),
             lanes: Vec::new(),
             first_partition,
+            growing: 0,
         }
     }
 
@@ -95,7 +109,8 @@ impl Topics {
         self.topics[topic].batch_bytes_max
     }
 
-    /// Learn of a topic, or that it has more partitions, another bound or another id than was known.
+    /// Learn of a topic, or that it has another bound or another id than was known. Its partitions are for
+    /// `grow`.
     pub(super) fn learn(&mut self, name: &str, known: &Known) -> TopicIndex {
         let batch_bytes_max = known.batch_bytes_max.unwrap_or(usize::MAX);
         if let Some(index) = self.find(name)
@@ -103,7 +118,6 @@ impl Topics {
         {
             self.topics[index].filtered = known.filtered;
             self.topics[index].batch_bytes_max = batch_bytes_max;
-            self.add_lanes(index, known.partitions);
             return index;
         }
         // A topic created anew under an old name has its own lanes: sequences do not carry over.
@@ -117,10 +131,74 @@ impl Topics {
             batch_bytes_max,
             lanes: Vec::new(),
             sticky: start,
+            growing: None,
         });
         self.by_name.insert(name, index);
-        self.add_lanes(index, known.partitions);
         index
+    }
+
+    /// Whether the topic may grow now: else it does when what it waits for is settled.
+    pub(super) fn may_grow(&mut self, topic: TopicIndex, partitions: u32) -> bool {
+        match &mut self.topics[topic].growing {
+            Some(growing) => {
+                growing.next = growing.next.max(Some(partitions));
+                false
+            }
+            None => true,
+        }
+    }
+
+    /// The topic has so many partitions. Of the batches up to `up_to`, so many of its own are unsettled.
+    pub(super) fn grow(
+        &mut self,
+        topic: TopicIndex,
+        partitions: u32,
+        up_to: u64,
+        unsettled: usize,
+    ) {
+        for partition in self.partitions(topic)..partitions {
+            self.topics[topic].lanes.push(self.lanes.len());
+            self.lanes.push(Lane { topic, partition });
+        }
+        if unsettled > 0 {
+            self.growing += 1;
+            self.topics[topic].growing = Some(Growing {
+                up_to,
+                unsettled,
+                next: None,
+            });
+        }
+    }
+
+    pub(super) fn any_growing(&self) -> bool {
+        self.growing > 0
+    }
+
+    /// Whether a batch was taken after its topic grew, and those from before are not all settled.
+    pub(super) fn waits(&self, topic: TopicIndex, batch: u64) -> bool {
+        let growing = self.topics[topic].growing.as_ref();
+        growing.is_some_and(|growing| batch > growing.up_to)
+    }
+
+    /// A batch of the topic is settled. Gives the number of partitions to grow to next, if that waited.
+    pub(super) fn settled(&mut self, topic: TopicIndex, batch: u64) -> Option<u32> {
+        let growing = self.topics[topic].growing.as_mut()?;
+        if batch > growing.up_to {
+            return None;
+        }
+        growing.unsettled -= 1;
+        if growing.unsettled > 0 {
+            return None;
+        }
+        let next = growing.next;
+        self.topics[topic].growing = None;
+        self.growing -= 1;
+        next
+    }
+
+    /// The lanes of a topic's partitions.
+    pub(super) fn lanes_of(&self, topic: TopicIndex) -> Vec<LaneId> {
+        self.topics[topic].lanes.clone()
     }
 
     /// Forget a name, so that the next look-up asks the broker. Handles to the topic stay usable.
@@ -176,12 +254,5 @@ impl Topics {
     /// A batch of the lane is on its way: records without a key go on to the next partition.
     pub(super) fn advance(&mut self, lane: LaneId) {
         self.topics[self.lanes[lane].topic].sticky.advance();
-    }
-
-    fn add_lanes(&mut self, topic: TopicIndex, partitions: u32) {
-        for partition in self.topics[topic].lanes.len() as u32..partitions {
-            self.topics[topic].lanes.push(self.lanes.len());
-            self.lanes.push(Lane { topic, partition });
-        }
     }
 }

@@ -82,6 +82,7 @@ pub(crate) struct Load {
     /// Batches unanswered, of each producer.
     #[arg(long, default_value_t = 16, value_name = "N")]
     in_flight: usize,
+    /// How batches are compressed.
     #[arg(long, value_enum, default_value_t)]
     compression: Codec,
     /// Give records keys, so many different ones; 0: none.

@@ -28,6 +28,7 @@ Examples:
   millstream group reset billing --from-file places.json"
 )]
 pub(crate) struct Arguments {
+    /// Name of the group.
     group: String,
     /// The topic. A file names its own: then only this one of them is reset.
     #[arg(long, required_unless_present = "from_file")]
@@ -35,6 +36,7 @@ pub(crate) struct Arguments {
     /// Only this partition; may be given several times.
     #[arg(long, value_name = "N")]
     partition: Vec<u32>,
+    /// Where the group goes on.
     #[arg(long, value_parser = start_at, value_name = "POSITION", allow_hyphen_values = true)]
     to: Option<StartAt>,
     /// Where this other group is.

@@ -4,7 +4,6 @@
 //! Absent on purpose: instances (each thread's host), and deployments as facts (the catalog): whoever
 //! changes those says so with [`Deployments::keep`] and [`Deployments::renew`].
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -18,8 +17,6 @@ use super::{Owner, Trouble};
 
 /// A host's share of the pool of instances when its source does not say.
 const SHARE: usize = 64;
-/// Rows of a [summary](Deployments::summary).
-const SUMMARY_MAX: usize = 1_000;
 
 /// Where compiled components come from. Never blocks.
 pub trait ComponentSource: fmt::Debug + Send + Sync {
@@ -125,22 +122,13 @@ impl Deployments {
         Some(Arc::clone(&found.deployment))
     }
 
-    /// Where topics' filters run, by name, in order; of several with one name, the worst. Bounded.
+    /// Where each of a topic's filters runs, by name, of those that have run.
     #[must_use]
-    pub fn summary(&self) -> Vec<(String, Placement)> {
+    pub fn placed_by_name(&self, topic: TopicId) -> Vec<(String, Placement)> {
         let known = self.known();
-        let mut rows: BTreeMap<&str, Placement> = BTreeMap::new();
-        for (whose, known) in known.iter() {
-            for known in known.iter().filter(|_| matches!(whose, Whose::Topic(_))) {
-                let placement = known.deployment.placement();
-                let row = rows.entry(&known.binding.name).or_insert(placement);
-                if placement as u8 > *row as u8 {
-                    *row = placement;
-                }
-            }
-        }
-        let rows = rows.into_iter().take(SUMMARY_MAX);
-        rows.map(|(name, placement)| (name.to_owned(), placement))
+        let of_topic = known.get(&Whose::Topic(topic)).into_iter().flatten();
+        of_topic
+            .map(|known| (known.binding.name.clone(), known.deployment.placement()))
             .collect()
     }
 

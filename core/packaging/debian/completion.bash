@@ -1,0 +1,2 @@
+# Asks the binary itself, so that topics and groups are completed too.
+source <(COMPLETE=bash millstream)

@@ -14,6 +14,7 @@ mod endpoint;
 mod error;
 mod http;
 mod live;
+mod members;
 mod memory;
 mod metrics;
 mod places;

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use millstream_batch::ids::{Offset, Partition, ShardId, TopicId};
-use millstream_machine::request::{GroupInfo, Reply, Request};
+use millstream_machine::request::{GroupInfo, Reply, Request, Standing};
 use millstream_protocol::Code;
 use millstream_protocol::messages::{
     self, DescribeGroupRequest, DescribeGroupResponse, GroupMember, GroupOffset, GroupPartition,
@@ -46,10 +46,15 @@ pub(super) async fn handle(
         let partitions = partitions
             .map(|(topic, partition)| GroupPartition { topic, partition })
             .collect();
+        let known = &session.shared.members;
+        let address = known.address(&request.group, member.member, member.joined);
         members.push(GroupMember {
             member: member.member.0,
             client: member.client.clone(),
             partitions,
+            address: address
+                .map(|address| address.to_string())
+                .unwrap_or_default(),
         });
     }
     // Every partition of what the group reads or has read: one without a commit is unread, not absent.
@@ -91,21 +96,10 @@ pub(super) async fn handle(
         });
     }
     offsets.sort_unstable_by(|a, b| (&a.topic, a.partition).cmp(&(&b.topic, b.partition)));
-    let owned: usize = home
-        .members
-        .iter()
-        .map(|member| member.partitions.len())
-        .sum();
-    let wanted: usize = subscribed
-        .iter()
-        .map(|topic| partition_count(*topic) as usize)
-        .sum();
     let is_home_silent = silent.contains_key(&session.shared.shards.home(&request.group).shard());
-    let state = match (home.members.is_empty(), owned >= wanted) {
-        _ if is_home_silent => "unknown",
-        (true, _) => "empty",
-        (false, true) => "stable",
-        (false, false) => "rebalancing",
+    let state = match is_home_silent {
+        true => "unknown",
+        false => state_name(home.standing),
     };
     let unreachable = silent
         .into_iter()
@@ -119,6 +113,15 @@ pub(super) async fn handle(
         offsets,
         unreachable,
     })
+}
+
+/// How a group stands, as the wire says it.
+pub(super) fn state_name(standing: Standing) -> &'static str {
+    match standing {
+        Standing::Empty => "empty",
+        Standing::Stable => "stable",
+        Standing::Rebalancing => "rebalancing",
+    }
 }
 
 /// A group as its shards know it.

@@ -5,10 +5,11 @@ mod reset;
 use std::io::{self, IsTerminal as _};
 use std::time::Duration;
 
-use millstream_client::{Admin, GroupDescription, GroupOffset};
+use millstream_client::{Admin, GroupDescription, GroupOffset, GroupSummary};
 use serde_json::{Value, json};
 
 use crate::Global;
+use crate::confirm::Yes;
 use crate::connect::{block_on, client};
 use crate::exit::{Failure, Outcome};
 use crate::interrupt::Interrupt;
@@ -39,8 +40,19 @@ Examples:
     },
     /// Set a group's offsets
     Reset(reset::Arguments),
-    /// Delete a group without members, with its offsets
-    Delete { group: String },
+    /// Delete a group, with its offsets
+    #[command(after_help = "\
+Examples:
+  millstream group delete billing
+  millstream group delete billing --force --yes    # its members end with an error")]
+    Delete {
+        group: String,
+        /// Also while the group has members: they end.
+        #[arg(long)]
+        force: bool,
+        #[command(flatten)]
+        yes: Yes,
+    },
 }
 
 pub(crate) fn run(command: Command, global: &Global) -> Outcome {
@@ -57,18 +69,22 @@ pub(crate) fn run(command: Command, global: &Global) -> Outcome {
 async fn carry_out(admin: &Admin, command: Command, output: Output) -> Outcome {
     match command {
         Command::List => {
-            let mut groups = admin.list_groups().await?;
-            groups.sort();
-            let mut table = Table::new(["GROUP"]);
+            let groups = admin.list_groups().await?;
+            let mut table = Table::new(["GROUP", "STATE", "MEMBERS", "LAG"]);
             for group in &groups {
-                table.row([group.clone()]);
+                table.row([
+                    group.group.clone(),
+                    group.state.clone(),
+                    group.members.to_string(),
+                    grouped(group.lag),
+                ]);
             }
             let text = if table.is_empty() {
                 "no groups".into()
             } else {
                 table.to_string()
             };
-            output.show(text, &json!(groups))
+            output.show(text, &groups.iter().map(summary_json).collect::<Value>())
         }
         Command::Describe { group, watch: None } => {
             let described = admin.describe_group(&group).await?;
@@ -88,8 +104,11 @@ async fn carry_out(admin: &Admin, command: Command, output: Output) -> Outcome {
             watch: Some(every),
         } => watch(admin, &group, every, output).await,
         Command::Reset(arguments) => reset::run(admin, &arguments, output).await,
-        Command::Delete { group } => {
-            admin.delete_group(&group).await?;
+        Command::Delete { group, force, yes } => {
+            if force {
+                yes.confirm(&format!("Delete group {group}, and end its members?"))?;
+            }
+            admin.delete_group(&group, force).await?;
             output.show(format!("deleted {group}"), &json!({ "deleted": group }))
         }
     }
@@ -155,7 +174,7 @@ fn describe(group: &GroupDescription) -> String {
         lag(group).map_or_else(|| "unknown".into(), grouped)
     );
     if !group.members.is_empty() {
-        let mut table = Table::new(["MEMBER", "CLIENT", "PARTITIONS"]);
+        let mut table = Table::new(["MEMBER", "CLIENT", "ADDRESS", "PARTITIONS"]);
         for member in &group.members {
             let owned: Vec<_> = member
                 .partitions
@@ -167,7 +186,12 @@ fn describe(group: &GroupDescription) -> String {
             } else {
                 owned.join(" ")
             };
-            table.row([member.member.to_string(), member.client.clone(), owned]);
+            table.row([
+                member.member.to_string(),
+                member.client.clone(),
+                member.address.clone().unwrap_or_else(|| "-".into()),
+                owned,
+            ]);
         }
         text.push_str(&format!("\n{table}"));
     }
@@ -215,6 +239,15 @@ fn offset_json(offset: &GroupOffset) -> Value {
     })
 }
 
+fn summary_json(group: &GroupSummary) -> Value {
+    json!({
+        "group": group.group,
+        "state": group.state,
+        "members": group.members,
+        "lag": group.lag,
+    })
+}
+
 fn group_json(group: &GroupDescription) -> Value {
     json!({
         "group": group.group,
@@ -225,6 +258,7 @@ fn group_json(group: &GroupDescription) -> Value {
         "members": group.members.iter().map(|member| json!({
             "member": member.member,
             "client": member.client,
+            "address": member.address,
             "partitions": member.partitions.iter()
                 .map(|(topic, partition)| json!({ "topic": topic, "partition": partition })).collect::<Value>(),
         })).collect::<Value>(),

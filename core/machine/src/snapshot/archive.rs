@@ -41,6 +41,22 @@ archived! {
         pub groups: Vec<GroupCell>,
     }
 
+    /// Version 3: members have the epoch of their last join.
+    pub struct Slice3 {
+        pub as_of: u64,
+        /// The slice covers the keys after `from`, up to and with `to`.
+        pub from: Vec<u8>,
+        pub to: Vec<u8>,
+        /// One in the first slice, none in the others.
+        pub shard: Vec<ShardRecord>,
+        pub topics: Vec<TopicCell>,
+        pub partitions: Vec<PartitionCell2>,
+        pub producers: Vec<ProducerCell>,
+        pub epochs: Vec<EpochCell>,
+        pub offsets: Vec<OffsetCell>,
+        pub groups: Vec<GroupCell3>,
+    }
+
     pub struct ShardRecord {
         pub clock_ms: i64,
         pub revision: u64,
@@ -133,6 +149,20 @@ archived! {
         pub member: MemberRecord,
         pub version: u64,
     }
+
+    pub struct GroupCell3 {
+        pub name: String,
+        pub epoch: u64,
+        pub members: Vec<JoinedMember>,
+        pub holds: Vec<HoldRecord>,
+    }
+
+    pub struct JoinedMember {
+        pub member: MemberRecord,
+        /// Group epoch of its last join.
+        pub joined: u64,
+        pub version: u64,
+    }
 }
 
 impl From<Slice> for Slice2 {
@@ -158,6 +188,39 @@ impl From<Slice> for Slice2 {
             epochs: slice.epochs,
             offsets: slice.offsets,
             groups: slice.groups,
+        }
+    }
+}
+
+impl From<Slice2> for Slice3 {
+    fn from(slice: Slice2) -> Self {
+        Self {
+            as_of: slice.as_of,
+            from: slice.from,
+            to: slice.to,
+            shard: slice.shard,
+            topics: slice.topics,
+            partitions: slice.partitions,
+            producers: slice.producers,
+            epochs: slice.epochs,
+            offsets: slice.offsets,
+            groups: slice.groups.into_iter().map(GroupCell3::from).collect(),
+        }
+    }
+}
+
+impl From<GroupCell> for GroupCell3 {
+    fn from(cell: GroupCell) -> Self {
+        let members = cell.members.into_iter().map(|versioned| JoinedMember {
+            joined: versioned.member.member, // a member's id is the epoch at which it first joined
+            member: versioned.member,
+            version: versioned.version,
+        });
+        Self {
+            name: cell.name,
+            epoch: cell.epoch,
+            members: members.collect(),
+            holds: cell.holds,
         }
     }
 }

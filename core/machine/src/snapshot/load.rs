@@ -6,9 +6,10 @@ use millstream_batch::ids::{
 };
 
 use super::archive::{
-    GroupCell, OffsetCell, PartitionCell2, ProducerCell, ShardRecord, Slice, Slice2, TopicCell,
+    GroupCell3, OffsetCell, PartitionCell2, ProducerCell, ShardRecord, Slice, Slice2, Slice3,
+    TopicCell,
 };
-use super::{HEAD_BYTES, MAGIC, MAGIC_1, SnapshotError};
+use super::{HEAD_BYTES, MAGIC, MAGIC_1, MAGIC_2, SnapshotError};
 use crate::epochs::{EpochStart, LeaderEpochs};
 use crate::fact::decode;
 use crate::groups::{Group, Hold, Member};
@@ -27,9 +28,12 @@ pub(super) fn part(state: &mut State, bytes: &[u8]) -> Result<(), SnapshotError>
     let Some((head, archive)) = bytes.split_at_checked(HEAD_BYTES) else {
         return Err(malformed("too short"));
     };
-    let read: fn(&[u8]) -> Option<Slice2> = match &head[..8] {
+    let read: fn(&[u8]) -> Option<Slice3> = match &head[..8] {
         magic if *magic == MAGIC => decode,
-        magic if *magic == MAGIC_1 => |archive| decode::<Slice>(archive).map(Slice2::from),
+        magic if *magic == MAGIC_2 => |archive| decode::<Slice2>(archive).map(Slice3::from),
+        magic if *magic == MAGIC_1 => {
+            |archive| decode::<Slice>(archive).map(|slice| Slice2::from(slice).into())
+        }
         _ => return Err(SnapshotError::UnknownVersion),
     };
     if head[12..] != [0; 4] {
@@ -51,7 +55,7 @@ pub(super) fn part(state: &mut State, bytes: &[u8]) -> Result<(), SnapshotError>
     Ok(())
 }
 
-fn cells(state: &mut State, slice: &Slice2) -> Result<(), &'static str> {
+fn cells(state: &mut State, slice: &Slice3) -> Result<(), &'static str> {
     for record in &slice.shard {
         state.shard = shard(record);
     }
@@ -185,20 +189,17 @@ fn offset(state: &mut State, cell: &OffsetCell) {
         });
 }
 
-fn group(cell: &GroupCell) -> Group {
-    let members = cell.members.iter().map(|versioned| {
+fn group(cell: &GroupCell3) -> Group {
+    let members = cell.members.iter().map(|record| {
+        let topics = record.member.topics.iter();
         let member = Member {
-            client: versioned.member.client.as_str().into(),
-            topics: versioned
-                .member
-                .topics
-                .iter()
-                .map(|topic| TopicId(*topic))
-                .collect(),
-            session_timeout_ms: versioned.member.session_timeout_ms,
-            version: versioned.version,
+            client: record.member.client.as_str().into(),
+            topics: topics.map(|topic| TopicId(*topic)).collect(),
+            session_timeout_ms: record.member.session_timeout_ms,
+            joined: GroupEpoch(record.joined),
+            version: record.version,
         };
-        (MemberId(versioned.member.member), member)
+        (MemberId(record.member.member), member)
     });
     let holds = cell.holds.iter().map(|record| {
         let hold = Hold {

@@ -1,7 +1,7 @@
 //! Snapshots: cut into slices while facts go on, each slice as of its own lsn.
 //!
 //! ```text
-//!   slice:  magic "MSTSNAP2" │ shard u16 │ shards u16 │ 0 u32 │ archived `Slice2`
+//!   slice:  magic "MSTSNAP3" │ shard u16 │ shards u16 │ 0 u32 │ archived `Slice3`
 //!           8 bytes            2           2            4       aligned to 16
 //! ```
 //!
@@ -25,7 +25,9 @@ use crate::state::State;
 pub(crate) use guard::Guard;
 use key::Key;
 
-const MAGIC: [u8; 8] = *b"MSTSNAP2";
+const MAGIC: [u8; 8] = *b"MSTSNAP3";
+/// Without the epoch of a member's last join. Still read.
+const MAGIC_2: [u8; 8] = *b"MSTSNAP2";
 /// Without leader epochs. Still read.
 const MAGIC_1: [u8; 8] = *b"MSTSNAP1";
 const HEAD_BYTES: usize = 16;

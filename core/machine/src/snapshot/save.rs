@@ -4,8 +4,8 @@ use bytes::Bytes;
 use millstream_batch::ids::{PartitionSlot, ProducerId, TopicId};
 
 use super::archive::{
-    EpochCell, GroupCell, LeaderEpochRecord, MarkRecord, OffsetCell, PartitionCell2, ProducerCell,
-    RememberedRecord, ShardRecord, Slice2, TopicCell, VersionedMember,
+    EpochCell, GroupCell3, JoinedMember, LeaderEpochRecord, MarkRecord, OffsetCell, PartitionCell2,
+    ProducerCell, RememberedRecord, ShardRecord, Slice3, TopicCell,
 };
 use super::key::{self, Key};
 use super::{Cursor, Cut, HEAD_BYTES, MAGIC};
@@ -46,11 +46,11 @@ pub(super) fn digest(state: &State) -> u64 {
 }
 
 /// Cells after a key until about `bytes_target` bytes are gathered.
-fn gather(state: &State, after: Option<&Key>, bytes_target: usize) -> Slice2 {
-    let mut slice = Slice2 {
+fn gather(state: &State, after: Option<&Key>, bytes_target: usize) -> Slice3 {
+    let mut slice = Slice3 {
         as_of: state.installed.0,
         from: after.cloned().unwrap_or_default(),
-        ..Slice2::default()
+        ..Slice3::default()
     };
     let section = after.map_or(0, |key| key[0]);
     let at = |wanted: u8| after.filter(|key| key[0] == wanted).map(|key| &key[1..]);
@@ -144,7 +144,7 @@ fn gather(state: &State, after: Option<&Key>, bytes_target: usize) -> Slice2 {
                 let members: usize = cell
                     .members
                     .values()
-                    .map(|member| 64 + member.topics.len() * 16)
+                    .map(|member| 72 + member.topics.len() * 16)
                     .sum();
                 if room.take(64 + members + cell.holds.len() * 48) {
                     break 'full key::group(name);
@@ -275,14 +275,15 @@ fn offset(group: &str, slot: PartitionSlot, held: &Held) -> OffsetCell {
     }
 }
 
-fn group(name: &str, cell: &Group) -> GroupCell {
-    let members = cell.members.iter().map(|(id, member)| VersionedMember {
+fn group(name: &str, cell: &Group) -> GroupCell3 {
+    let members = cell.members.iter().map(|(id, member)| JoinedMember {
         member: MemberRecord {
             member: id.0,
             client: member.client.to_string(),
             topics: member.topics.iter().map(|topic| topic.0).collect(),
             session_timeout_ms: member.session_timeout_ms,
         },
+        joined: member.joined.0,
         version: member.version,
     });
     let holds = cell.holds.iter().map(|(partition, hold)| HoldRecord {
@@ -292,7 +293,7 @@ fn group(name: &str, cell: &Group) -> GroupCell {
         epoch: hold.epoch.0,
         revoking: hold.revoking,
     });
-    GroupCell {
+    GroupCell3 {
         name: name.to_owned(),
         epoch: cell.epoch.0,
         members: members.collect(),

@@ -105,15 +105,24 @@ pub struct GroupDescription {
     pub unreachable: Vec<String>,
 }
 
+/// The groups of a broker.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct GroupList {
+    /// By name.
+    pub groups: Vec<GroupSummary>,
+    /// Shards that did not answer, and why: what they know is missing.
+    pub unreachable: Vec<String>,
+}
+
 /// A group in a list.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct GroupSummary {
     pub group: String,
-    /// `empty`, `stable` or `rebalancing`.
+    /// `empty`, `stable` or `rebalancing`; `unknown` when the group's home does not answer.
     pub state: String,
     pub members: u32,
-    /// Records still to be read, of topics that this principal sees.
-    pub lag: u64,
+    /// Records still to be read, of topics that this principal sees. `None`: not all of it is known.
+    pub lag: Option<u64>,
 }
 
 /// A member of a group and what it owns, as (topic, partition).
@@ -335,7 +344,7 @@ impl Admin {
     ///
     /// # Errors
     /// When the broker cannot be reached.
-    pub async fn list_groups(&self) -> Result<Vec<GroupSummary>> {
+    pub async fn list_groups(&self) -> Result<GroupList> {
         let answer: wire::ListGroupsResponse = self
             .ask(Kind::ListGroups, &wire::ListGroupsRequest {}, Repeat::Safe)
             .await?;
@@ -345,7 +354,10 @@ impl Admin {
             members: group.members,
             lag: group.lag,
         };
-        Ok(answer.groups.into_iter().map(summary).collect())
+        Ok(GroupList {
+            groups: answer.groups.into_iter().map(summary).collect(),
+            unreachable: answer.unreachable,
+        })
     }
 
     /// Members, assignment, offsets and lag of a group.

@@ -37,7 +37,7 @@ mod record;
 mod transport;
 
 pub use admin::{
-    Admin, FilterSpec, GroupDescription, GroupMember, GroupOffset, GroupSummary, OffsetSpec,
+    Admin, FilterSpec, GroupDescription, GroupList, GroupMember, GroupOffset, GroupSummary, OffsetSpec,
     PartitionInfo, TopicDescription,
 };
 pub use client::{BrokerInfo, Client, ClientBuilder};

@@ -320,7 +320,8 @@ pub struct GroupSummary {
     pub name: String,
     /// At its home: how it stands, and its number of members.
     pub home: Option<(Standing, usize)>,
-    /// Records that are still to be read in this shard's partitions, by topic.
+    /// By topic that the group has an offset in here: records that are still to be read in all of this
+    /// shard's partitions.
     pub lag: Vec<(TopicId, u64)>,
 }
 

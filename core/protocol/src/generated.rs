@@ -580,6 +580,9 @@ pub struct ListGroupsRequest {
 pub struct ListGroupsResponse {
     #[prost(message, repeated, tag = "2")]
     pub groups: ::prost::alloc::vec::Vec<GroupSummary>,
+    /// shards that could not be asked, and why: what they know is missing above
+    #[prost(string, repeated, tag = "3")]
+    pub unreachable: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct GroupSummary {
@@ -591,8 +594,8 @@ pub struct GroupSummary {
     #[prost(uint32, tag = "3")]
     pub members: u32,
     /// records still to be read, of topics that the principal sees
-    #[prost(uint64, tag = "4")]
-    pub lag: u64,
+    #[prost(uint64, optional, tag = "4")]
+    pub lag: ::core::option::Option<u64>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DescribeGroupRequest {

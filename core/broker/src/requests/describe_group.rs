@@ -71,7 +71,8 @@ pub(super) async fn handle(
             partitions.extend(named(session, partition).map(|name| (partition, name)));
         }
     }
-    let mut bounds_of = all_bounds(session, &partitions).await;
+    let asked: Vec<Partition> = partitions.iter().map(|(partition, _)| *partition).collect();
+    let mut bounds_of = all_bounds(session, &asked).await;
     let mut offsets = Vec::with_capacity(partitions.len());
     for (partition, (topic, index)) in partitions {
         let shard = session.shared.shards.of(partition).shard();
@@ -180,16 +181,16 @@ pub(super) async fn gather(session: &Session, group: &str) -> Result<Gathered, m
     Err(Code::UnknownGroup.error(format!("no group `{group}`")))
 }
 
-type Bounds = Result<(Offset, Offset), messages::Error>;
+pub(super) type Bounds = Result<(Offset, Offset), messages::Error>;
 
-async fn all_bounds(
+pub(super) async fn all_bounds(
     session: &Session,
-    partitions: &[(Partition, (String, u32))],
+    partitions: &[Partition],
 ) -> BTreeMap<Partition, Bounds> {
     let mut found = BTreeMap::new();
     for together in partitions.chunks(TOGETHER) {
         let mut waiting = tokio::task::JoinSet::new();
-        for (partition, _) in together {
+        for partition in together {
             let (shard, partition) = (session.shared.shards.of(*partition).clone(), *partition);
             waiting.spawn_local(async move { (partition, bounds_at(&shard, partition).await) });
         }

@@ -3,7 +3,7 @@
 
 use millstream_broker::PrincipalSettings;
 use millstream_protocol::messages::{
-    self, Assigned, AssignedPartition, Commit, CommitOffset, Committed, DeleteGroupRequest,
+    self, AddPartitionsRequest, AddPartitionsResponse, Assigned, AssignedPartition, Commit, CommitOffset, Committed, DeleteGroupRequest,
     DeleteGroupResponse, DeleteTopicRequest, DeleteTopicResponse, DescribeGroupRequest,
     DescribeGroupResponse, HelloRequest, HelloResponse, ListGroupsRequest, ListGroupsResponse,
     Produce, ProducerOpen, ResetGroupRequest, ResetGroupResponse, Revoke, Seek, Sought, StartAt,
@@ -379,6 +379,7 @@ fn groups_and_members_are_shown_with_how_they_stand_and_whence_they_come() {
             version_max: 1,
             client: "library/1".to_owned(),
             client_id: "billing-7".to_owned(),
+            token: world.token(),
             ..HelloRequest::default()
         };
         let _: HelloResponse = client.request(Kind::Hello, &hello).await.expect("known");
@@ -404,11 +405,56 @@ fn groups_and_members_are_shown_with_how_they_stand_and_whence_they_come() {
             group: "g".to_owned(),
             state: state.to_owned(),
             members,
-            lag: 10,
+            lag: Some(10),
         };
         assert_eq!(list().await, [summary("stable", 1)]);
         stream.send.finish().expect("finished");
         stream.ends().await;
         assert_eq!(list().await, [summary("empty", 0)]);
     });
+}
+
+/// A list counts what a description counts: also partitions in which the group never had an offset.
+#[test]
+fn the_lag_of_a_list_is_that_of_the_description() {
+    for shards in [1, 3] {
+        let world = World::new(|config| config.shards = Some(shards));
+        world.run(async {
+            let client = world.connect().await;
+            produced(&client, "t", 1, 3).await;
+            let mut stream = client.subscribe(&member("t")).await;
+            stream.subscribed().await;
+            let given = stream.given(1).await;
+            assert_eq!(stream.commit(1, given[0].handle, 2).await, None);
+            stream.send.finish().expect("finished");
+            stream.ends().await;
+            let add = AddPartitionsRequest {
+                name: "t".to_owned(),
+                total: 4,
+            };
+            let _: AddPartitionsResponse = client
+                .request(Kind::AddPartitions, &add)
+                .await
+                .expect("added");
+            let mut producer = client.producer(&ProducerOpen::default()).await;
+            for partition in 1..4 {
+                let header = Produce {
+                    tag: u64::from(partition),
+                    topic_id: given[0].topic_id.clone(),
+                    partition,
+                    ..Produce::default()
+                };
+                producer.produce(header, &batch(&[b"x"; 3])).await;
+                producer.expect(Kind::Produced).await;
+            }
+            let lags = described(&client).await.offsets.into_iter();
+            let described: Option<u64> = lags.map(|row| row.lag).sum();
+            assert_eq!(described, Some(10), "{shards} shards");
+            let listed: ListGroupsResponse = client
+                .request(Kind::ListGroups, &ListGroupsRequest {})
+                .await
+                .expect("listed");
+            assert_eq!(listed.groups[0].lag, described, "{shards} shards");
+        });
+    }
 }

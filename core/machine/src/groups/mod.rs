@@ -17,13 +17,16 @@ mod change;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use millstream_batch::ids::{GroupEpoch, Lsn, MemberId, Partition, TimestampMs, TopicId};
+use millstream_batch::ids::{
+    GroupEpoch, Lsn, MemberId, Offset, Partition, TimestampMs, TopicId,
+};
 use millstream_batch::limits::is_name;
 
 use crate::bounds::{CLIENT_BYTES_MAX, SESSION_TIMEOUT_MS_MAX};
 use crate::decide::{Decision, full};
 use crate::fact::Fact;
 use crate::fact::archive::{GroupChanged, GroupDeleted, MemberRecord};
+use crate::partitions;
 use crate::request::{GroupInfo, GroupSummary, MemberInfo, Refusal, Reply};
 use crate::snapshot::key;
 use crate::state::State;
@@ -263,17 +266,26 @@ pub(crate) fn list(state: &State, after: &str) -> Decision {
     })
 }
 
-/// Records of this shard that the group has still to read, by topic. Without a commit that is all there
-/// are.
+/// Records that the group has still to read in this shard's partitions of every topic that it has an offset
+/// in here. Without a commit that is all there are.
 fn lag(state: &State, name: &str) -> Vec<(TopicId, u64)> {
-    let mut lag: BTreeMap<TopicId, u64> = BTreeMap::new();
+    let mut committed: BTreeMap<TopicId, BTreeMap<u32, Offset>> = BTreeMap::new();
     for (slot, held) in state.offsets.of_group(name) {
         if let Some(cell) = state.partitions.at(slot) {
-            let next = held.offset.map_or(cell.start, |next| next.max(cell.start));
-            *lag.entry(cell.partition.topic).or_default() += cell.end.0.saturating_sub(next.0);
+            let Partition { topic, index } = cell.partition;
+            let known = committed.entry(topic).or_default();
+            known.extend(held.offset.map(|next| (index, next)));
         }
     }
-    lag.into_iter().collect()
+    let behind = |(topic, committed): (TopicId, BTreeMap<u32, Offset>)| {
+        let here = (0..state.partition_count(topic)).filter_map(|index| {
+            let (_, cell) = partitions::find(state, Partition { topic, index }).ok()?;
+            let next = committed.get(&index).copied().unwrap_or(cell.start);
+            Some(cell.end.0.saturating_sub(next.max(cell.start).0))
+        });
+        (topic, here.sum())
+    };
+    committed.into_iter().map(behind).collect()
 }
 
 /// What this shard knows: members at the home, offsets where the partitions are.

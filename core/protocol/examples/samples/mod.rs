@@ -637,8 +637,9 @@ fn groups() -> Vec<Sample> {
                     group: group(),
                     state: text("stable"),
                     members: 1,
-                    lag: 50,
+                    lag: Some(50),
                 }],
+                unreachable: vec![text("shard 1: stopped")],
             },
         ),
         sample(

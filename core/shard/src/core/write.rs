@@ -131,6 +131,10 @@ impl ShardCore {
                 return self.fail(token, Error::Stopped(why.clone()));
             }
         }
+        // Without an end nobody knows how far behind a group is.
+        if let (Request::ListGroups { .. }, Some(error)) = (request, self.cut_short()) {
+            return self.fail(token, error);
+        }
         match self.carry_out(request) {
             Ok((reply, wrote)) => {
                 self.sign_of_life(request, &reply);

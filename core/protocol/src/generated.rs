@@ -438,6 +438,7 @@ pub struct AssignedPartition {
     pub epoch: u64,
     #[prost(uint64, tag = "6")]
     pub offset: u64,
+    /// found by this time; older records at the front of its batch are for the client to skip
     #[prost(int64, optional, tag = "7")]
     pub from_timestamp_ms: ::core::option::Option<i64>,
     /// the epoch at which it came to the member: the same after a rejoin when nobody else had it
@@ -588,12 +589,12 @@ pub struct ListGroupsResponse {
 pub struct GroupSummary {
     #[prost(string, tag = "1")]
     pub group: ::prost::alloc::string::String,
-    /// empty, stable, rebalancing
+    /// empty, stable, rebalancing; unknown when the group's home does not answer
     #[prost(string, tag = "2")]
     pub state: ::prost::alloc::string::String,
     #[prost(uint32, tag = "3")]
     pub members: u32,
-    /// records still to be read, of topics that the principal sees
+    /// records still to be read, of topics that the principal sees; not set: not all of it is known
     #[prost(uint64, optional, tag = "4")]
     pub lag: ::core::option::Option<u64>,
 }

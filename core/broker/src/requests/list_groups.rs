@@ -123,7 +123,8 @@ fn unread(session: &Session, known: &Known) -> Vec<Partition> {
     for (&topic, counted) in &known.counted {
         if counted.len() < shards.all().len() {
             let all = (0..partitions(session, topic)).map(|index| Partition { topic, index });
-            unread.extend(all.filter(|partition| !counted.contains(&shards.of(*partition).shard())));
+            unread
+                .extend(all.filter(|partition| !counted.contains(&shards.of(*partition).shard())));
         }
     }
     unread

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
-use millstream_batch::ids::{GroupEpoch, MemberId, Partition, TopicId};
+use millstream_batch::ids::{GroupEpoch, MemberId, Partition};
 use millstream_machine::request::{Assignment, Refusal, Reply, Request};
 use millstream_machine::topic::TopicMeta;
 use millstream_protocol::messages::{self, Assigned, Revoke};

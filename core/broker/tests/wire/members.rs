@@ -3,11 +3,11 @@
 
 use millstream_broker::PrincipalSettings;
 use millstream_protocol::messages::{
-    self, AddPartitionsRequest, AddPartitionsResponse, Assigned, AssignedPartition, Commit, CommitOffset, Committed, DeleteGroupRequest,
-    DeleteGroupResponse, DeleteTopicRequest, DeleteTopicResponse, DescribeGroupRequest,
-    DescribeGroupResponse, HelloRequest, HelloResponse, ListGroupsRequest, ListGroupsResponse,
-    Produce, ProducerOpen, ResetGroupRequest, ResetGroupResponse, Revoke, Seek, Sought, StartAt,
-    Subscribe, Subscribed, start_at,
+    self, AddPartitionsRequest, AddPartitionsResponse, Assigned, AssignedPartition, Commit,
+    CommitOffset, Committed, DeleteGroupRequest, DeleteGroupResponse, DeleteTopicRequest,
+    DeleteTopicResponse, DescribeGroupRequest, DescribeGroupResponse, HelloRequest, HelloResponse,
+    ListGroupsRequest, ListGroupsResponse, Produce, ProducerOpen, ResetGroupRequest,
+    ResetGroupResponse, Revoke, Seek, Sought, StartAt, Subscribe, Subscribed, start_at,
 };
 use millstream_protocol::{Code, Kind};
 
@@ -444,7 +444,9 @@ fn the_lag_of_a_list_is_that_of_the_description() {
                     partition,
                     ..Produce::default()
                 };
-                producer.produce(header, &batch(&[b"x"; 3])).await;
+                producer
+                    .produce(header, &batch(&[b"x".as_slice(); 3]))
+                    .await;
                 producer.expect(Kind::Produced).await;
             }
             let lags = described(&client).await.offsets.into_iter();

@@ -17,9 +17,7 @@ mod change;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use millstream_batch::ids::{
-    GroupEpoch, Lsn, MemberId, Offset, Partition, TimestampMs, TopicId,
-};
+use millstream_batch::ids::{GroupEpoch, Lsn, MemberId, Offset, Partition, TimestampMs, TopicId};
 use millstream_batch::limits::is_name;
 
 use crate::bounds::{CLIENT_BYTES_MAX, SESSION_TIMEOUT_MS_MAX};

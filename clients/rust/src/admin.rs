@@ -110,11 +110,34 @@ pub struct GroupDescription {
     pub unreachable: Vec<String>,
 }
 
+/// The groups of a broker.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct GroupList {
+    /// By name.
+    pub groups: Vec<GroupSummary>,
+    /// Shards that did not answer, and why: what they know is missing.
+    pub unreachable: Vec<String>,
+}
+
+/// A group in a list.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct GroupSummary {
+    pub group: String,
+    /// `empty`, `stable` or `rebalancing`; `unknown` when the group's home does not answer.
+    pub state: String,
+    pub members: u32,
+    /// Records still to be read, of topics that this principal sees. `None`: not all of it is known.
+    pub lag: Option<u64>,
+}
+
 /// A member of a group and what it owns, as (topic, partition).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct GroupMember {
     pub member: u64,
+    /// What it calls itself.
     pub client: String,
+    /// Where it is connected from; `None` while it has no connection.
+    pub address: Option<String>,
     pub partitions: Vec<(String, u32)>,
 }
 
@@ -324,15 +347,24 @@ impl Admin {
         Ok(answer.start_offset)
     }
 
-    /// Names of all groups.
+    /// All groups, by name.
     ///
     /// # Errors
     /// When the broker cannot be reached.
-    pub async fn list_groups(&self) -> Result<Vec<String>> {
+    pub async fn list_groups(&self) -> Result<GroupList> {
         let answer: wire::ListGroupsResponse = self
             .ask(Kind::ListGroups, &wire::ListGroupsRequest {}, Repeat::Safe)
             .await?;
-        Ok(answer.groups)
+        let summary = |group: wire::GroupSummary| GroupSummary {
+            group: group.group,
+            state: group.state,
+            members: group.members,
+            lag: group.lag,
+        };
+        Ok(GroupList {
+            groups: answer.groups.into_iter().map(summary).collect(),
+            unreachable: answer.unreachable,
+        })
     }
 
     /// Members, assignment, offsets and lag of a group.
@@ -349,6 +381,7 @@ impl Admin {
         let member = |member: wire::GroupMember| GroupMember {
             member: member.member,
             client: member.client,
+            address: (!member.address.is_empty()).then_some(member.address),
             partitions: member
                 .partitions
                 .into_iter()
@@ -366,7 +399,8 @@ impl Admin {
     }
 
     /// Set a group's offsets in a topic; no `partitions` means all. With `dry_run` nothing is changed;
-    /// without `force` a group with members is refused.
+    /// without `force` a group with members is refused. With it, members that hold a partition go on from
+    /// the reset: what they have not committed by then is not committed any more.
     ///
     /// # Errors
     /// When there is no such group or topic, or the group has members.
@@ -392,13 +426,15 @@ impl Admin {
         Ok(answer.offsets.into_iter().map(offset).collect())
     }
 
-    /// Delete a group without members, with its offsets.
+    /// Delete a group with its offsets. With `force` also while it has members, whose consumers end with
+    /// `UNKNOWN_GROUP`.
     ///
     /// # Errors
     /// When there is no such group, or it has members.
-    pub async fn delete_group(&self, group: &str) -> Result<()> {
+    pub async fn delete_group(&self, group: &str, force: bool) -> Result<()> {
         let request = wire::DeleteGroupRequest {
             group: group.to_owned(),
+            force,
         };
         let _: wire::DeleteGroupResponse =
             self.ask(Kind::DeleteGroup, &request, Repeat::Never).await?;

@@ -14,9 +14,6 @@ use crate::error::Result;
 use crate::producer::ProducerBuilder;
 use crate::transport;
 
-/// What this client calls itself in HELLO.
-const CLIENT_NAME: &str = concat!("millstream-rust/", env!("CARGO_PKG_VERSION"));
-
 /// A broker, seen from this process. Cheap to clone: clones share one connection, which is made again
 /// when it is lost.
 #[derive(Clone, Debug)]
@@ -29,17 +26,18 @@ pub struct Client {
 #[derive(Clone, Debug)]
 pub struct ClientBuilder {
     context: Context,
-    name: String,
+    client_id: String,
     timeout: Duration,
     idle_timeout: Duration,
     wait: bool,
 }
 
 impl ClientBuilder {
-    /// How this client names itself to the broker, for its logs and group descriptions.
+    /// What your program calls itself, for example `billing-7`: shown in the broker's logs and in
+    /// descriptions of the groups that it is a member of. Default: this library and its version.
     #[must_use]
-    pub fn name(mut self, name: impl Into<String>) -> Self {
-        self.name = name.into();
+    pub fn client_id(mut self, client_id: impl Into<String>) -> Self {
+        self.client_id = client_id.into();
         self
     }
 
@@ -89,7 +87,7 @@ impl ClientBuilder {
         Ok(Client {
             link: Arc::new(Link::new(
                 self.context,
-                self.name,
+                self.client_id,
                 self.idle_timeout,
                 self.wait,
             )?),
@@ -117,7 +115,7 @@ impl Client {
     pub fn builder(context: Context) -> ClientBuilder {
         ClientBuilder {
             context,
-            name: CLIENT_NAME.to_owned(),
+            client_id: String::new(),
             timeout: Duration::from_secs(30),
             idle_timeout: transport::IDLE_TIMEOUT,
             wait: false,

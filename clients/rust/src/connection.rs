@@ -22,6 +22,8 @@ use crate::context::Context;
 use crate::error::{Error, Kind as Fault, Result};
 use crate::transport;
 
+/// What this library calls itself in HELLO.
+const CLIENT_NAME: &str = concat!("millstream-rust/", env!("CARGO_PKG_VERSION"));
 /// One try to connect, TLS and HELLO included. Short, because a broker that restarts on the same port
 /// does not answer packets sent before it listened. Also how long a first connection is tried, unless the
 /// broker is waited for.
@@ -59,7 +61,7 @@ pub struct Connections {
 #[derive(Debug)]
 pub(crate) struct Link {
     context: Context,
-    client: String,
+    client_id: String,
     config: quinn::ClientConfig,
     /// Whether a broker that is not there yet is waited for.
     wait: bool,
@@ -80,14 +82,14 @@ pub(crate) enum Repeat {
 impl Link {
     pub(crate) fn new(
         context: Context,
-        client: String,
+        client_id: String,
         idle_timeout: Duration,
         wait: bool,
     ) -> Result<Self> {
         let config = transport::client_config(&context, idle_timeout)?;
         Ok(Self {
             context,
-            client,
+            client_id,
             config,
             wait,
             current: Mutex::default(),
@@ -294,8 +296,9 @@ impl Link {
         let hello = HelloRequest {
             version_min: VERSION_MIN,
             version_max: VERSION_MAX,
-            client: self.client.clone(),
+            client: CLIENT_NAME.to_owned(),
             token: self.context.token.clone().unwrap_or_default(),
+            client_id: self.client_id.clone(),
         };
         let answer = exchange(&connection, Kind::Hello, &hello, Bytes::new()).await?;
         let hello: HelloResponse = answer.message()?;

@@ -37,8 +37,8 @@ mod record;
 mod transport;
 
 pub use admin::{
-    Admin, FilterSpec, GroupDescription, GroupMember, GroupOffset, OffsetSpec, PartitionInfo,
-    TopicDescription,
+    Admin, FilterSpec, GroupDescription, GroupList, GroupMember, GroupOffset, GroupSummary,
+    OffsetSpec, PartitionInfo, TopicDescription,
 };
 pub use client::{BrokerInfo, Client, ClientBuilder};
 pub use connection::Connections;

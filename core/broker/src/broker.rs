@@ -27,6 +27,7 @@ use crate::config::{Config, Flush};
 use crate::directory::{Directory, Meta};
 use crate::endpoint::Socket;
 use crate::live::{self, Live};
+use crate::members::Members;
 use crate::memory::Bounds;
 use crate::metrics::Metrics;
 use crate::places::Places;
@@ -72,6 +73,7 @@ pub(crate) struct Shared {
     pub(crate) places: Places,
     live: watch::Sender<Arc<Live>>,
     pub(crate) secrets: Secrets,
+    pub(crate) members: Members,
     pub(crate) components: Arc<Components>,
     pub(crate) plugins: Plugins,
     pub(crate) metrics: Metrics,
@@ -195,6 +197,7 @@ impl Broker {
             windows: Windows::new(&config),
             live: watch::Sender::new(live),
             secrets,
+            members: Members::default(),
             components,
             plugins,
             metrics: Metrics::default(),

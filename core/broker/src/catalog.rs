@@ -78,6 +78,11 @@ impl Catalog {
         self.by_id.borrow().get(&id).cloned()
     }
 
+    /// The topic that has this name now, if the cache has it.
+    pub(crate) fn named(&self, name: &str) -> Option<Rc<TopicMeta>> {
+        self.by_name.borrow().get(name).cloned()
+    }
+
     /// The topic of this name, or UNKNOWN_TOPIC.
     pub(crate) async fn topic(&self, name: &str) -> Result<Rc<TopicMeta>, messages::Error> {
         let cached = self.by_name.borrow().get(name).cloned();

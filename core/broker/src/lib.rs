@@ -15,6 +15,7 @@ mod error;
 mod http;
 mod limits;
 mod live;
+mod members;
 mod memory;
 mod metrics;
 mod places;

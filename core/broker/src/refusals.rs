@@ -57,7 +57,7 @@ fn of_machine(refusal: &Refusal) -> Code {
         Refusal::UnknownProducer { .. } => Code::UnknownProducer,
         Refusal::UnknownGroup(_) => Code::UnknownGroup,
         Refusal::UnknownMember { .. } => Code::UnknownMember,
-        Refusal::MemberFenced { .. } => Code::MemberFenced,
+        Refusal::MemberFenced { .. } | Refusal::MemberReplaced { .. } => Code::MemberFenced,
         Refusal::GroupBusy(_) => Code::GroupBusy,
         Refusal::OffsetOutOfRange { .. } => Code::OffsetOutOfRange,
         Refusal::OffsetTruncated { .. } => Code::OffsetTruncated,

@@ -21,6 +21,7 @@ const KEY_BYTES: usize = 32;
 pub(crate) struct Secrets {
     derive: hkdf::Prk,
     producers: hmac::Key,
+    members: hmac::Key,
     topics: hmac::Key,
 }
 
@@ -48,10 +49,12 @@ impl Secrets {
         };
         let derive = hkdf::Salt::new(hkdf::HKDF_SHA256, b"millstream").extract(&key);
         let producers = hmac_key(&derive, b"producer ids");
+        let members = hmac_key(&derive, b"group members");
         let topics = hmac_key(&derive, b"topic ids");
         Ok(Self {
             derive,
             producers,
+            members,
             topics,
         })
     }
@@ -83,6 +86,25 @@ impl Secrets {
         hmac::verify(&self.producers, &producer(pid, principal), token).is_ok()
     }
 
+    /// Proves that this member of the group joined as the principal of this name. Without the key, members
+    /// of before join anew.
+    pub(crate) fn member_token(&self, group: &str, member: u64, principal: &str) -> Bytes {
+        let tag = hmac::sign(&self.members, &membership(group, member, principal));
+        Bytes::copy_from_slice(tag.as_ref())
+    }
+
+    /// Whether `token` is [`member_token`](Self::member_token) of these. In constant time.
+    pub(crate) fn is_member_token(
+        &self,
+        group: &str,
+        member: u64,
+        principal: &str,
+        token: &[u8],
+    ) -> bool {
+        let claim = membership(group, member, principal);
+        hmac::verify(&self.members, &claim, token).is_ok()
+    }
+
     /// The id of the topic that this request creates, whenever it is repeated: a UUID (RFC 9562, version
     /// 8) that nobody can choose. Without the key, a repeat is taken for another request.
     pub(crate) fn topic_id(&self, principal: &str, name: &str, key: &[u8]) -> [u8; 16] {
@@ -101,6 +123,16 @@ impl Secrets {
 
 fn producer(pid: u64, principal: &str) -> Vec<u8> {
     [&pid.to_le_bytes(), principal.as_bytes()].concat()
+}
+
+fn membership(group: &str, member: u64, principal: &str) -> Vec<u8> {
+    [
+        &member.to_le_bytes()[..],
+        &(group.len() as u64).to_le_bytes(),
+        group.as_bytes(),
+        principal.as_bytes(),
+    ]
+    .concat()
 }
 
 fn hmac_key(derive: &hkdf::Prk, label: &[u8]) -> hmac::Key {

@@ -3,6 +3,7 @@
 //! Absent: what requests, producers and subscriptions do.
 
 use std::cell::{Cell, RefCell};
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -45,6 +46,9 @@ pub(crate) struct Session {
     /// What the client calls itself, for messages.
     client: RefCell<String>,
 }
+
+/// What a client may say of itself, in characters.
+const CLIENT_CHARS: usize = 64;
 
 /// A producer's stream lives.
 #[derive(Debug)]
@@ -178,6 +182,36 @@ impl Session {
         )))
     }
 
+    /// What the client calls itself.
+    pub(crate) fn client(&self) -> String {
+        self.client.borrow().clone()
+    }
+
+    /// Where the client is.
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.connection.remote_address()
+    }
+
+    /// Refuse a member that did not join as this principal: whoever joins again takes over what it has.
+    pub(crate) fn check_member(
+        &self,
+        group: &str,
+        member: u64,
+        token: &[u8],
+    ) -> Result<(), messages::Error> {
+        let name = &self.principal().name;
+        if self
+            .shared
+            .secrets
+            .is_member_token(group, member, name, token)
+        {
+            return Ok(());
+        }
+        Err(Code::UnknownMember.error(format!(
+            "`{name}` is not member {member} of group `{group}`, or came without its token: join anew"
+        )))
+    }
+
     /// A producer's stream has begun: the connection's receive window grows while the result lives.
     pub(crate) fn begin_producing(self: &Rc<Self>) -> Producing {
         self.set_window(self.window.begin(&self.shared.windows));
@@ -291,12 +325,11 @@ impl Session {
             return Ok(response); // said again, which changes nothing
         }
         self.shown.replace(Some(shown));
-        request
-            .client
-            .chars()
-            .take(64)
-            .collect::<String>()
-            .clone_into(&mut self.client.borrow_mut());
+        let said = match request.client_id.is_empty() {
+            true => &request.client,
+            false => &request.client_id,
+        };
+        *self.client.borrow_mut() = said.chars().take(CLIENT_CHARS).collect();
         self.principal.send_replace(Some(principal));
         self.place.introduce();
         let streams = STREAMS_FIRST.min(config.limits.streams_max);

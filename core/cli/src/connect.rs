@@ -70,9 +70,10 @@ pub(crate) async fn client(global: &Global) -> Outcome<Client> {
 /// A connected client of its own for a context.
 pub(crate) async fn client_of(context: Context, global: &Global) -> Outcome<Client> {
     let name = concat!("millstream-cli/", env!("CARGO_PKG_VERSION"));
+    let name = global.client_id.as_deref().unwrap_or(name);
     let url = context.url.clone();
     let mut builder = Client::builder(context)
-        .name(name)
+        .client_id(name)
         .timeout(global.timeout());
     if global.waits() {
         builder = builder.wait_for_broker();

@@ -14,6 +14,7 @@ mod exit;
 mod format;
 mod input;
 mod interrupt;
+mod ledger;
 mod logging;
 mod memory;
 mod output;
@@ -93,6 +94,9 @@ struct Global {
     /// connection is tried for as long. Default: 30s.
     #[arg(long, global = true, value_parser = values::duration, value_name = "TIME", help_heading = CONNECTION)]
     timeout: Option<std::time::Duration>,
+    /// What this program is called in the broker's log and among a group's members.
+    #[arg(long, global = true, env = "MILLSTREAM_CLIENT_ID", value_name = "NAME", help_heading = CONNECTION)]
+    client_id: Option<String>,
     /// Form of the log on stderr.
     #[arg(
         long,

@@ -103,22 +103,34 @@ pub fn decide(
             topics,
             *session_timeout_ms,
         ),
-        Request::LeaveGroup { group, member } => groups::leave(state, time, group, *member),
+        Request::LeaveGroup {
+            group,
+            member,
+            joined,
+        } => groups::leave(state, time, group, *member, *joined),
         Request::ReleasePartitions {
             group,
             member,
+            joined,
             partitions,
-        } => groups::release(state, time, group, *member, partitions),
-        Request::GroupAssignment { group, member } => groups::assignment(state, group, *member),
+        } => groups::release(state, time, group, *member, *joined, partitions),
+        Request::ReassignPartitions { group, fenced } => {
+            groups::reassign(state, time, group, fenced)
+        }
+        Request::GroupAssignment {
+            group,
+            member,
+            joined,
+        } => groups::assignment(state, group, *member, *joined),
         Request::ExpireMembers { group, members } => groups::expire(state, time, group, members),
         Request::RebalanceGroup { group } => groups::rebalance(state, time, group),
-        Request::DeleteGroup { group } => groups::delete(state, group),
+        Request::DeleteGroup { group, force } => groups::delete(state, group, *force),
 
         Request::ListTopics => Ok(topics::list(state)),
         Request::TopicsAfter { after } => Ok(topics::list_after(state, *after)),
         Request::DescribeTopic { name } => topics::describe(state, name),
         Request::TopicById { id } => topics::describe_id(state, *id),
-        Request::ListGroups => Ok(groups::list(state)),
+        Request::ListGroups { after } => Ok(groups::list(state, after)),
         Request::DescribeGroup { group } => groups::describe(state, group),
 
         Request::ExpireProducers {

@@ -49,8 +49,10 @@ impl Offsets {
         self.groups.get(group)?.get(&slot)
     }
 
-    pub(crate) fn groups(&self) -> impl Iterator<Item = &str> + '_ {
-        self.groups.keys().map(|group| &**group)
+    pub(crate) fn groups_after(&self, after: &str) -> impl Iterator<Item = &str> + '_ {
+        use std::ops::Bound::{Excluded, Unbounded};
+        let groups = self.groups.range::<str, _>((Excluded(after), Unbounded));
+        groups.map(|(group, _)| &**group)
     }
 
     pub(crate) fn of_group(
@@ -313,7 +315,8 @@ pub(crate) fn begin(
     Ok(Decision::of(Fact::OffsetCommitted(Box::new(fact)), reply))
 }
 
-/// With `force`, the member that holds the partition is fenced: it must join again to go on.
+/// With `force`, the member that holds the partition is fenced, and so is every claim up to the epoch
+/// that is answered: the group's home gives the partition out anew.
 pub(crate) fn reset(
     state: &State,
     time: TimestampMs,
@@ -344,7 +347,9 @@ pub(crate) fn reset(
         offset: offset.0,
         time_ms: time.0,
     };
-    Ok(Decision::of(Fact::OffsetReset(Box::new(fact)), Reply::Done))
+    let fence = held.map_or(GroupEpoch(0), |held| held.epoch);
+    let reply = Reply::Reset { fence };
+    Ok(Decision::of(Fact::OffsetReset(Box::new(fact)), reply))
 }
 
 pub(crate) fn forget(state: &State, group: &str) -> Result<Decision, Refusal> {

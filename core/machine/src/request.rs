@@ -89,7 +89,7 @@ pub enum Request {
         offset: Offset,
     },
     /// An operator's reset. Refused while a member holds the partition, unless `force`, which also
-    /// fences that member.
+    /// fences that member: the home is told with `ReassignPartitions`.
     ResetOffset {
         group: String,
         partition: Partition,
@@ -101,7 +101,8 @@ pub enum Request {
     },
 
     // --- the group's home shard --------------------------------------------------------------
-    /// `member` 0 asks for a new one; a known member joins again and keeps what it owns.
+    /// `member` 0 asks for a new one; a known member joins again and keeps what it owns, under a new
+    /// epoch that fences its stream of before. What that one was asked to let go is let go.
     JoinGroup {
         group: String,
         member: MemberId,
@@ -109,20 +110,30 @@ pub enum Request {
         topics: Vec<TopicId>,
         session_timeout_ms: u32,
     },
+    /// `joined` here and below: the epoch of the join that asks. Refused when the member joined again.
     LeaveGroup {
         group: String,
         member: MemberId,
+        joined: GroupEpoch,
     },
     /// The member has stopped reading these partitions and committed what it wanted.
     ReleasePartitions {
         group: String,
         member: MemberId,
+        joined: GroupEpoch,
         partitions: Vec<Partition>,
+    },
+    /// Where these partitions are kept their owner is fenced, each at this epoch, by a forced reset: those
+    /// that are still owned under no higher one are given out anew.
+    ReassignPartitions {
+        group: String,
+        fenced: Vec<(Partition, GroupEpoch)>,
     },
     /// What a member owns now; answered at once (the shard does the waiting for changes).
     GroupAssignment {
         group: String,
         member: MemberId,
+        joined: GroupEpoch,
     },
     /// Members unseen past their session timeout. Liveness is volatile; expiry is a fact.
     ExpireMembers {
@@ -134,9 +145,10 @@ pub enum Request {
         group: String,
     },
     /// Done also for a group that is not known: its offsets may lie on other shards, where
-    /// `ForgetGroup` follows.
+    /// `ForgetGroup` follows. Refused while it has members, unless `force`.
     DeleteGroup {
         group: String,
+        force: bool,
     },
 
     // --- look-ups --------------------------------------------------------------------------
@@ -152,7 +164,10 @@ pub enum Request {
     TopicById {
         id: TopicId,
     },
-    ListGroups,
+    /// The next groups after this name, some at a time.
+    ListGroups {
+        after: String,
+    },
     DescribeGroup {
         group: String,
     },
@@ -229,12 +244,20 @@ pub enum Reply {
         offset: Option<Offset>,
         metadata: String,
     },
+    /// To `ResetOffset`: members under this epoch or an older one are fenced.
+    Reset {
+        fence: GroupEpoch,
+    },
     Joined {
         member: MemberId,
         assignment: Assignment,
     },
     Assignment(Assignment),
-    Groups(Vec<String>),
+    Groups {
+        groups: Vec<GroupSummary>,
+        /// There may be others after the last of these.
+        more: bool,
+    },
     Group(GroupInfo),
 }
 
@@ -264,16 +287,52 @@ pub struct PartitionInfo {
 pub struct Assignment {
     /// Rises with every change that touches this member.
     pub version: u64,
-    /// Owned and not `revoking`, with the epoch to claim and commit under.
+    /// The epoch of the member's newest join.
+    pub joined: GroupEpoch,
+    /// Owned and not `revoking`, with the epoch at which it came to the member: the same for as long as
+    /// nobody else had it and no reset overruled the member. Claims and commits go
+    /// [`under`](Self::under) it.
     pub owned: Vec<(Partition, GroupEpoch)>,
     /// Still owned, but to be released: another member waits for these.
     pub revoking: Vec<Partition>,
+}
+
+impl Assignment {
+    /// The epoch to claim and commit under what came to the member at `since`.
+    #[must_use]
+    pub fn under(&self, since: GroupEpoch) -> GroupEpoch {
+        since.max(self.joined)
+    }
+}
+
+/// How a group stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Standing {
+    /// It has no members.
+    #[default]
+    Empty,
+    /// Every partition is where it is to be.
+    Stable,
+    /// Partitions are asked back, or topics changed.
+    Rebalancing,
+}
+
+/// A group in a list, as one shard knows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GroupSummary {
+    pub name: String,
+    /// At its home: how it stands, and its number of members.
+    pub home: Option<(Standing, usize)>,
+    /// By topic that the group has an offset in here: records that are still to be read in all of this
+    /// shard's partitions.
+    pub lag: Vec<(TopicId, u64)>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct GroupInfo {
     pub name: String,
     pub epoch: GroupEpoch,
+    pub standing: Standing,
     pub members: Vec<MemberInfo>,
     /// At the home: partitions that had an owner and have none, each with the epoch under which
     /// member 0 claims it, so that consumers with fixed partitions may commit again.
@@ -285,6 +344,8 @@ pub struct GroupInfo {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MemberInfo {
     pub member: MemberId,
+    /// The epoch of its newest join.
+    pub joined: GroupEpoch,
     pub client: String,
     pub topics: Vec<TopicId>,
     pub partitions: Vec<Partition>,
@@ -344,6 +405,15 @@ pub enum Refusal {
     MemberFenced {
         member: MemberId,
         sent: GroupEpoch,
+        current: GroupEpoch,
+    },
+    #[error(
+        "member {member} of group `{group}` joined again (epoch {current}): what joined at epoch {joined} is over"
+    )]
+    MemberReplaced {
+        group: String,
+        member: MemberId,
+        joined: GroupEpoch,
         current: GroupEpoch,
     },
     #[error("group `{0}` has members: stop them first, or force")]

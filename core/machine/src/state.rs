@@ -270,6 +270,11 @@ impl State {
         })
     }
 
+    /// Names of the groups at home here.
+    pub fn groups_at_home(&self) -> impl Iterator<Item = &str> + '_ {
+        self.groups.keys().map(|name| &**name)
+    }
+
     /// The version of each member's assignment: a member whose version rose is to be told.
     pub fn assignment_versions(&self, group: &str) -> impl Iterator<Item = (MemberId, u64)> + '_ {
         let group = self.groups.get(group);

@@ -273,7 +273,7 @@ fn old_snapshots_open() {
     assert!(first == state);
     assert_eq!(first.installed(), state.installed());
 
-    // Version 2 of no accepted clock.
+    // Version 2 knew no accepted clock, and no joins but the first.
     let state = sample_state(4, &[35]);
     let second = restored(&state, &golden("snapshot-2", &[]));
     assert!(second == state && second != first);

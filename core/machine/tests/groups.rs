@@ -4,9 +4,9 @@ mod world;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use millstream_batch::ids::{GroupEpoch, MemberId, Offset, Partition, Term, TopicId};
-use millstream_machine::Limits;
-use millstream_machine::request::{Assignment, Refusal, Reply, Request};
+use millstream_batch::ids::{GroupEpoch, MemberId, Offset, Partition, ShardId, Term, TopicId};
+use millstream_machine::request::{Assignment, MemberInfo, Refusal, Reply, Request, Standing};
+use millstream_machine::{Limits, State};
 use world::{Rng, World, batch, partition};
 
 const GROUP: &str = "billing";
@@ -25,10 +25,24 @@ fn join(world: &mut World, member: u64, topics: &[u8]) -> Result<(MemberId, Assi
     }
 }
 
+/// The epoch of the member's newest join.
+fn joined(world: &mut World, member: MemberId) -> GroupEpoch {
+    let group = GROUP.to_owned();
+    match world.ask(&Request::DescribeGroup { group }) {
+        Ok(Reply::Group(info)) => {
+            let of_member = |known: &&MemberInfo| known.member == member;
+            info.members.iter().find(of_member).expect("known").joined
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
 fn assignment(world: &mut World, member: MemberId) -> Assignment {
+    let joined = joined(world, member);
     match world.ask(&Request::GroupAssignment {
         group: GROUP.to_owned(),
         member,
+        joined,
     }) {
         Ok(Reply::Assignment(assignment)) => assignment,
         other => panic!("{other:?}"),
@@ -36,19 +50,23 @@ fn assignment(world: &mut World, member: MemberId) -> Assignment {
 }
 
 fn leave(world: &mut World, member: MemberId) {
+    let joined = joined(world, member);
     world
         .ask(&Request::LeaveGroup {
             group: GROUP.to_owned(),
             member,
+            joined,
         })
         .unwrap();
 }
 
 fn release(world: &mut World, member: MemberId, partitions: Vec<Partition>) {
+    let joined = joined(world, member);
     world
         .ask(&Request::ReleasePartitions {
             group: GROUP.to_owned(),
             member,
+            joined,
             partitions,
         })
         .unwrap();
@@ -119,7 +137,7 @@ fn a_partition_has_one_owner_and_moves_only_after_it_was_let_go() {
                     .map(|(p, _)| *p)
             };
             let ids: Vec<_> = members.keys().copied().collect();
-            match rng.below(8) {
+            match rng.below(10) {
                 0..=2 if members.len() < 7 => {
                     let topics: Vec<u8> = if equal {
                         vec![1, 2, 3]
@@ -174,6 +192,24 @@ fn a_partition_has_one_owner_and_moves_only_after_it_was_let_go() {
                         .ask(&Request::AddPartitions {
                             name: format!("t{topic}"),
                             total,
+                        })
+                        .unwrap();
+                }
+                7 => {
+                    let Some(member) = rng.pick(&ids).copied() else {
+                        continue;
+                    };
+                    free.extend(assignment(&mut world, member).revoking);
+                    join(&mut world, member.0, &members[&member]).unwrap();
+                }
+                8 => {
+                    let owned = before.keys().filter(|_| rng.one_in(3));
+                    let fenced: Vec<_> = owned.map(|held| (*held, GroupEpoch(u64::MAX))).collect();
+                    free.extend(fenced.iter().map(|(held, _)| *held));
+                    world
+                        .ask(&Request::ReassignPartitions {
+                            group: GROUP.to_owned(),
+                            fenced,
                         })
                         .unwrap();
                 }
@@ -391,16 +427,24 @@ fn a_group_made_anew_is_above_the_fences_of_its_namesake() {
     world.claim(GROUP, at, old, owned[0].1).unwrap();
     assert_eq!(
         world.ask(&Request::DeleteGroup {
-            group: GROUP.to_owned()
+            group: GROUP.to_owned(),
+            force: false,
         }),
         Err(Refusal::GroupBusy(GROUP.to_owned()))
     );
-    leave(&mut world, old);
+    // With force its members are out of it.
     world
         .ask(&Request::DeleteGroup {
             group: GROUP.to_owned(),
+            force: true,
         })
         .unwrap();
+    let out = world.ask(&Request::GroupAssignment {
+        group: GROUP.to_owned(),
+        member: old,
+        joined: GroupEpoch(old.0),
+    });
+    assert_eq!(out, Err(Refusal::UnknownGroup(GROUP.to_owned())));
     assert_eq!(world.state.counts().groups, 0);
     // `ForgetGroup` did not reach the partition's shard yet.
     let (new, Assignment { owned, .. }) = join(&mut world, 0, &[1]).unwrap();
@@ -414,9 +458,9 @@ fn joining_again_keeps_what_is_owned() {
     world.create(1, "t", 4);
     world.create(2, "u", 2);
     let (a, first) = join(&mut world, 0, &[1]).unwrap();
-    let lsn = world.lsn();
-    assert_eq!(join(&mut world, a.0, &[1]), Ok((a, first.clone())));
-    assert_eq!(world.lsn(), lsn, "nothing changed, nothing is logged");
+    let (again, second) = join(&mut world, a.0, &[1]).unwrap();
+    assert_eq!((again, &second.owned), (a, &first.owned));
+    assert!(second.joined > first.joined, "as another incarnation");
     let (_, wider) = join(&mut world, a.0, &[1, 2]).unwrap();
     assert_eq!(wider.owned.len(), 6);
     assert!(first.owned.iter().all(|held| wider.owned.contains(held)));
@@ -494,7 +538,10 @@ fn a_forced_reset_fences_the_member_that_holds_the_partition() {
         world.ask(&reset(11, true)),
         Err(Refusal::OffsetOutOfRange { .. })
     ));
-    world.ask(&reset(3, true)).unwrap();
+    assert_eq!(
+        world.ask(&reset(3, true)),
+        Ok(Reply::Reset { fence: epoch })
+    );
     assert!(matches!(
         world.commit(GROUP, at, a.0, epoch, 9),
         Err(Refusal::MemberFenced { .. })
@@ -646,4 +693,177 @@ fn a_group_begins_once() {
     world.produce(batch(held, 0, 0, 0, 5)).unwrap();
     world.commit(GROUP, held, a.0, epoch, 4).unwrap();
     assert_eq!(begin(&mut world, held, 0), Some(Offset(4)));
+}
+
+/// What a reset overruled is given out anew, as a rule to whoever had it, who goes on from the reset.
+#[test]
+fn a_member_that_a_reset_fenced_is_given_its_partitions_anew() {
+    let mut world = World::new(0, 1, Limits::default());
+    world.create(1, "t", 2);
+    let (a, Assignment { owned, version, .. }) = join(&mut world, 0, &[1]).unwrap();
+    for (at, epoch) in &owned {
+        world.produce(batch(*at, 0, 0, 0, 10)).unwrap();
+        world.claim(GROUP, *at, a, *epoch).unwrap();
+        world.commit(GROUP, *at, a.0, *epoch, 8).unwrap();
+    }
+    let (at, epoch) = owned[0];
+    let reset = Request::ResetOffset {
+        group: GROUP.to_owned(),
+        partition: at,
+        offset: Offset(3),
+        force: true,
+    };
+    let Ok(Reply::Reset { fence }) = world.ask(&reset) else {
+        panic!("the reset is refused");
+    };
+    let reassign = Request::ReassignPartitions {
+        group: GROUP.to_owned(),
+        fenced: vec![(at, fence), (partition(9, 9), fence)],
+    };
+    world.ask(&reassign).unwrap();
+    let anew = assignment(&mut world, a);
+    assert!(anew.version > version, "the member is told");
+    assert!(anew.owned.contains(&owned[1]), "the other one is untouched");
+    let (_, since) = *anew.owned.iter().find(|(held, _)| *held == at).unwrap();
+    assert!(since > epoch && anew.under(since) > fence);
+    assert_eq!(world.claim(GROUP, at, a, since), Ok(Some(Offset(3))));
+    world.commit(GROUP, at, a.0, since, 4).unwrap();
+    // Told twice, or late: the fence is below what holds.
+    let lsn = world.lsn();
+    world.ask(&reassign).unwrap();
+    assert_eq!(world.lsn(), lsn);
+    // One that was being moved goes where it was to go.
+    let (b, _) = join(&mut world, 0, &[1]).unwrap();
+    let asked_back = assignment(&mut world, a);
+    let moving = asked_back.revoking[0];
+    let fenced = vec![(moving, asked_back.joined.max(anew.under(since)))];
+    world
+        .ask(&Request::ReassignPartitions {
+            group: GROUP.to_owned(),
+            fenced,
+        })
+        .unwrap();
+    let given = assignment(&mut world, b).owned;
+    assert_eq!(
+        given.iter().map(|(at, _)| *at).collect::<Vec<_>>(),
+        [moving]
+    );
+    assert!(world.replayed() == world.state);
+}
+
+/// Two streams under one member id: the one that joined last is the member. The other is fenced where
+/// the partitions are kept, and takes nothing from it at the home: neither by leaving nor by releasing.
+#[test]
+fn joining_again_fences_the_incarnation_of_before() {
+    let mut world = World::new(0, 1, Limits::default());
+    world.create(1, "t", 2);
+    let (a, first) = join(&mut world, 0, &[1]).unwrap();
+    let (at, epoch) = first.owned[0];
+    world.produce(batch(at, 0, 0, 0, 10)).unwrap();
+    world.claim(GROUP, at, a, first.under(epoch)).unwrap();
+    world.commit(GROUP, at, a.0, epoch, 4).unwrap();
+    let (_, second) = join(&mut world, a.0, &[1]).unwrap();
+    let (held, since) = second.owned[0];
+    assert_eq!((held, since), (at, epoch), "nobody had it between");
+    let under = second.under(since);
+    assert!(under > epoch && second.version > first.version);
+    assert_eq!(world.claim(GROUP, at, a, under), Ok(Some(Offset(4))));
+    let fenced = Refusal::MemberFenced {
+        member: a,
+        sent: epoch,
+        current: under,
+    };
+    assert_eq!(world.commit(GROUP, at, a.0, epoch, 5), Err(fenced.clone()));
+    assert_eq!(world.claim(GROUP, at, a, epoch), Err(fenced));
+    world.commit(GROUP, at, a.0, under, 6).unwrap();
+    let replaced = Refusal::MemberReplaced {
+        group: GROUP.to_owned(),
+        member: a,
+        joined: first.joined,
+        current: second.joined,
+    };
+    let group = || GROUP.to_owned();
+    let late = [
+        Request::LeaveGroup {
+            group: group(),
+            member: a,
+            joined: first.joined,
+        },
+        Request::ReleasePartitions {
+            group: group(),
+            member: a,
+            joined: first.joined,
+            partitions: vec![at],
+        },
+        Request::GroupAssignment {
+            group: group(),
+            member: a,
+            joined: first.joined,
+        },
+    ];
+    for request in late {
+        assert_eq!(world.ask(&request), Err(replaced.clone()));
+    }
+    assert_eq!(assignment(&mut world, a), second);
+    // What it was to let go it has let go with its end.
+    let (b, _) = join(&mut world, 0, &[1]).unwrap();
+    assert_eq!(assignment(&mut world, a).revoking.len(), 1);
+    join(&mut world, a.0, &[1]).unwrap();
+    assert_eq!(assignment(&mut world, b).owned.len(), 1);
+    let snapshot = world.state.snapshot(None, usize::MAX).bytes;
+    let limits = Limits::default();
+    let restored = State::restore(ShardId(0), 1, limits, world.lsn(), [&snapshot]).unwrap();
+    assert!(restored == world.state && world.replayed() == world.state);
+}
+
+#[test]
+fn groups_are_listed_with_how_they_stand() {
+    let mut world = World::new(0, 1, Limits::default());
+    world.create(1, "t", 2);
+    let (a, Assignment { owned, .. }) = join(&mut world, 0, &[1]).unwrap();
+    for (at, epoch) in &owned {
+        world.produce(batch(*at, 0, 0, 0, 10)).unwrap();
+        world.claim(GROUP, *at, a, *epoch).unwrap();
+    }
+    world.commit(GROUP, owned[0].0, a.0, owned[0].1, 8).unwrap();
+    let list = |world: &mut World, after: &str| {
+        let after = after.to_owned();
+        match world.ask(&Request::ListGroups { after }) {
+            Ok(Reply::Groups { groups, more }) => (groups, more),
+            other => panic!("{other:?}"),
+        }
+    };
+    let (groups, more) = list(&mut world, "");
+    let [group] = &groups[..] else {
+        panic!("{groups:?}")
+    };
+    assert_eq!((group.name.as_str(), more), (GROUP, false));
+    assert_eq!(group.home, Some((Standing::Stable, 1)));
+    assert_eq!(
+        group.lag,
+        [(TopicId([1; 16]), 12)],
+        "2 of one, all of the other"
+    );
+    join(&mut world, 0, &[1]).unwrap();
+    assert_eq!(
+        list(&mut world, "").0[0].home,
+        Some((Standing::Rebalancing, 2))
+    );
+    for n in 0..250 {
+        let group = format!("x{n:03}");
+        world
+            .commit(&group, owned[0].0, 0, GroupEpoch(0), 0)
+            .unwrap();
+    }
+    let (mut all, mut after) = (Vec::new(), String::new());
+    loop {
+        let (groups, more) = list(&mut world, &after);
+        all.extend(groups.into_iter().map(|group| group.name));
+        after.clone_from(all.last().expect("some"));
+        if !more {
+            break;
+        }
+    }
+    assert_eq!(all.len(), 251);
+    assert!(all.is_sorted());
 }

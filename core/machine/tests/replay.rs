@@ -20,7 +20,7 @@ struct Asker {
     ids: u8,
     topics: Vec<TopicId>,
     metas: Vec<TopicMeta>,
-    members: Vec<(String, MemberId)>,
+    members: Vec<(String, MemberId, GroupEpoch)>,
 }
 
 impl Asker {
@@ -52,9 +52,10 @@ impl Asker {
                 }
                 self.metas.push(meta);
             }
-            Ok(Reply::Joined { member, .. }) => {
+            Ok(Reply::Joined { member, assignment }) => {
                 if let Request::JoinGroup { group, .. } = &request {
-                    self.members.push((group.clone(), member));
+                    self.members
+                        .push((group.clone(), member, assignment.joined));
                 }
             }
             Ok(_) => {}
@@ -84,12 +85,12 @@ impl Asker {
         }
     }
 
-    fn member(&mut self) -> (String, MemberId) {
+    fn member(&mut self) -> (String, MemberId, GroupEpoch) {
         let group = self.group();
         self.rng
             .pick(&self.members)
             .cloned()
-            .unwrap_or((group, MemberId(0)))
+            .unwrap_or((group, MemberId(0), GroupEpoch(0)))
     }
 
     fn request(&mut self, world: &World) -> Request {
@@ -158,7 +159,7 @@ impl Asker {
             },
             10..=17 => Request::Produce(self.produce(world)),
             18 | 19 => {
-                let (group, member) = self.member();
+                let (group, member, _) = self.member();
                 let epoch = GroupEpoch(self.rng.below(30));
                 Request::ClaimPartition {
                     group,
@@ -196,7 +197,7 @@ impl Asker {
                 group: self.group(),
             },
             26..=29 => {
-                let (mut group, mut member) = self.member();
+                let (mut group, mut member, _) = self.member();
                 if self.rng.one_in(2) {
                     (group, member) = (self.group(), MemberId(0));
                 }
@@ -210,20 +211,33 @@ impl Asker {
                 }
             }
             30 => {
-                let (group, member) = self.member();
-                Request::LeaveGroup { group, member }
-            }
-            31 | 32 => {
-                let (group, member) = self.member();
-                let partitions = (0..4).map(|_| self.partition()).collect();
-                Request::ReleasePartitions {
+                let (group, member, joined) = self.member();
+                Request::LeaveGroup {
                     group,
                     member,
-                    partitions,
+                    joined,
+                }
+            }
+            31 | 32 => {
+                let (group, member, joined) = self.member();
+                let partitions: Vec<_> = (0..4).map(|_| self.partition()).collect();
+                if self.rng.one_in(3) {
+                    let fence = GroupEpoch(self.rng.below(40));
+                    Request::ReassignPartitions {
+                        group,
+                        fenced: partitions.into_iter().map(|held| (held, fence)).collect(),
+                    }
+                } else {
+                    Request::ReleasePartitions {
+                        group,
+                        member,
+                        joined,
+                        partitions,
+                    }
                 }
             }
             33 => {
-                let (group, member) = self.member();
+                let (group, member, _) = self.member();
                 Request::ExpireMembers {
                     group,
                     members: vec![member, MemberId(77)],
@@ -240,6 +254,7 @@ impl Asker {
             }
             36 if self.rng.one_in(2) => Request::DeleteGroup {
                 group: self.group(),
+                force: self.rng.one_in(4),
             },
             37 => {
                 let before = TimestampMs(world.state.clock().0 - self.rng.below(20_000) as i64);

@@ -85,7 +85,7 @@ codes! {
     DataDamaged = 61, "DATA_DAMAGED", false, "See `millstream log verify`; to go on, seek past the damaged offsets.";
     UnknownGroup = 62, "UNKNOWN_GROUP", false, "See the groups with `millstream group list`.";
     UnknownMember = 63, "UNKNOWN_MEMBER", true, "Join the group again as a new member.";
-    MemberFenced = 64, "MEMBER_FENCED", false, "Another member holds this partition now: drop what was not committed.";
+    MemberFenced = 64, "MEMBER_FENCED", false, "The group gave the partition to another member, or an operator set it elsewhere: drop what was not committed.";
     GroupBusy = 65, "GROUP_BUSY", false, "Stop the group's members first, or use force.";
 
     /// What was read was cut away by an unclean stop under `flush = interval`.

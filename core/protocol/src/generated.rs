@@ -42,6 +42,9 @@ pub struct HelloRequest {
     /// bearer token; empty with mTLS or where all is granted
     #[prost(string, tag = "4")]
     pub token: ::prost::alloc::string::String,
+    /// what the program calls itself, for logs and descriptions of groups
+    #[prost(string, tag = "5")]
+    pub client_id: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct HelloResponse {
@@ -382,6 +385,7 @@ pub struct Subscribe {
     /// 0: a new member; else rejoin
     #[prost(uint64, tag = "5")]
     pub member: u64,
+    /// how the member is shown; empty: as the connection named itself in HELLO
     #[prost(string, tag = "6")]
     pub client: ::prost::alloc::string::String,
     #[prost(uint32, tag = "7")]
@@ -401,6 +405,9 @@ pub struct Subscribe {
     /// what to do when records were removed before they were read
     #[prost(enumeration = "OnLost", tag = "12")]
     pub on_lost: i32,
+    /// with a member: what came with it
+    #[prost(bytes = "bytes", tag = "13")]
+    pub member_token: ::prost::bytes::Bytes,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct SubscriptionFilter {
@@ -409,12 +416,15 @@ pub struct SubscriptionFilter {
     #[prost(message, repeated, tag = "2")]
     pub parameters: ::prost::alloc::vec::Vec<Setting>,
 }
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Subscribed {
     #[prost(uint64, tag = "1")]
     pub member: u64,
     #[prost(uint32, tag = "2")]
     pub session_timeout_ms: u32,
+    /// proves that the member is the principal's: shown to rejoin
+    #[prost(bytes = "bytes", tag = "3")]
+    pub member_token: ::prost::bytes::Bytes,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Assigned {
@@ -433,12 +443,17 @@ pub struct AssignedPartition {
     pub topic_id: ::prost::bytes::Bytes,
     #[prost(uint32, tag = "4")]
     pub partition: u32,
+    /// under which the member holds it; rises when it joins again
     #[prost(uint64, tag = "5")]
     pub epoch: u64,
     #[prost(uint64, tag = "6")]
     pub offset: u64,
+    /// found by this time; older records at the front of its batch are for the client to skip
     #[prost(int64, optional, tag = "7")]
     pub from_timestamp_ms: ::core::option::Option<i64>,
+    /// the epoch at which it came to the member: the same after a rejoin when nobody else had it
+    #[prost(uint64, tag = "8")]
+    pub since: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Revoke {
@@ -572,10 +587,26 @@ pub struct Pause {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ListGroupsRequest {
 }
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ListGroupsResponse {
-    #[prost(string, repeated, tag = "1")]
-    pub groups: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(message, repeated, tag = "2")]
+    pub groups: ::prost::alloc::vec::Vec<GroupSummary>,
+    /// shards that could not be asked, and why: what they know is missing above
+    #[prost(string, repeated, tag = "3")]
+    pub unreachable: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GroupSummary {
+    #[prost(string, tag = "1")]
+    pub group: ::prost::alloc::string::String,
+    /// empty, stable, rebalancing; unknown when the group's home does not answer
+    #[prost(string, tag = "2")]
+    pub state: ::prost::alloc::string::String,
+    #[prost(uint32, tag = "3")]
+    pub members: u32,
+    /// records still to be read, of topics that the principal sees; not set: not all of it is known
+    #[prost(uint64, optional, tag = "4")]
+    pub lag: ::core::option::Option<u64>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DescribeGroupRequest {
@@ -607,6 +638,9 @@ pub struct GroupMember {
     pub client: ::prost::alloc::string::String,
     #[prost(message, repeated, tag = "3")]
     pub partitions: ::prost::alloc::vec::Vec<GroupPartition>,
+    /// of its connection; empty: it has none at the moment
+    #[prost(string, tag = "4")]
+    pub address: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct GroupPartition {
@@ -660,6 +694,8 @@ pub struct ResetGroupResponse {
 pub struct DeleteGroupRequest {
     #[prost(string, tag = "1")]
     pub group: ::prost::alloc::string::String,
+    #[prost(bool, tag = "2")]
+    pub force: bool,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DeleteGroupResponse {

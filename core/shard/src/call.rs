@@ -29,10 +29,12 @@ pub enum Call {
         at: Position,
     },
     /// Answered when the member's assignment is newer than `seen`, or after `wait_ms` with what
-    /// holds. Counts as a sign of life of the member.
+    /// holds. Counts as a sign of life of the member. Refused when the member joined again.
     WatchAssignment {
         group: String,
         member: MemberId,
+        /// The epoch of the join that asks.
+        joined: GroupEpoch,
         seen: u64,
         wait_ms: u32,
     },

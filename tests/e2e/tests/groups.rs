@@ -304,3 +304,48 @@ fn a_group_is_watched() -> Result<()> {
     assert!(watch.wait()?.success());
     Ok(())
 }
+
+/// A running group is set back by force: its member prints again from there, and its commits hold. A
+/// group that is deleted by force ends its member, who says so.
+#[test]
+fn a_running_group_is_reset_and_deleted_by_force() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let broker = Options::on(dir.path().join("data")).start()?;
+    broker.ok("topic create t --partitions 1")?;
+    broker.ok_with("pub t", b"a\nb\nc\n")?;
+    let mut member = broker
+        .command(&["sub", "t", "--group", "g", "--client-id", "reader-1"])
+        .spawn()?;
+    let mut lines = BufReader::new(member.stdout.take().expect("piped")).lines();
+    let mut next = |count: usize| -> Result<Vec<String>> {
+        let lines = (0..count).map(|_| Ok(lines.next().expect("the member goes on")?));
+        lines.collect()
+    };
+    assert_eq!(next(3)?, ["a", "b", "c"]);
+    let committed = |offset: u64| {
+        let group = broker.json("group describe g")?;
+        Ok(group["offsets"][0]["committed"].as_u64() == Some(offset))
+    };
+    eventually("what was printed is committed", || committed(3))?;
+    let group = broker.json("group describe g")?;
+    assert_eq!(group["members"][0]["client"], "reader-1", "{group}");
+    assert!(group["members"][0]["address"].is_string(), "{group}");
+    broker.ok("group reset g --topic t --to 1 --dry-run")?;
+    assert!(broker.ok("group reset g --topic t --to 1").is_err());
+    broker.ok("group reset g --topic t --to 1 --force")?;
+    assert_eq!(next(2)?, ["b", "c"], "again, from the reset");
+    broker.ok_with("pub t", b"d\n")?;
+    assert_eq!(next(1)?, ["d"]);
+    eventually("and that is committed too", || committed(4))?;
+    let groups = broker.json("group list")?;
+    assert_eq!(groups[0]["state"], "stable", "{groups}");
+    assert_eq!(
+        (groups[0]["members"].as_u64(), groups[0]["lag"].as_u64()),
+        (Some(1), Some(0))
+    );
+    assert!(broker.ok("group delete g").is_err(), "it has a member");
+    broker.ok("group delete g --force")?;
+    assert_eq!(member.wait()?.code(), Some(1), "it is told, and fails");
+    assert_eq!(broker.json("group list")?, serde_json::json!([]));
+    Ok(())
+}

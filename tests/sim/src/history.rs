@@ -45,6 +45,12 @@ pub enum Asked {
         partition: Partition,
         epoch: GroupEpoch,
     },
+    /// An operator's, whoever holds the partition.
+    Reset {
+        group: String,
+        partition: Partition,
+        offset: u64,
+    },
     Other(&'static str),
 }
 
@@ -221,6 +227,18 @@ impl Asked {
                         epoch: *epoch,
                     };
                 }
+                Request::ResetOffset {
+                    group,
+                    partition,
+                    offset,
+                    ..
+                } => {
+                    return Self::Reset {
+                        group: group.clone(),
+                        partition: *partition,
+                        offset: offset.0,
+                    };
+                }
                 _ => {}
             },
             _ => {}
@@ -318,6 +336,21 @@ impl History {
                     .or_default()
                     .claims
                     .push((*epoch, moment));
+            }
+            (
+                Asked::Reset {
+                    group,
+                    partition,
+                    offset,
+                },
+                Answer::Reply(Reply::Reset { fence }),
+            ) => {
+                let moment = self.moment;
+                let known = self.commits.entry((group.clone(), *partition)).or_default();
+                known.acked = Some(*offset);
+                known.maybe.clear();
+                // Whoever is above the fence joined, or was given the partition, since.
+                known.claims.push((GroupEpoch(fence.0 + 1), moment));
             }
             (_, Answer::Error(_)) => {
                 self.counts.refused += 1;
@@ -428,6 +461,11 @@ impl History {
             partition,
             offset,
             ..
+        }
+        | Asked::Reset {
+            group,
+            partition,
+            offset,
         } = asked
         {
             self.commits

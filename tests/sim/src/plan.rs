@@ -132,6 +132,10 @@ impl Plan {
         let (topics_max, least_us) = if batches_alone { (2, 30_000) } else { (4, 200) };
         let mut clients: Vec<Box<dyn Client>> = vec![Box::new(Admin::new(
             dice.range(1, topics_max),
+            match batches_alone {
+                true => Vec::new(),
+                false => vec!["g0".to_owned(), "g1".to_owned()],
+            },
             (least_us, dice.skewed(2_000, 100_000).max(2 * least_us)),
         ))];
         for id in 0..dice.range(1, 4) {

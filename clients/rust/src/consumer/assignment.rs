@@ -38,8 +38,9 @@ impl fmt::Display for TopicPartition {
 pub(super) struct Assignment {
     pub(super) name: TopicPartition,
     pub(super) topic_id: Bytes,
-    /// Of the group; 0 without one.
-    pub(super) epoch: u64,
+    /// The group's epoch at which it came to us: the same for as long as nobody else had it, also after
+    /// we joined again. 0 without a group.
+    pub(super) since: u64,
     /// Still ours: what is queued of a partition that is not is dropped.
     live: AtomicBool,
     /// Raised by every seek: what was queued under an earlier one is dropped.
@@ -78,11 +79,11 @@ impl Epochs {
 }
 
 impl Assignment {
-    pub(super) fn new(name: TopicPartition, topic_id: Bytes, epoch: u64, offset: u64) -> Self {
+    pub(super) fn new(name: TopicPartition, topic_id: Bytes, since: u64, offset: u64) -> Self {
         Self {
             name,
             topic_id,
-            epoch,
+            since,
             live: AtomicBool::new(true),
             generation: AtomicU32::new(0),
             processed: AtomicU64::new(offset),

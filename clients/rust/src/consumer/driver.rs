@@ -133,6 +133,8 @@ pub(super) struct Driver {
     pub(super) member: u64,
     /// Partitions that are ours and that the broker is still opening.
     pub(super) opening: u32,
+    /// Came with the member id: shown to be that member again.
+    pub(super) member_token: Bytes,
     /// Bytes in the queue to the application.
     pub(super) queued: Arc<AtomicUsize>,
     pub(super) changes: mpsc::UnboundedSender<Change>,
@@ -168,6 +170,7 @@ impl Driver {
             by_handle: HashMap::new(),
             member: 0,
             opening: 0,
+            member_token: Bytes::new(),
             queued,
             changes,
             arrivals,
@@ -255,7 +258,7 @@ impl Driver {
                 match incoming.next().await? {
                     Some(frame) if frame.known() == Some(Kind::Subscribed) => {
                         let subscribed: wire::Subscribed = frame.message()?;
-                        Ok((send, incoming, subscribed.member))
+                        Ok((send, incoming, subscribed))
                     }
                     Some(frame) if frame.known() == Some(Kind::Error) => Err(refusal(&frame)?.1),
                     Some(_) => Err(Error::protocol(
@@ -273,12 +276,13 @@ impl Driver {
         match self.offline(opening).await {
             None => Ok(None),
             Some(outcome) => {
-                let (send, incoming, member) = outcome?;
-                if self.member != member && self.member != 0 {
+                let (send, incoming, subscribed) = outcome?;
+                if self.member != subscribed.member && self.member != 0 {
                     // As a new member: what the old one had is given out anew.
                     self.lose(|_| true);
                 }
-                self.member = member;
+                self.member = subscribed.member;
+                self.member_token = subscribed.member_token;
                 Ok(Some((send, incoming)))
             }
         }
@@ -333,6 +337,7 @@ impl Driver {
             partitions,
             from: Some(from.to_wire()),
             member: self.member,
+            member_token: self.member_token.clone(),
             client: plan.client.clone(),
             session_timeout_ms: plan
                 .session_timeout

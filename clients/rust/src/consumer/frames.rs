@@ -286,7 +286,7 @@ impl Driver {
                 *ours.name.topic == *partition.topic
                     && ours.name.partition == partition.partition
                     && ours.topic_id == partition.topic_id
-                    && ours.epoch == partition.epoch
+                    && ours.since == partition.since
                     && ours.is_live()
             };
             let handle = partition.handle;
@@ -321,10 +321,10 @@ impl Driver {
                 continue;
             }
             let name = TopicPartition::new(partition.topic, partition.partition);
-            // Under another epoch somebody else may have had it meanwhile.
+            // Since another epoch: somebody else may have had it meanwhile, or a reset overruled us.
             self.lose(|held| held.assignment.name == name);
             let assignment =
-                Assignment::new(name, partition.topic_id, partition.epoch, partition.offset);
+                Assignment::new(name, partition.topic_id, partition.since, partition.offset);
             let assignment = Arc::new(assignment);
             self.by_handle.insert(handle, self.held.len());
             self.held.push(Held {

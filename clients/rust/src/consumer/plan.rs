@@ -125,7 +125,7 @@ impl ConsumerBuilder {
             topics: Vec::new(),
             partitions: Vec::new(),
             from: StartAt::Start,
-            client: concat!("millstream-rust/", env!("CARGO_PKG_VERSION")).to_owned(),
+            client: String::new(),
             session_timeout: Duration::from_secs(30),
             credit_bytes: 16 << 20,
             filters: Vec::new(),
@@ -185,7 +185,8 @@ impl ConsumerBuilder {
         self
     }
 
-    /// How this member names itself in the group's description.
+    /// How this member is shown in the group's description. Default: the client's
+    /// [`client_id`](crate::ClientBuilder::client_id).
     #[must_use]
     pub fn name(mut self, name: impl Into<String>) -> Self {
         self.plan.client = name.into();

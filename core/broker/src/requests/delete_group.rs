@@ -1,4 +1,5 @@
-//! DELETE_GROUP: refused at its home while it has members, then forgotten by every shard.
+//! DELETE_GROUP: refused at its home while it has members, unless forced; then forgotten by every shard.
+//! Members of a group that is gone are told so by their streams, which end.
 
 use millstream_machine::request::Request;
 use millstream_protocol::messages::{self, DeleteGroupRequest, DeleteGroupResponse};
@@ -19,6 +20,7 @@ pub(super) async fn handle(
         shards.home(&request.group),
         Request::DeleteGroup {
             group: request.group.clone(),
+            force: request.force,
         },
     )
     .await?;

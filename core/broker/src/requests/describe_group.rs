@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use millstream_batch::ids::{Offset, Partition, ShardId, TopicId};
-use millstream_machine::request::{GroupInfo, Reply, Request};
+use millstream_machine::request::{GroupInfo, Reply, Request, Standing};
 use millstream_protocol::Code;
 use millstream_protocol::messages::{
     self, DescribeGroupRequest, DescribeGroupResponse, GroupMember, GroupOffset, GroupPartition,
@@ -46,10 +46,15 @@ pub(super) async fn handle(
         let partitions = partitions
             .map(|(topic, partition)| GroupPartition { topic, partition })
             .collect();
+        let known = &session.shared.members;
+        let address = known.address(&request.group, member.member, member.joined);
         members.push(GroupMember {
             member: member.member.0,
             client: member.client.clone(),
             partitions,
+            address: address
+                .map(|address| address.to_string())
+                .unwrap_or_default(),
         });
     }
     // Every partition of what the group reads or has read: one without a commit is unread, not absent.
@@ -66,7 +71,8 @@ pub(super) async fn handle(
             partitions.extend(named(session, partition).map(|name| (partition, name)));
         }
     }
-    let mut bounds_of = all_bounds(session, &partitions).await;
+    let asked: Vec<Partition> = partitions.iter().map(|(partition, _)| *partition).collect();
+    let mut bounds_of = all_bounds(session, &asked).await;
     let mut offsets = Vec::with_capacity(partitions.len());
     for (partition, (topic, index)) in partitions {
         let shard = session.shared.shards.of(partition).shard();
@@ -91,21 +97,10 @@ pub(super) async fn handle(
         });
     }
     offsets.sort_unstable_by(|a, b| (&a.topic, a.partition).cmp(&(&b.topic, b.partition)));
-    let owned: usize = home
-        .members
-        .iter()
-        .map(|member| member.partitions.len())
-        .sum();
-    let wanted: usize = subscribed
-        .iter()
-        .map(|topic| partition_count(*topic) as usize)
-        .sum();
     let is_home_silent = silent.contains_key(&session.shared.shards.home(&request.group).shard());
-    let state = match (home.members.is_empty(), owned >= wanted) {
-        _ if is_home_silent => "unknown",
-        (true, _) => "empty",
-        (false, true) => "stable",
-        (false, false) => "rebalancing",
+    let state = match is_home_silent {
+        true => "unknown",
+        false => state_name(home.standing),
     };
     let unreachable = silent
         .into_iter()
@@ -119,6 +114,15 @@ pub(super) async fn handle(
         offsets,
         unreachable,
     })
+}
+
+/// How a group stands, as the wire says it.
+pub(super) fn state_name(standing: Standing) -> &'static str {
+    match standing {
+        Standing::Empty => "empty",
+        Standing::Stable => "stable",
+        Standing::Rebalancing => "rebalancing",
+    }
 }
 
 /// A group as its shards know it.
@@ -177,16 +181,16 @@ pub(super) async fn gather(session: &Session, group: &str) -> Result<Gathered, m
     Err(Code::UnknownGroup.error(format!("no group `{group}`")))
 }
 
-type Bounds = Result<(Offset, Offset), messages::Error>;
+pub(super) type Bounds = Result<(Offset, Offset), messages::Error>;
 
-async fn all_bounds(
+pub(super) async fn all_bounds(
     session: &Session,
-    partitions: &[(Partition, (String, u32))],
+    partitions: &[Partition],
 ) -> BTreeMap<Partition, Bounds> {
     let mut found = BTreeMap::new();
     for together in partitions.chunks(TOGETHER) {
         let mut waiting = tokio::task::JoinSet::new();
-        for (partition, _) in together {
+        for partition in together {
             let (shard, partition) = (session.shared.shards.of(*partition).clone(), *partition);
             waiting.spawn_local(async move { (partition, bounds_at(&shard, partition).await) });
         }

@@ -1,7 +1,11 @@
 //! RESET_GROUP: move committed offsets of one topic.
+//!
+//! Where a partition is kept, the reset fences the member that holds it; then the group's home gives the
+//! partition out anew, above the fence, and its member goes on from the reset. A member that met the fence
+//! before the home was told has the same done (`subscription::group`).
 
-use millstream_batch::ids::{Offset, Partition};
-use millstream_machine::request::Request;
+use millstream_batch::ids::{GroupEpoch, Offset, Partition};
+use millstream_machine::request::{Reply, Request};
 use millstream_machine::topic::TopicMeta;
 use millstream_protocol::Code;
 use millstream_protocol::messages::{self, ResetGroupRequest, ResetGroupResponse};
@@ -12,7 +16,7 @@ use super::offset_at::{At, position_of};
 use crate::authority::Right;
 use crate::refusals;
 use crate::session::Session;
-use crate::shards::ask;
+use crate::shards::{ask, unexpected};
 
 pub(super) async fn handle(
     session: &Session,
@@ -33,50 +37,86 @@ pub(super) async fn handle(
         Err(error) if error.code == Code::UnknownGroup.number() => 0,
         Err(error) => return Err(error),
     };
-    if members > 0 && !request.force {
+    if members > 0 && !request.force && !request.dry_run {
         let message = format!("group `{}` has {members} members", request.group);
         return Err(Code::GroupBusy.error(message));
     }
     let at = position_of(request.to.as_ref());
     let mut offsets = Vec::new();
+    let mut fenced = Vec::new();
+    let mut outcome = Ok(());
     for index in indexes {
         let partition = Partition {
             topic: topic.id,
             index,
         };
-        let shard = session.shared.shards.of(partition);
-        let (start, end) = bounds(session, partition).await?;
-        let offset = match at {
-            At::Offset(offset, _) => Offset(offset.0.clamp(start.0, end.0)),
-            At::Position(at) => match shard.call(Call::OffsetAt { partition, at }).await {
-                Answer::Offset { offset, .. } => offset,
-                other => return Err(refusals::unexpected(&other)),
-            },
-        };
-        if !request.dry_run {
-            // The group is empty, or was to be overruled: a claim that its last owner left behind is
-            // nobody's, and is fenced.
-            ask(
-                shard,
-                Request::ResetOffset {
-                    group: request.group.clone(),
-                    partition,
-                    offset,
-                    force: true,
-                },
-            )
-            .await?;
+        match reset(session, &request.group, partition, at, request.dry_run).await {
+            Ok(set) => {
+                fenced.extend(set.fence.map(|fence| (partition, fence)));
+                let committed = Some((set.offset, String::new()));
+                let (start, end) = set.bounds;
+                let name = topic.name.clone();
+                offsets.push(offset_row(name, index, committed, start, end, 0));
+            }
+            Err(error) => {
+                outcome = Err(error);
+                break;
+            }
         }
-        offsets.push(offset_row(
-            topic.name.clone(),
-            index,
-            Some((offset, String::new())),
-            start,
-            end,
-            0,
-        ));
     }
-    Ok(ResetGroupResponse { offsets })
+    // Also when not all could be set: whoever was fenced is to go on.
+    if !fenced.is_empty() {
+        let home = session.shared.shards.home(&request.group);
+        let group = request.group;
+        ask(home, Request::ReassignPartitions { group, fenced }).await?;
+    }
+    outcome.map(|()| ResetGroupResponse { offsets })
+}
+
+/// A partition's place as it was, or would be, set.
+struct Set {
+    offset: Offset,
+    bounds: (Offset, Offset),
+    /// Members up to this epoch are fenced.
+    fence: Option<GroupEpoch>,
+}
+
+async fn reset(
+    session: &Session,
+    group: &str,
+    partition: Partition,
+    at: At,
+    dry_run: bool,
+) -> Result<Set, messages::Error> {
+    let shard = session.shared.shards.of(partition);
+    let bounds = bounds(session, partition).await?;
+    let offset = match at {
+        At::Offset(offset, _) => Offset(offset.0.clamp(bounds.0.0, bounds.1.0)),
+        At::Position(at) => match shard.call(Call::OffsetAt { partition, at }).await {
+            Answer::Offset { offset, .. } => offset,
+            other => return Err(refusals::unexpected(&other)),
+        },
+    };
+    let mut fence = None;
+    if !dry_run {
+        // The group is empty, or was to be overruled: a claim that its last owner left behind is
+        // nobody's, and is fenced.
+        let request = Request::ResetOffset {
+            group: group.to_owned(),
+            partition,
+            offset,
+            force: true,
+        };
+        match ask(shard, request).await? {
+            Reply::Reset { fence: at } => fence = Some(at),
+            other => return Err(unexpected(&other)),
+        }
+    }
+    Ok(Set {
+        offset,
+        bounds,
+        fence,
+    })
 }
 
 /// The partitions that are meant: those that are named, each once, or all.

@@ -121,16 +121,28 @@ impl Subscription {
         if !matches!(feed.state, State::Open | State::Failed | State::Ended) {
             return;
         }
-        let (partition, from) = (feed.partition, position_of(seek.to.as_ref()));
-        feed.named = from.named();
+        let to = position_of(seek.to.as_ref());
+        if self.feeds.ask_seek(seek.handle, seek.generation, to) {
+            self.seek_next(seek.handle);
+        }
+    }
+
+    /// Resolve the first SEEK of those that a partition was asked for.
+    pub(super) fn seek_next(&mut self, handle: u32) {
+        let Some(feed) = self.feeds.feed(handle) else {
+            return;
+        };
+        let Some(&(generation, from)) = feed.seeks.front() else {
+            return;
+        };
         let opening = Opening {
-            shard: self.session.shared.shards.of(partition).clone(),
-            partition,
+            shard: self.session.shared.shards.of(feed.partition).clone(),
+            partition: feed.partition,
             group: None::<Rc<str>>,
             claim: None,
             from,
             stop_at_end: false,
         };
-        self.seek_later(seek.handle, seek.generation, opening);
+        self.seek_later(handle, generation, opening);
     }
 }

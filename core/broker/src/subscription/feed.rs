@@ -11,6 +11,7 @@ use millstream_protocol::messages;
 use tokio::time::Instant;
 
 use crate::memory::SendRoom;
+use crate::requests::At;
 use crate::traces::Trace;
 
 /// A batch that can be sent.
@@ -36,6 +37,8 @@ pub(super) struct Feed {
     pub(super) partition: Partition,
     /// Under which a group's member commits; 0 for fixed partitions.
     pub(super) epoch: GroupEpoch,
+    /// When it came to the member.
+    pub(super) since: GroupEpoch,
     pub(super) state: State,
     /// While it is revoked: when the client must have released it.
     pub(super) release_by: Option<Instant>,
@@ -49,6 +52,9 @@ pub(super) struct Feed {
     pub(super) named: Option<(Offset, Term)>,
     /// What follows the end that fetches tell is not known: there it fails, and is not caught up.
     pub(super) end_unknown: bool,
+    /// SEEKs that are not answered. They take effect in the order in which they were asked: the first is
+    /// being resolved, the others wait.
+    pub(super) seeks: VecDeque<(u32, At)>,
     /// With `stop_at_end`: where this partition is over.
     pub(super) stop_at: Option<Offset>,
     pub(super) ready: VecDeque<Ready>,
@@ -102,6 +108,7 @@ impl Feed {
             topic,
             partition,
             epoch,
+            since: epoch,
             state: State::Opening,
             release_by: None,
             paused: false,
@@ -109,6 +116,7 @@ impl Feed {
             leader_epoch: None,
             named: None,
             end_unknown: false,
+            seeks: VecDeque::new(),
             stop_at: None,
             ready: VecDeque::new(),
             ready_bytes: 0,

@@ -21,6 +21,7 @@ use super::jobs::Event;
 use super::outbox::COPY_BELOW;
 use super::quota::Quota;
 use crate::refusals;
+use crate::requests::At;
 use crate::traces::{Trace, Value, now_ns};
 
 /// What one fetch may bring: as much as the log reads from the disk at once (but for a run that is larger),
@@ -56,6 +57,8 @@ pub(super) struct Feeds {
     ready_bytes: usize,
     /// Fetches under way that do not wait.
     catching_up: usize,
+    /// SEEKs that are not answered.
+    seeking: usize,
     /// A fetch is held back because too many bytes are on their way out.
     pub(super) starved: bool,
     pub(super) quota: Quota,
@@ -72,6 +75,7 @@ impl Feeds {
             credit: 0,
             ready_bytes: 0,
             catching_up: 0,
+            seeking: 0,
             starved: false,
             quota,
         };
@@ -138,9 +142,32 @@ impl Feeds {
     pub(super) fn remove(&mut self, handle: u32) -> Option<Feed> {
         let mut feed = self.feeds.remove(&handle)?;
         self.by_partition.remove(&feed.partition);
+        self.seeking -= feed.seeks.len();
         self.clear(&mut feed);
         self.quota.give();
         Some(feed)
+    }
+
+    /// SEEKs that are not answered.
+    pub(super) fn seeking(&self) -> usize {
+        self.seeking
+    }
+
+    /// The client asked to go on elsewhere. Whether nothing that it asked before is unanswered.
+    pub(super) fn ask_seek(&mut self, handle: u32, generation: u32, to: At) -> bool {
+        let Some(feed) = self.feeds.get_mut(&handle) else {
+            return false;
+        };
+        feed.seeks.push_back((generation, to));
+        self.seeking += 1;
+        feed.seeks.len() == 1
+    }
+
+    /// The first SEEK that is not answered is, now. `None`: the partition went, and it went with it.
+    pub(super) fn answer_seek(&mut self, handle: u32) -> Option<At> {
+        let (_, to) = self.feeds.get_mut(&handle)?.seeks.pop_front()?;
+        self.seeking -= 1;
+        Some(to)
     }
 
     pub(super) fn add_credit(&mut self, bytes: u64) {

@@ -7,17 +7,21 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
-use millstream_batch::ids::{GroupEpoch, MemberId, Partition, TopicId};
-use millstream_machine::request::{Assignment, Reply, Request};
+use millstream_batch::ids::{GroupEpoch, MemberId, Partition};
+use millstream_machine::request::{Assignment, Refusal, Reply, Request};
+use millstream_machine::topic::TopicMeta;
 use millstream_protocol::messages::{self, Assigned, Revoke};
 use millstream_protocol::{Code, Kind};
 use millstream_shard::call::{Answer, Call, Error, Position};
 use millstream_shard::handle::{ReplyTo, ShardHandle};
+use rustc_hash::FxHashMap;
 use tokio::time::Instant;
 
 use super::feed::State;
 use super::jobs::{Event, Opening};
-use super::{Subscription, WATCH_TAG};
+use super::{Subscription, WATCH};
+use crate::authority::Right;
+use crate::members::Present;
 use crate::refusals;
 use crate::requests::At;
 use crate::shards::{ask, unexpected};
@@ -38,18 +42,57 @@ const RETRY: Duration = Duration::from_millis(500);
 /// Membership of one subscription.
 #[derive(Debug)]
 pub(super) struct Membership {
-    home: ShardHandle,
-    member: MemberId,
-    session_timeout_ms: u32,
+    pub(super) home: ShardHandle,
+    pub(super) member: MemberId,
+    /// What it joined for.
+    pub(super) joining: Joining,
+    /// It is joining for topics that were made anew: what the home says meanwhile is of before.
+    pub(super) joins: bool,
+    /// The epoch under which it joined: this stream, and no other under the same id.
+    joined: GroupEpoch,
     /// The newest assignment that was taken up.
     version: u64,
-    owned: Vec<(Partition, GroupEpoch)>,
+    owned: Vec<Owned>,
     /// Of these, what is not open yet and the client was not told of; since when.
     unopened: BTreeMap<Partition, Instant>,
     /// How many the client was told that there are of those.
     told_opening: u32,
+    /// The number of the newest watch; answers to others are stale.
+    watch: u32,
     /// The earliest time at which a partition that was asked back must be released.
     release_by: Option<Instant>,
+    _present: Present,
+}
+
+/// What a member joins with.
+#[derive(Clone, Debug)]
+pub(super) struct Joining {
+    pub(super) group: String,
+    pub(super) client: String,
+    pub(super) topics: Vec<Rc<TopicMeta>>,
+    pub(super) session_timeout_ms: u32,
+}
+
+impl Joining {
+    pub(super) fn request(&self, member: MemberId) -> Request {
+        Request::JoinGroup {
+            group: self.group.clone(),
+            member,
+            client: self.client.clone(),
+            topics: self.topics.iter().map(|topic| topic.id).collect(),
+            session_timeout_ms: self.session_timeout_ms,
+        }
+    }
+}
+
+/// A partition that the group gave this member.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Owned {
+    partition: Partition,
+    /// When it came to the member.
+    since: GroupEpoch,
+    /// Under which it is claimed.
+    epoch: GroupEpoch,
 }
 
 impl Membership {
@@ -58,7 +101,7 @@ impl Membership {
     }
 
     pub(super) fn session_timeout_ms(&self) -> u32 {
-        self.session_timeout_ms
+        self.joining.session_timeout_ms
     }
 
     pub(super) fn member(&self) -> MemberId {
@@ -74,44 +117,43 @@ pub(super) fn session_timeout(asked_ms: u32) -> u32 {
     }
 }
 
+/// Whether the home says that the member, as this stream is it, is none any more.
+fn is_over(error: &messages::Error) -> bool {
+    let codes = [Code::UnknownGroup, Code::UnknownMember, Code::MemberFenced];
+    codes.iter().any(|code| code.number() == error.code)
+}
+
 impl Subscription {
     /// Become a member, or again the member that the client was.
     pub(super) async fn join(
         &mut self,
-        group: &str,
+        joining: Joining,
         member: MemberId,
-        client: String,
-        topics: Vec<TopicId>,
-        session_timeout_ms: u32,
     ) -> Result<(), messages::Error> {
-        let home = self.session.shared.shards.home(group).clone();
-        let request = |member| Request::JoinGroup {
-            group: group.to_owned(),
-            member,
-            client: client.clone(),
-            topics: topics.clone(),
-            session_timeout_ms,
-        };
-        let reply = match ask(&home, request(member)).await {
+        let home = self.session.shared.shards.home(&joining.group).clone();
+        let reply = match ask(&home, joining.request(member)).await {
             // It was away for too long: a new member then.
             Err(error) if error.code == Code::UnknownMember.number() && member.0 != 0 => {
-                ask(&home, request(MemberId(0))).await?
+                ask(&home, joining.request(MemberId(0))).await?
             }
             other => other?,
         };
         let Reply::Joined { member, assignment } = reply else {
             return Err(unexpected(&reply));
         };
-        self.subscribed(member, session_timeout_ms);
-        let version = assignment.version;
+        self.subscribed(member, joining.session_timeout_ms);
         self.membership = Some(Membership {
             home,
             member,
-            session_timeout_ms,
-            version,
+            _present: self.present(&joining.group, member, assignment.joined),
+            joining,
+            joins: false,
+            joined: assignment.joined,
+            version: assignment.version,
             owned: Vec::new(),
             unopened: BTreeMap::new(),
             told_opening: 0,
+            watch: 0,
             release_by: None,
         });
         self.take_assignment(assignment);
@@ -119,27 +161,58 @@ impl Subscription {
         Ok(())
     }
 
-    /// Wait for the next change of the assignment.
-    pub(super) fn watch(&mut self) {
-        let (Some(membership), Some(group)) = (&self.membership, &self.group) else {
+    fn present(&self, group: &str, member: MemberId, joined: GroupEpoch) -> Present {
+        let session = &self.session;
+        Present::new(&session.shared, group, member, joined, session.address())
+    }
+
+    /// This stream is another incarnation of the member from now on.
+    pub(super) fn joined(&mut self, assignment: Assignment) {
+        let Some(membership) = &self.membership else {
             return;
         };
+        let (group, member) = (&membership.joining.group, membership.member);
+        let present = self.present(group, member, assignment.joined);
+        if let Some(membership) = &mut self.membership {
+            membership.joined = assignment.joined;
+            membership.version = assignment.version;
+            membership._present = present;
+        }
+        self.take_assignment(assignment);
+        self.watch();
+    }
+
+    /// Wait for the next change of the assignment.
+    pub(super) fn watch(&mut self) {
+        let (Some(membership), Some(group)) = (&mut self.membership, &self.group) else {
+            return;
+        };
+        membership.watch = membership.watch.wrapping_add(1);
         let watch = Call::WatchAssignment {
             group: group.to_string(),
             member: membership.member,
+            joined: membership.joined,
             seen: membership.version,
-            wait_ms: (membership.session_timeout_ms / 3).clamp(1, WATCH_MS_MAX),
+            wait_ms: (membership.session_timeout_ms() / 3).clamp(1, WATCH_MS_MAX),
         };
         membership.home.send(
             watch,
             ReplyTo::Queue {
-                tag: WATCH_TAG,
+                tag: u64::from(WATCH) << 32 | u64::from(membership.watch),
                 queue: self.answers.clone(),
             },
         );
     }
 
-    pub(super) fn assignment_came(&mut self, answer: Answer) -> Result<(), messages::Error> {
+    pub(super) fn assignment_came(
+        &mut self,
+        watch: u32,
+        answer: Answer,
+    ) -> Result<(), messages::Error> {
+        let is_news = |membership: &Membership| membership.watch == watch && !membership.joins;
+        if !self.membership.as_ref().is_some_and(is_news) {
+            return Ok(());
+        }
         match answer {
             Answer::Assignment(assignment) => {
                 let newer = self.membership.as_mut().is_some_and(|membership| {
@@ -170,25 +243,34 @@ impl Subscription {
                 let handles = self.feeds.iter().map(|feed| feed.handle).collect();
                 self.lost(handles);
                 self.membership = None; // there is nothing to leave
-                Err(refusals::unexpected(&other))
+                Err(match other {
+                    Answer::Error(Error::Refused(Refusal::UnknownGroup(group))) => {
+                        Code::UnknownGroup.error(format!("group `{group}` was deleted"))
+                    }
+                    other => refusals::unexpected(&other),
+                })
             }
         }
     }
 
     /// Make what this subscription reads what the group says.
     fn take_assignment(&mut self, assignment: Assignment) {
-        let Assignment {
-            owned, revoking, ..
-        } = assignment;
+        let owned = assignment.owned.iter().map(|&(partition, since)| Owned {
+            partition,
+            since,
+            epoch: assignment.under(since),
+        });
+        let owned: Vec<Owned> = owned.collect();
+        let revoking = assignment.revoking;
         // What is neither owned nor to be released is gone, and so is what was given out anew.
-        let epoch_of = |partition: Partition| {
-            owned
-                .iter()
-                .find(|(owned, _)| *owned == partition)
-                .map(|(_, epoch)| *epoch)
-        };
+        let held: FxHashMap<Partition, Option<GroupEpoch>> = owned
+            .iter()
+            .map(|owned| (owned.partition, Some(owned.epoch)))
+            .chain(revoking.iter().map(|partition| (*partition, None)))
+            .collect();
         let keeps = |partition: Partition, epoch: GroupEpoch| {
-            epoch_of(partition) == Some(epoch) || revoking.contains(&partition)
+            let under = held.get(&partition);
+            under.is_some_and(|under| under.is_none_or(|under| under == epoch))
         };
         let gone: Vec<(u32, State)> = self
             .feeds
@@ -210,7 +292,7 @@ impl Subscription {
             let Membership {
                 owned, unopened, ..
             } = membership;
-            unopened.retain(|partition, _| owned.iter().any(|(owned, _)| owned == partition));
+            unopened.retain(|partition, _| owned.iter().any(|owned| owned.partition == *partition));
         }
         self.claim_owned();
         self.set_deadline();
@@ -223,13 +305,13 @@ impl Subscription {
             return;
         };
         let mut unknown = false;
-        for (partition, epoch) in membership.owned.clone() {
-            if self.feeds.of(partition).is_none() {
+        for owned in membership.owned.clone() {
+            if self.feeds.of(owned.partition).is_none() {
                 if let Some(membership) = &mut self.membership {
                     let now = Instant::now();
-                    membership.unopened.entry(partition).or_insert(now);
+                    membership.unopened.entry(owned.partition).or_insert(now);
                 }
-                unknown |= !self.claim(partition, epoch);
+                unknown |= !self.claim(owned);
             }
         }
         if unknown {
@@ -351,14 +433,21 @@ impl Subscription {
     }
 
     /// `false`: the topic is not known here.
-    fn claim(&mut self, partition: Partition, epoch: GroupEpoch) -> bool {
+    fn claim(&mut self, owned: Owned) -> bool {
+        let Owned {
+            partition,
+            since,
+            epoch,
+        } = owned;
         let Some(topic) = self.session.thread.catalog.cached(partition.topic) else {
             return false;
         };
-        let claim = self
-            .membership
-            .as_ref()
-            .map(|membership| (membership.member, epoch));
+        let Some(membership) = &self.membership else {
+            return true;
+        };
+        let claim = Some((membership.member, epoch));
+        // The group gives what its members named; whether this one may read it is asked every time.
+        let may = self.session.principal().check(Right::Consume, &topic.name);
         let handle = match self.feeds.insert(topic, partition, epoch) {
             Ok(handle) => handle,
             Err(error) => {
@@ -366,17 +455,75 @@ impl Subscription {
                 return true;
             }
         };
+        if let Some(feed) = self.feeds.feed(handle) {
+            feed.since = since;
+        }
+        if let Err(error) = may {
+            let start = Err(error);
+            self.jobs
+                .spawn_local(async move { Event::Opened { handle, start } });
+            return true;
+        }
         let opening = Opening {
             shard: self.session.shared.shards.of(partition).clone(),
             partition,
             group: self.group.clone(),
             claim,
-            // Without a position it was added since the group began here: all of it is new.
+            // Without a position it was added since the group began here, or its topic was made anew: all
+            // of it is new.
             from: At::Position(Position::Start),
             stop_at_end: self.stop_at_end,
         };
         self.open_later(handle, opening);
         true
+    }
+
+    /// The partition's shard says that this member does not hold what the group says it does: an
+    /// operator's reset overruled it, and the home was not told. It is given out anew.
+    pub(super) fn overruled(&mut self, handle: u32) {
+        let (Some(membership), Some(feed)) = (&mut self.membership, self.feeds.feed(handle)) else {
+            return;
+        };
+        let (partition, epoch) = (feed.partition, feed.epoch);
+        let before = membership.owned.len();
+        membership
+            .owned
+            .retain(|owned| (owned.partition, owned.epoch) != (partition, epoch));
+        if membership.owned.len() == before {
+            return; // it is asked back, or the news of it is on its way
+        }
+        self.feeds.remove(handle);
+        self.lost(vec![handle]);
+        self.reassign(partition, epoch);
+    }
+
+    /// Tell the home, but not at once: a claim that met a higher one is as a rule late.
+    pub(super) fn reassign_later(&mut self, partition: Partition, epoch: GroupEpoch) {
+        self.jobs.spawn_local(async move {
+            tokio::time::sleep(RETRY).await;
+            Event::Reassign { partition, epoch }
+        });
+    }
+
+    pub(super) fn reassign(&mut self, partition: Partition, epoch: GroupEpoch) {
+        let (Some(membership), Some(group)) = (&self.membership, &self.group) else {
+            return;
+        };
+        let (home, group) = (membership.home.clone(), group.to_string());
+        self.jobs.spawn_local(async move {
+            let fenced = vec![(partition, epoch)];
+            match ask(&home, Request::ReassignPartitions { group, fenced }).await {
+                Ok(_) => Event::Released,
+                Err(error) => {
+                    tracing::debug!(
+                        error = error.message,
+                        "a partition is not given out anew yet"
+                    );
+                    tokio::time::sleep(RETRY).await;
+                    Event::Reassign { partition, epoch }
+                }
+            }
+        });
     }
 
     /// RELEASED: the client is done with these.
@@ -399,21 +546,20 @@ impl Subscription {
             return;
         };
         let partitions = std::mem::take(&mut self.to_release);
-        let (home, group, member) = (
-            membership.home.clone(),
-            group.to_string(),
-            membership.member,
-        );
+        let (home, group) = (membership.home.clone(), group.to_string());
+        let (member, joined) = (membership.member, membership.joined);
         self.jobs.spawn_local(async move {
             let request = Request::ReleasePartitions {
                 group,
                 member,
+                joined,
                 partitions: partitions.clone(),
             };
             match ask(&home, request).await {
                 Ok(_) => Event::Released,
-                // A member that is not known has nothing to release; the watch says so to the client.
-                Err(error) if error.code == Code::UnknownMember.number() => Event::Released,
+                // A member that is not known, or joined again elsewhere, has nothing to release; the watch
+                // says so to the client.
+                Err(error) if is_over(&error) => Event::Released,
                 Err(error) => {
                     tracing::debug!(error = error.message, "partitions are not released yet");
                     tokio::time::sleep(RETRY).await;
@@ -432,11 +578,12 @@ impl Subscription {
 
     /// Leave the group: others may have its partitions at once.
     pub(super) async fn leave(&mut self) {
-        // Commits that are under way belong to the time before.
-        while self.committing > 0
+        // Commits that are under way belong to the time before, and what joins is to be left as well.
+        let joins = |known: &Membership| known.joins;
+        while (self.committing > 0 || self.membership.as_ref().is_some_and(joins))
             && let Some(Ok(event)) = self.jobs.join_next().await
         {
-            if let Event::Committed { .. } = event {
+            if let Event::Committed { .. } | Event::JoinedAnew { .. } = event {
                 self.happened(vec![event]);
             }
         }
@@ -448,6 +595,7 @@ impl Subscription {
         let request = Request::LeaveGroup {
             group: group.to_string(),
             member: membership.member,
+            joined: membership.joined,
         };
         if let Err(error) = ask(&membership.home, request).await {
             tracing::debug!(%group, error = error.message, "a member that leaves is not known");

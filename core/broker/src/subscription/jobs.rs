@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use millstream_batch::ids::{GroupEpoch, MemberId, Offset, Partition, TimestampMs};
-use millstream_machine::request::{Commit, Reply, Request};
+use millstream_machine::request::{Assignment, Commit, Reply, Request};
 use millstream_machine::topic::TopicMeta;
 use millstream_protocol::messages::{
     self, Assigned, AssignedPartition, Committed, PartitionError, Sought,
@@ -18,6 +18,7 @@ use tokio::time::Instant;
 use super::Subscription;
 use super::feed::State;
 use super::filters::Judged;
+use super::group::Joining;
 use crate::refusals;
 use crate::requests::At;
 use crate::shards::{ask, unexpected};
@@ -68,6 +69,18 @@ pub(super) enum Event {
     GiveBack { handle: u32 },
     /// Ask for the assignment again.
     Watch,
+    /// Tell the home that the partition's shard shut this member out under this epoch.
+    Reassign {
+        partition: Partition,
+        epoch: GroupEpoch,
+    },
+    /// The member joined for the topics that bear its names now.
+    JoinedAnew {
+        joining: Joining,
+        joined: Result<Assignment, messages::Error>,
+    },
+    /// Look again whether topics were made anew.
+    LookForNamesakes,
 }
 
 /// Where a partition is opened.
@@ -234,15 +247,15 @@ impl Subscription {
         mut failed: Vec<PartitionError>,
     ) {
         self.committing += 1;
+        // All are under way before the first is waited for, and before anything that is asked later.
+        let mut waiting = Vec::with_capacity(commits.len());
+        for (handle, shard, commit) in commits {
+            let (to, answer) = tokio::sync::oneshot::channel();
+            let reply = millstream_shard::handle::ReplyTo::Once(to);
+            shard.send(Call::Machine(Request::Commit(commit)), reply);
+            waiting.push((handle, answer));
+        }
         self.jobs.spawn_local(async move {
-            // All are under way before the first is waited for.
-            let mut waiting = Vec::with_capacity(commits.len());
-            for (handle, shard, commit) in commits {
-                let (to, answer) = tokio::sync::oneshot::channel();
-                let reply = millstream_shard::handle::ReplyTo::Once(to);
-                shard.send(Call::Machine(Request::Commit(commit)), reply);
-                waiting.push((handle, answer));
-            }
             for (handle, answer) in waiting {
                 let answer = answer.await.unwrap_or(Answer::Error(Error::Stopping));
                 if !matches!(answer, Answer::Reply(Reply::Done | Reply::Committed { .. })) {
@@ -257,7 +270,6 @@ impl Subscription {
     }
 
     pub(super) fn seek_later(&mut self, handle: u32, generation: u32, opening: Opening) {
-        self.seeking += 1;
         self.jobs.spawn_local(async move {
             Event::Sought {
                 handle,
@@ -272,39 +284,25 @@ impl Subscription {
         let mut assigned = Vec::new();
         let mut failed = Vec::new();
         for event in events {
-            self.seeking -= usize::from(matches!(event, Event::Sought { .. }));
             match event {
                 Event::Opened { handle, start } => {
                     self.opened(handle, start, &mut assigned, &mut failed);
                 }
                 Event::Committed { tag, failed } => {
                     self.committing -= 1;
+                    let fenced = fenced_in(&failed);
                     self.outbox
                         .frame(Kind::Committed, &Committed { tag, failed });
+                    for handle in fenced {
+                        self.overruled(handle);
+                    }
                     self.release_now();
                 }
                 Event::Sought {
                     handle,
                     generation,
-                    to: Ok(to),
-                } => {
-                    if self.feeds.feed(handle).is_some() {
-                        self.feeds.seek(handle, to);
-                        self.outbox.frame(
-                            Kind::Sought,
-                            &Sought {
-                                handle,
-                                offset: to.0,
-                                generation,
-                            },
-                        );
-                    }
-                }
-                Event::Sought {
-                    handle,
-                    to: Err(error),
-                    ..
-                } => self.fail(handle, error),
+                    to,
+                } => self.sought(handle, generation, to),
                 Event::Retry { handle, fetch } => self.retry_now(handle, fetch),
                 Event::Filtered {
                     handle,
@@ -320,6 +318,9 @@ impl Subscription {
                 }
                 Event::Claim => self.claim_owned(),
                 Event::GiveBack { handle } => self.give_back(handle),
+                Event::Reassign { partition, epoch } => self.reassign(partition, epoch),
+                Event::JoinedAnew { joining, joined } => self.joined_anew(joining, joined),
+                Event::LookForNamesakes => self.look_for_namesakes(),
                 Event::Watch => self.watch(),
             }
         }
@@ -340,6 +341,30 @@ impl Subscription {
         }
     }
 
+    fn sought(&mut self, handle: u32, generation: u32, to: Result<Offset, messages::Error>) {
+        let Some(asked) = self.feeds.answer_seek(handle) else {
+            return;
+        };
+        match to {
+            Ok(to) => {
+                if let Some(feed) = self.feeds.feed(handle) {
+                    feed.named = asked.named();
+                }
+                self.feeds.seek(handle, to);
+                self.outbox.frame(
+                    Kind::Sought,
+                    &Sought {
+                        handle,
+                        offset: to.0,
+                        generation,
+                    },
+                );
+            }
+            Err(error) => self.fail(handle, error),
+        }
+        self.seek_next(handle);
+    }
+
     fn opened(
         &mut self,
         handle: u32,
@@ -357,13 +382,17 @@ impl Subscription {
             self.to_release.push(partition);
             return self.release_now();
         }
-        let partition = feed.partition;
+        let (partition, epoch) = (feed.partition, feed.epoch);
         if self.membership.is_some() {
             match &start {
+                // In both cases the client never heard of it. Here the partition is still owned.
                 Err(error) if error.retriable && !self.has_waited(partition) => {
-                    // The client never heard of it, and the partition is still owned.
                     self.feeds.remove(handle);
                     return self.claim_later();
+                }
+                Err(error) if error.code == Code::MemberFenced.number() => {
+                    self.feeds.remove(handle);
+                    return self.reassign_later(partition, epoch);
                 }
                 Err(_) => self.give_back_later(handle),
                 Ok(_) => {}
@@ -385,6 +414,7 @@ impl Subscription {
             epoch: feed.epoch.0,
             offset: start.at.0,
             from_timestamp_ms: start.found_by.map(|time| time.0),
+            since: feed.since.0,
         });
         match error {
             None => self.feeds.start(handle, start.at, start.stop),
@@ -394,6 +424,15 @@ impl Subscription {
             }
         }
     }
+}
+
+/// The handles of commits that failed because the member does not hold the partition any more.
+fn fenced_in(failed: &[PartitionError]) -> Vec<u32> {
+    let code = |failed: &PartitionError| Some(failed.error.as_ref()?.code);
+    let fenced = failed
+        .iter()
+        .filter(|failed| code(failed) == Some(Code::MemberFenced.number()));
+    fenced.map(|failed| failed.handle).collect()
 }
 
 #[cfg(test)]

@@ -16,6 +16,7 @@ mod feeds;
 mod filters;
 mod group;
 mod jobs;
+mod namesakes;
 mod open;
 mod outbox;
 mod quota;
@@ -46,8 +47,8 @@ use crate::requests::{At, position_of};
 use crate::session::Session;
 use crate::stream::{FrameReader, ReadEnd, Received, refuse};
 
-/// The tag of assignment answers in the queue that fetches answer to.
-const WATCH_TAG: u64 = u64::MAX;
+/// The handle in the tags of assignment answers, in the queue that fetches answer to: no partition's.
+const WATCH: u32 = u32::MAX;
 /// Frames of the client that wait for the loop.
 const FRAMES_WAITING_MAX: usize = 4;
 /// COMMITs and SEEKs whose answers are not ready; past it the client's frames wait.
@@ -92,8 +93,6 @@ struct Subscription {
     membership: Option<Membership>,
     /// Commits whose answer is awaited; releases wait for them.
     committing: usize,
-    /// Seeks under way.
-    seeking: usize,
     /// Fetches that wait for a worker's verdict.
     with_workers: usize,
     to_release: Vec<Partition>,
@@ -193,7 +192,6 @@ async fn begin(
         answers,
         membership: None,
         committing: 0,
-        seeking: 0,
         with_workers: 0,
         to_release: Vec::new(),
         session,
@@ -214,6 +212,7 @@ impl Subscription {
         let share = self.session.send.clone();
         let mut catalog = self.session.thread.catalog.changes();
         self.open_added(); // what came between SUBSCRIBE and now
+        self.look_for_namesakes();
         loop {
             self.pump();
             if let Some(error) = self.refused.take() {
@@ -225,8 +224,8 @@ impl Subscription {
             let deadline = self.membership.as_ref().and_then(Membership::deadline);
             let starved = self.feeds.starved;
             // A client that asks and does not read what it is answered is not asked for more.
-            let listening =
-                self.outbox.has_control_room() && self.committing + self.seeking < UNANSWERED_MAX;
+            let unanswered = self.committing + self.feeds.seeking();
+            let listening = self.outbox.has_control_room() && unanswered < UNANSWERED_MAX;
             tokio::select! {
                 written = send.write_chunks(self.outbox.chunks()), if !self.outbox.is_empty() => match written {
                     Ok(written) => self.outbox.written(written),
@@ -262,7 +261,10 @@ impl Subscription {
                     self.happened(events);
                 }
                 () = share.freed(), if starved => {}
-                Ok(()) = catalog.changed(), if !self.whole.is_empty() => self.open_added(),
+                Ok(()) = catalog.changed(), if !self.whole.is_empty() || self.membership.is_some() => {
+                    self.open_added();
+                    self.look_for_namesakes();
+                }
                 () = sleep_until(deadline) => {
                     let message = "partitions that the group asked back were not released in time";
                     return End::Refused(Code::MemberFenced.error(message));
@@ -273,8 +275,8 @@ impl Subscription {
     }
 
     fn answered(&mut self, tag: u64, answer: Answer) -> Result<(), messages::Error> {
-        if tag == WATCH_TAG {
-            return self.assignment_came(answer);
+        if (tag >> 32) as u32 == WATCH {
+            return self.assignment_came(tag as u32, answer);
         }
         self.fetched(tag, answer)
     }
@@ -310,11 +312,21 @@ impl Subscription {
     }
 
     fn subscribed(&mut self, member: MemberId, session_timeout_ms: u32) {
+        let session = &self.session;
+        let member_token = match &self.group {
+            Some(group) if member.0 != 0 => {
+                let principal = &session.principal().name;
+                let secrets = &session.shared.secrets;
+                secrets.member_token(group, member.0, principal)
+            }
+            _ => bytes::Bytes::new(),
+        };
         self.outbox.frame(
             Kind::Subscribed,
             &Subscribed {
                 member: member.0,
                 session_timeout_ms,
+                member_token,
             },
         );
     }

@@ -11,7 +11,7 @@ use millstream_shard::call::Position;
 use rustc_hash::FxHashSet;
 
 use super::Subscription;
-use super::group::session_timeout;
+use super::group::{Joining, session_timeout};
 use super::jobs::Opening;
 use crate::authority::Right;
 use crate::requests::{At, position_of};
@@ -43,21 +43,24 @@ impl Subscription {
             if topics.is_empty() {
                 return Err(Code::BadRequest.error("SUBSCRIBE with a group names no topic"));
             }
+            if subscribe.member != 0 {
+                let (group, token) = (&subscribe.group, &subscribe.member_token);
+                self.session.check_member(group, subscribe.member, token)?;
+            }
             if let Some(group) = &self.group {
                 self.begin_group(group, &topics).await?;
             }
-            let ids = topics.iter().map(|topic| topic.id).collect();
-            let client: String = subscribe.client.chars().take(60).collect();
-            let timeout_ms = session_timeout(subscribe.session_timeout_ms);
-            return self
-                .join(
-                    &subscribe.group,
-                    MemberId(subscribe.member),
-                    client,
-                    ids,
-                    timeout_ms,
-                )
-                .await;
+            let client = match subscribe.client.is_empty() {
+                true => self.session.client(),
+                false => subscribe.client.chars().take(60).collect(),
+            };
+            let joining = Joining {
+                group: subscribe.group.clone(),
+                client,
+                topics,
+                session_timeout_ms: session_timeout(subscribe.session_timeout_ms),
+            };
+            return self.join(joining, MemberId(subscribe.member)).await;
         }
         let mut wanted: Vec<(Rc<TopicMeta>, u32, At)> = Vec::new();
         let mut named: FxHashSet<(TopicId, u32)> = FxHashSet::default();

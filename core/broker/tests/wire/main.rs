@@ -12,6 +12,7 @@ mod filters;
 mod groups;
 mod handshakes;
 mod identities;
+mod members;
 mod operators;
 mod poison;
 mod positions;

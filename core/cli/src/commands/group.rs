@@ -5,10 +5,11 @@ mod reset;
 use std::io::{self, IsTerminal as _};
 use std::time::Duration;
 
-use millstream_client::{Admin, GroupDescription, GroupOffset};
+use millstream_client::{Admin, GroupDescription, GroupOffset, GroupSummary};
 use serde_json::{Value, json};
 
 use crate::Global;
+use crate::confirm::Yes;
 use crate::connect::{block_on, client};
 use crate::exit::{Failure, Outcome};
 use crate::interrupt::Interrupt;
@@ -21,7 +22,13 @@ const CLEAR: &str = "\x1b[H\x1b[2J";
 /// List, describe, reset and delete consumer groups
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Command {
-    /// List groups
+    /// List groups: how each stands, its members, and the records that it has still to read
+    #[command(after_help = "\
+What cannot be reached is said, and is a failure: lag is not 0 then but unknown.
+
+Examples:
+  millstream group list
+  millstream group list -o json")]
     List,
     /// Show a group's members, offsets and lag
     #[command(after_help = "\
@@ -40,10 +47,19 @@ Examples:
     },
     /// Set a group's offsets
     Reset(reset::Arguments),
-    /// Delete a group without members, with its offsets
+    /// Delete a group, with its offsets
+    #[command(after_help = "\
+Examples:
+  millstream group delete billing-old
+  millstream group delete billing --force --yes    # its members end with an error")]
     Delete {
         /// Name of the group.
         group: String,
+        /// Also while the group has members: they end.
+        #[arg(long)]
+        force: bool,
+        #[command(flatten)]
+        yes: Yes,
     },
 }
 
@@ -61,39 +77,40 @@ pub(crate) fn run(command: Command, global: &Global) -> Outcome {
 async fn carry_out(admin: &Admin, command: Command, output: Output) -> Outcome {
     match command {
         Command::List => {
-            let mut groups = admin.list_groups().await?;
-            groups.sort();
-            let mut table = Table::new(["GROUP"]);
-            for group in &groups {
-                table.row([group.clone()]);
+            let list = admin.list_groups().await?;
+            let mut table = Table::new(["GROUP", "STATE", "MEMBERS", "LAG"]);
+            for group in &list.groups {
+                table.row([
+                    group.group.clone(),
+                    group.state.clone(),
+                    group.members.to_string(),
+                    group.lag.map_or_else(|| "?".into(), grouped),
+                ]);
             }
             let text = if table.is_empty() {
                 "no groups".into()
             } else {
                 table.to_string()
             };
-            output.show(text, &json!(groups))
+            let json = list.groups.iter().map(summary_json).collect::<Value>();
+            output.show(text, &json)?;
+            told(&list.unreachable)
         }
         Command::Describe { group, watch: None } => {
             let described = admin.describe_group(&group).await?;
             output.show(describe(&described), &group_json(&described))?;
-            let unreached = unreached(&described);
-            for why in &unreached {
-                note(&format!("error: {why}"));
-            }
-            if unreached.is_empty() {
-                Ok(())
-            } else {
-                Err(Failure::Told)
-            }
+            told(&unreached(&described))
         }
         Command::Describe {
             group,
             watch: Some(every),
         } => watch(admin, &group, every, output).await,
         Command::Reset(arguments) => reset::run(admin, &arguments, output).await,
-        Command::Delete { group } => {
-            admin.delete_group(&group).await?;
+        Command::Delete { group, force, yes } => {
+            if force {
+                yes.confirm(&format!("Delete group {group}, and end its members?"))?;
+            }
+            admin.delete_group(&group, force).await?;
             output.show(format!("deleted {group}"), &json!({ "deleted": group }))
         }
     }
@@ -132,6 +149,18 @@ async fn watch(admin: &Admin, group: &str, every: Duration, output: Output) -> O
     }
 }
 
+/// To have reached not everything is to fail.
+fn told(unreached: &[String]) -> Outcome {
+    for why in unreached {
+        note(&format!("error: {why}"));
+    }
+    if unreached.is_empty() {
+        Ok(())
+    } else {
+        Err(Failure::Told)
+    }
+}
+
 /// What is not known of a group, and why.
 fn unreached(group: &GroupDescription) -> Vec<String> {
     let mut unreached = group.unreachable.clone();
@@ -159,7 +188,7 @@ fn describe(group: &GroupDescription) -> String {
         lag(group).map_or_else(|| "unknown".into(), grouped)
     );
     if !group.members.is_empty() {
-        let mut table = Table::new(["MEMBER", "CLIENT", "PARTITIONS"]);
+        let mut table = Table::new(["MEMBER", "CLIENT", "ADDRESS", "PARTITIONS"]);
         for member in &group.members {
             let owned: Vec<_> = member
                 .partitions
@@ -171,7 +200,12 @@ fn describe(group: &GroupDescription) -> String {
             } else {
                 owned.join(" ")
             };
-            table.row([member.member.to_string(), member.client.clone(), owned]);
+            table.row([
+                member.member.to_string(),
+                member.client.clone(),
+                member.address.clone().unwrap_or_else(|| "-".into()),
+                owned,
+            ]);
         }
         text.push_str(&format!("\n{table}"));
     }
@@ -219,6 +253,15 @@ fn offset_json(offset: &GroupOffset) -> Value {
     })
 }
 
+fn summary_json(group: &GroupSummary) -> Value {
+    json!({
+        "group": group.group,
+        "state": group.state,
+        "members": group.members,
+        "lag": group.lag,
+    })
+}
+
 fn group_json(group: &GroupDescription) -> Value {
     json!({
         "group": group.group,
@@ -229,6 +272,7 @@ fn group_json(group: &GroupDescription) -> Value {
         "members": group.members.iter().map(|member| json!({
             "member": member.member,
             "client": member.client,
+            "address": member.address,
             "partitions": member.partitions.iter()
                 .map(|(topic, partition)| json!({ "topic": topic, "partition": partition })).collect::<Value>(),
         })).collect::<Value>(),

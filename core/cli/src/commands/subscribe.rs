@@ -7,7 +7,7 @@ mod ends;
 mod last;
 mod topics;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::io::{self, Write};
 use std::pin::pin;
@@ -24,6 +24,7 @@ use crate::connect::{block_on, client};
 use crate::exit::{Failure, Outcome};
 use crate::format::{FORMAT_HELP, Format, Rendering};
 use crate::interrupt::Interrupt;
+use crate::ledger::Ledger;
 use crate::output::note;
 use crate::values::{Delimiter, delimiter, pair, start_at};
 use ends::{Ends, Until};
@@ -203,7 +204,7 @@ async fn subscribe(
         rendering,
         left: arguments.count.unwrap_or(u64::MAX),
         out: Vec::with_capacity(2 * BLOCK_BYTES),
-        done: BTreeMap::new(),
+        ledger: Ledger::default(),
         committed: Instant::now(),
         failed: false,
         verify: arguments.verify,
@@ -220,7 +221,8 @@ async fn subscribe(
     if outcome.is_ok() {
         printer.commit().await?;
     }
-    let failed = printer.failed;
+    // What was printed and not committed is printed again by the group's next member.
+    let failed = printer.failed || !printer.ledger.is_settled();
     printer.consumer.close().await;
     match outcome {
         Ok(()) if failed => Err(Failure::Told),
@@ -319,8 +321,7 @@ struct Printer {
     rendering: Rendering,
     left: u64,
     out: Vec<u8>,
-    /// Next offset to read of what was printed and not yet committed.
-    done: BTreeMap<TopicPartition, u64>,
+    ledger: Ledger,
     committed: Instant,
     failed: bool,
     /// Records that are missing are a failure.
@@ -374,7 +375,7 @@ impl Printer {
                 None => {
                     // Nothing is here: let people see what there is before waiting.
                     self.write()?;
-                    if self.grouped && !self.done.is_empty() {
+                    if self.grouped && self.ledger.has_printed() {
                         tokio::select! {
                             event = self.consumer.next_event() => event,
                             () = tokio::time::sleep_until((self.committed + COMMIT_EVERY).into()) => {
@@ -412,12 +413,14 @@ impl Printer {
                 Some(Ok(ConsumerEvent::Revoking(partitions))) => {
                     self.write()?;
                     self.commit().await?;
-                    self.done
-                        .retain(|partition, _| !partitions.contains(partition));
+                    self.ledger.take_away(&partitions);
                 }
                 Some(Ok(ConsumerEvent::Lost(partitions))) => {
-                    self.done
-                        .retain(|partition, _| !partitions.contains(partition));
+                    for partition in self.ledger.take_away(&partitions) {
+                        note(&format!(
+                            "{partition} was taken away: what was printed of it since the last commit comes again"
+                        ));
+                    }
                 }
                 Some(Ok(ConsumerEvent::Failed { partition, error })) => {
                     self.write()?;
@@ -452,6 +455,7 @@ impl Printer {
                 }
                 Some(Ok(ConsumerEvent::Assigned(partitions))) => {
                     for (partition, start) in partitions {
+                        self.ledger.give(&partition);
                         self.reached(&partition, start)?;
                         self.reading.insert(partition);
                     }
@@ -476,7 +480,7 @@ impl Printer {
                     return Err(error.into());
                 }
             }
-            if !self.done.is_empty() && self.committed.elapsed() >= COMMIT_EVERY {
+            if self.ledger.has_printed() && self.committed.elapsed() >= COMMIT_EVERY {
                 self.write()?;
                 self.commit().await?;
             }
@@ -562,7 +566,7 @@ impl Printer {
     /// With a group: everything before `next` was printed or is not to be.
     fn done(&mut self, partition: TopicPartition, next: u64) {
         if self.grouped {
-            self.done.insert(partition, next);
+            self.ledger.print(partition, next);
         }
     }
 
@@ -590,30 +594,26 @@ impl Printer {
 
     async fn commit(&mut self) -> Outcome {
         self.committed = Instant::now();
-        if self.done.is_empty() {
+        let due = self.ledger.due(&self.consumer.assignment());
+        if due.is_empty() {
             return Ok(());
         }
-        let done = std::mem::take(&mut self.done);
-        let ours = self.consumer.assignment();
-        let offsets: Vec<_> = done
-            .iter()
-            .filter(|(partition, _)| ours.contains(partition))
-            .map(|(partition, next)| (partition.clone(), *next, ""))
-            .collect();
-        match self.consumer.commit_offsets(&offsets).await {
+        match self.consumer.commit_offsets(&due).await {
             Ok(failures) => {
-                for failure in failures {
+                for failure in &failures {
                     note(&format!(
                         "{} was not committed: {}",
                         failure.partition, failure.error
                     ));
                 }
+                let failed = failures.iter().map(|failure| &failure.partition);
+                self.ledger.committed(&due, failed);
                 Ok(())
             }
             // Records repeat after a lost commit; that is the promise of a group.
             Err(error) if error.retriable() => {
                 note(&format!("not committed: {error}"));
-                self.done = done;
+                self.ledger.not_committed(due);
                 Ok(())
             }
             Err(error) => Err(error.into()),

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use millstream_batch::ids::{GroupEpoch, MemberId, Partition, TopicId};
 
 use crate::fact::archive::GroupChanged;
-use crate::request::Assignment;
+use crate::request::{Assignment, Standing};
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Group {
@@ -21,6 +21,9 @@ pub(crate) struct Member {
     /// Sorted, each once.
     pub(crate) topics: Box<[TopicId]>,
     pub(crate) session_timeout_ms: u32,
+    /// Group epoch at which it joined last: its incarnation. Whatever it holds is held under that at
+    /// least, so that joining again fences the stream of before.
+    pub(crate) joined: GroupEpoch,
     /// Group epoch of the last change to what it owns or must let go.
     pub(crate) version: u64,
 }
@@ -35,6 +38,21 @@ pub(crate) struct Hold {
 }
 
 impl Group {
+    /// The epoch under which a hold's owner claims and commits.
+    pub(super) fn under(&self, hold: &Hold) -> GroupEpoch {
+        let joined = self.members.get(&hold.member).map(|member| member.joined);
+        hold.epoch.max(joined.unwrap_or_default())
+    }
+
+    pub(super) fn standing(&self, partition_count: impl Fn(TopicId) -> u32) -> Standing {
+        let moves = self.holds.values().any(|hold| hold.revoking);
+        match self.members.len() {
+            0 => Standing::Empty,
+            _ if moves || self.is_stale(partition_count) => Standing::Rebalancing,
+            _ => Standing::Stable,
+        }
+    }
+
     /// Whether the topics have other partitions than when they were last assigned.
     pub(crate) fn is_stale(&self, partition_count: impl Fn(TopicId) -> u32) -> bool {
         let mut known: BTreeMap<TopicId, u32> = BTreeMap::new();
@@ -52,9 +70,11 @@ impl Group {
                 .any(is_new)
     }
 
-    pub(super) fn assignment(&self, id: MemberId, version: u64) -> Assignment {
+    pub(super) fn assignment(&self, id: MemberId) -> Assignment {
+        let member = &self.members[&id];
         let mut assignment = Assignment {
-            version,
+            version: member.version,
+            joined: member.joined,
             ..Assignment::default()
         };
         for (partition, hold) in self.holds.iter().filter(|(_, hold)| hold.member == id) {
@@ -89,6 +109,7 @@ impl Group {
                 client: joined.client.as_str().into(),
                 topics: joined.topics.iter().map(|topic| TopicId(*topic)).collect(),
                 session_timeout_ms: joined.session_timeout_ms,
+                joined: epoch,
                 version: epoch.0,
             };
             self.members.insert(MemberId(joined.member), member);

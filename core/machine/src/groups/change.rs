@@ -24,6 +24,8 @@ pub(super) struct Change<'a> {
     pub(super) joined: Option<MemberRecord>,
     pub(super) left: BTreeSet<MemberId>,
     pub(super) released: BTreeSet<Partition>,
+    /// Holds whose owner was overruled where the partition is kept: given out anew at once.
+    pub(super) overruled: BTreeSet<Partition>,
 }
 
 impl<'a> Change<'a> {
@@ -33,7 +35,6 @@ impl<'a> Change<'a> {
             ..Group::default()
         });
         let epoch = GroupEpoch(before.epoch.0 + 1);
-        let (left, released) = (BTreeSet::new(), BTreeSet::new());
         Self {
             state,
             name,
@@ -41,8 +42,9 @@ impl<'a> Change<'a> {
             before,
             epoch,
             joined: None,
-            left,
-            released,
+            left: BTreeSet::new(),
+            released: BTreeSet::new(),
+            overruled: BTreeSet::new(),
         }
     }
 
@@ -129,7 +131,7 @@ impl<'a> Change<'a> {
             let before = self.before.holds.get(&partition);
             let hold = match (before, owners.get(&partition)) {
                 // A living owner keeps it until it lets go.
-                (Some(before), Some(owner)) => Hold {
+                (Some(before), Some(owner)) if !self.overruled.contains(&partition) => Hold {
                     revoking: wanted != owner.member,
                     ..*before
                 },

@@ -8,21 +8,24 @@
 //! Every change is one fact, `GroupChanged`, which raises the group's epoch; a hold that changes hands
 //! carries that epoch, and its owner claims and commits under it at the partition's shard
 //! ([`crate::offsets`]). A new member's id is the epoch at which it joined, so ids are never reused.
+//! A member that joins again does so under a new epoch, which is that of all its holds from then on:
+//! its stream of before is fenced, and what that one still asks here is refused.
 //! Absent on purpose: heartbeats and who waits for an answer, which are volatile and the driver's.
 
 mod cell;
 mod change;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
-use millstream_batch::ids::{GroupEpoch, Lsn, MemberId, Partition, TimestampMs, TopicId};
+use millstream_batch::ids::{GroupEpoch, Lsn, MemberId, Offset, Partition, TimestampMs, TopicId};
 use millstream_batch::limits::is_name;
 
 use crate::bounds::{CLIENT_BYTES_MAX, SESSION_TIMEOUT_MS_MAX};
 use crate::decide::{Decision, full};
 use crate::fact::Fact;
 use crate::fact::archive::{GroupChanged, GroupDeleted, MemberRecord};
-use crate::request::{GroupInfo, MemberInfo, Refusal, Reply};
+use crate::partitions;
+use crate::request::{GroupInfo, GroupSummary, MemberInfo, Refusal, Reply};
 use crate::snapshot::key;
 use crate::state::State;
 pub(crate) use cell::{Group, Hold, Member};
@@ -67,16 +70,11 @@ pub(crate) fn join(
         return Err(full("groups", state.groups.len() + 1, state.limits.groups));
     }
     let mut change = Change::new(state, time, name);
-    let topics: Box<[_]> = topics.into_iter().collect();
     if member.0 != 0 {
-        let known = &change.before.members[&member];
-        if *known.client == *client
-            && known.topics == topics
-            && known.session_timeout_ms == session_timeout_ms
-        {
-            let assignment = change.before.assignment(member, known.version);
-            return Ok(Decision::look(Reply::Joined { member, assignment }));
-        }
+        // What it was to let go, the stream of before has let go with its end.
+        let holds = change.before.holds.iter();
+        let asked_back = holds.filter(|(_, hold)| hold.member == member && hold.revoking);
+        change.released = asked_back.map(|(partition, _)| *partition).collect();
     } else if change.before.members.len() >= state.limits.members_per_group {
         let members = change.before.members.len() + 1;
         return Err(full(
@@ -96,12 +94,9 @@ pub(crate) fn join(
         topics: topics.iter().map(|topic| topic.0).collect(),
         session_timeout_ms,
     });
-    Ok(change.decide(|after| {
-        let version = after.members[&member].version;
-        Reply::Joined {
-            member,
-            assignment: after.assignment(member, version),
-        }
+    Ok(change.decide(|after| Reply::Joined {
+        member,
+        assignment: after.assignment(member),
     }))
 }
 
@@ -110,9 +105,10 @@ pub(crate) fn leave(
     time: TimestampMs,
     name: &str,
     member: MemberId,
+    joined: GroupEpoch,
 ) -> Result<Decision, Refusal> {
     home(state, name)?;
-    known_member(state, name, member)?;
+    incarnation(state, name, member, joined)?;
     let mut change = Change::new(state, time, name);
     change.left.insert(member);
     Ok(change.decide(|_| Reply::Done))
@@ -148,10 +144,11 @@ pub(crate) fn release(
     time: TimestampMs,
     name: &str,
     member: MemberId,
+    joined: GroupEpoch,
     partitions: &[Partition],
 ) -> Result<Decision, Refusal> {
     home(state, name)?;
-    let group = known_member(state, name, member)?;
+    let group = incarnation(state, name, member, joined)?;
     let owned = |partition: &Partition| {
         group
             .holds
@@ -161,6 +158,34 @@ pub(crate) fn release(
     let mut change = Change::new(state, time, name);
     change.released = partitions.iter().copied().filter(owned).collect();
     if change.released.is_empty() {
+        return Ok(Decision::look(Reply::Done));
+    }
+    Ok(change.decide(|_| Reply::Done))
+}
+
+/// Each of these partitions was fenced where it is kept, at this epoch, under its owner here: whoever
+/// owns it under no higher one could never commit again. It is given out anew, as a rule to the same
+/// member, under an epoch above the fence.
+pub(crate) fn reassign(
+    state: &State,
+    time: TimestampMs,
+    name: &str,
+    fenced: &[(Partition, GroupEpoch)],
+) -> Result<Decision, Refusal> {
+    home(state, name)?;
+    let Some(group) = state.groups.get(name) else {
+        return Ok(Decision::look(Reply::Done));
+    };
+    let is_overruled = |(partition, fence): &&(Partition, GroupEpoch)| {
+        group
+            .holds
+            .get(partition)
+            .is_some_and(|hold| hold.member.0 != 0 && group.under(hold) <= *fence)
+    };
+    let mut change = Change::new(state, time, name);
+    let overruled = fenced.iter().filter(is_overruled);
+    change.overruled = overruled.map(|(partition, _)| *partition).collect();
+    if change.overruled.is_empty() {
         return Ok(Decision::look(Reply::Done));
     }
     Ok(change.decide(|_| Reply::Done))
@@ -176,20 +201,25 @@ pub(crate) fn rebalance(state: &State, time: TimestampMs, name: &str) -> Result<
     }
 }
 
-pub(crate) fn assignment(state: &State, name: &str, id: MemberId) -> Result<Decision, Refusal> {
+pub(crate) fn assignment(
+    state: &State,
+    name: &str,
+    id: MemberId,
+    joined: GroupEpoch,
+) -> Result<Decision, Refusal> {
     home(state, name)?;
-    let group = known_member(state, name, id)?;
-    let version = group.members[&id].version;
-    Ok(Decision::look(Reply::Assignment(
-        group.assignment(id, version),
-    )))
+    let group = incarnation(state, name, id, joined)?;
+    Ok(Decision::look(Reply::Assignment(group.assignment(id))))
 }
 
-pub(crate) fn delete(state: &State, name: &str) -> Result<Decision, Refusal> {
+/// With `force` its members are out of it with the group.
+pub(crate) fn delete(state: &State, name: &str, force: bool) -> Result<Decision, Refusal> {
     home(state, name)?;
     match state.groups.get(name) {
         None => Ok(Decision::look(Reply::Done)),
-        Some(group) if !group.members.is_empty() => Err(Refusal::GroupBusy(name.to_owned())),
+        Some(group) if !force && !group.members.is_empty() => {
+            Err(Refusal::GroupBusy(name.to_owned()))
+        }
         Some(group) => {
             let fact = GroupDeleted {
                 group: name.to_owned(),
@@ -203,17 +233,57 @@ pub(crate) fn delete(state: &State, name: &str) -> Result<Decision, Refusal> {
     }
 }
 
-/// Groups at home here, and those with an offset here.
-pub(crate) fn list(state: &State) -> Decision {
-    let names: BTreeSet<&str> = state
+/// Groups in one answer: so that a look at many takes the shard no long time at once.
+const LISTED_TOGETHER: usize = 100;
+
+/// Groups at home here, and those with an offset here, after a name.
+pub(crate) fn list(state: &State, after: &str) -> Decision {
+    use std::ops::Bound::{Excluded, Unbounded};
+    let at_home = state
         .groups
-        .keys()
-        .map(|name| &**name)
-        .chain(state.offsets.groups())
+        .range::<str, _>((Excluded(after), Unbounded))
+        .map(|(name, _)| &**name);
+    let with_offsets = state.offsets.groups_after(after);
+    let names: BTreeSet<&str> = at_home
+        .take(LISTED_TOGETHER)
+        .chain(with_offsets.take(LISTED_TOGETHER))
         .collect();
-    Decision::look(Reply::Groups(
-        names.into_iter().map(str::to_owned).collect(),
-    ))
+    let more = names.len() >= LISTED_TOGETHER;
+    let summary = |name: &str| GroupSummary {
+        name: name.to_owned(),
+        home: state.groups.get(name).map(|group| {
+            let standing = group.standing(|topic| state.partition_count(topic));
+            (standing, group.members.len())
+        }),
+        lag: lag(state, name),
+    };
+    let groups = names.into_iter().take(LISTED_TOGETHER).map(summary);
+    Decision::look(Reply::Groups {
+        groups: groups.collect(),
+        more,
+    })
+}
+
+/// Records that the group has still to read in this shard's partitions of every topic that it has an offset
+/// in here. Without a commit that is all there are.
+fn lag(state: &State, name: &str) -> Vec<(TopicId, u64)> {
+    let mut committed: BTreeMap<TopicId, BTreeMap<u32, Offset>> = BTreeMap::new();
+    for (slot, held) in state.offsets.of_group(name) {
+        if let Some(cell) = state.partitions.at(slot) {
+            let Partition { topic, index } = cell.partition;
+            let known = committed.entry(topic).or_default();
+            known.extend(held.offset.map(|next| (index, next)));
+        }
+    }
+    let behind = |(topic, committed): (TopicId, BTreeMap<u32, Offset>)| {
+        let here = (0..state.partition_count(topic)).filter_map(|index| {
+            let (_, cell) = partitions::find(state, Partition { topic, index }).ok()?;
+            let next = committed.get(&index).copied().unwrap_or(cell.start);
+            Some(cell.end.0.saturating_sub(next.max(cell.start).0))
+        });
+        (topic, here.sum())
+    };
+    committed.into_iter().map(behind).collect()
 }
 
 /// What this shard knows: members at the home, offsets where the partitions are.
@@ -238,6 +308,7 @@ pub(crate) fn describe(state: &State, name: &str) -> Result<Decision, Refusal> {
     };
     if let Some(group) = group {
         info.epoch = group.epoch;
+        info.standing = group.standing(|topic| state.partition_count(topic));
         info.unowned = state.unowned(name).collect();
         info.members = group
             .members
@@ -275,6 +346,7 @@ pub(crate) fn install_deleted(state: &mut State, lsn: Lsn, fact: &GroupDeleted) 
 fn describe_member(group: &Group, id: MemberId, member: &Member) -> MemberInfo {
     MemberInfo {
         member: id,
+        joined: member.joined,
         client: member.client.to_string(),
         topics: member.topics.to_vec(),
         partitions: group
@@ -310,4 +382,25 @@ fn known_member<'a>(state: &'a State, name: &str, member: MemberId) -> Result<&'
             member,
         })
     }
+}
+
+/// The group, if this is the member's newest incarnation. What an older one asks is of a stream that
+/// the newer one fenced.
+fn incarnation<'a>(
+    state: &'a State,
+    name: &str,
+    member: MemberId,
+    joined: GroupEpoch,
+) -> Result<&'a Group, Refusal> {
+    let group = known_member(state, name, member)?;
+    let current = group.members[&member].joined;
+    if current == joined {
+        return Ok(group);
+    }
+    Err(Refusal::MemberReplaced {
+        group: name.to_owned(),
+        member,
+        joined,
+        current,
+    })
 }

@@ -41,7 +41,7 @@ archived! {
         pub groups: Vec<GroupCell>,
     }
 
-    /// Version 3: the shard knows the clock that was accepted.
+    /// Version 3: the shard knows the clock that was accepted, and members have the epoch of their last join.
     pub struct Slice3 {
         pub as_of: u64,
         /// The slice covers the keys after `from`, up to and with `to`.
@@ -56,7 +56,7 @@ archived! {
         pub producers: Vec<ProducerCell>,
         pub epochs: Vec<EpochCell>,
         pub offsets: Vec<OffsetCell>,
-        pub groups: Vec<GroupCell>,
+        pub groups: Vec<GroupCell3>,
     }
 
     pub struct AcceptedRecord {
@@ -156,6 +156,20 @@ archived! {
         pub member: MemberRecord,
         pub version: u64,
     }
+
+    pub struct GroupCell3 {
+        pub name: String,
+        pub epoch: u64,
+        pub members: Vec<JoinedMember>,
+        pub holds: Vec<HoldRecord>,
+    }
+
+    pub struct JoinedMember {
+        pub member: MemberRecord,
+        /// Group epoch of its last join.
+        pub joined: u64,
+        pub version: u64,
+    }
 }
 
 impl From<Slice> for Slice2 {
@@ -198,7 +212,23 @@ impl From<Slice2> for Slice3 {
             producers: slice.producers,
             epochs: slice.epochs,
             offsets: slice.offsets,
-            groups: slice.groups,
+            groups: slice.groups.into_iter().map(GroupCell3::from).collect(),
+        }
+    }
+}
+
+impl From<GroupCell> for GroupCell3 {
+    fn from(cell: GroupCell) -> Self {
+        let members = cell.members.into_iter().map(|versioned| JoinedMember {
+            joined: versioned.member.member, // a member's id is the epoch at which it first joined
+            member: versioned.member,
+            version: versioned.version,
+        });
+        Self {
+            name: cell.name,
+            epoch: cell.epoch,
+            members: members.collect(),
+            holds: cell.holds,
         }
     }
 }

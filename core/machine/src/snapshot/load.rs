@@ -6,7 +6,7 @@ use millstream_batch::ids::{
 };
 
 use super::archive::{
-    GroupCell, OffsetCell, PartitionCell2, ProducerCell, ShardRecord, Slice, Slice2, Slice3,
+    GroupCell3, OffsetCell, PartitionCell2, ProducerCell, ShardRecord, Slice, Slice2, Slice3,
     TopicCell,
 };
 use super::{HEAD_BYTES, MAGIC, MAGIC_1, MAGIC_2, SnapshotError};
@@ -212,20 +212,17 @@ fn offset(state: &mut State, cell: &OffsetCell) {
         });
 }
 
-fn group(cell: &GroupCell) -> Group {
-    let members = cell.members.iter().map(|versioned| {
+fn group(cell: &GroupCell3) -> Group {
+    let members = cell.members.iter().map(|record| {
+        let topics = record.member.topics.iter();
         let member = Member {
-            client: versioned.member.client.as_str().into(),
-            topics: versioned
-                .member
-                .topics
-                .iter()
-                .map(|topic| TopicId(*topic))
-                .collect(),
-            session_timeout_ms: versioned.member.session_timeout_ms,
-            version: versioned.version,
+            client: record.member.client.as_str().into(),
+            topics: topics.map(|topic| TopicId(*topic)).collect(),
+            session_timeout_ms: record.member.session_timeout_ms,
+            joined: GroupEpoch(record.joined),
+            version: record.version,
         };
-        (MemberId(versioned.member.member), member)
+        (MemberId(record.member.member), member)
     });
     let holds = cell.holds.iter().map(|record| {
         let hold = Hold {

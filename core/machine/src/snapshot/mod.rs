@@ -26,7 +26,7 @@ pub(crate) use guard::Guard;
 use key::Key;
 
 const MAGIC: [u8; 8] = *b"MSTSNAP3";
-/// Without the accepted clock. Still read.
+/// Without the accepted clock and the epoch of a member's last join. Still read.
 const MAGIC_2: [u8; 8] = *b"MSTSNAP2";
 /// Without leader epochs. Still read.
 const MAGIC_1: [u8; 8] = *b"MSTSNAP1";

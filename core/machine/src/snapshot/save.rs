@@ -4,9 +4,8 @@ use bytes::Bytes;
 use millstream_batch::ids::{PartitionSlot, ProducerId, TopicId};
 
 use super::archive::{
-    AcceptedRecord, EpochCell, GroupCell, LeaderEpochRecord, MarkRecord, OffsetCell,
+    AcceptedRecord, EpochCell, GroupCell3, JoinedMember, LeaderEpochRecord, MarkRecord, OffsetCell,
     PartitionCell2, ProducerCell, RememberedRecord, ShardRecord, Slice3, TopicCell,
-    VersionedMember,
 };
 use super::key::{self, Key};
 use super::{Cursor, Cut, HEAD_BYTES, MAGIC};
@@ -154,7 +153,7 @@ fn gather(state: &State, after: Option<&Key>, bytes_target: usize) -> Slice3 {
                 let members: usize = cell
                     .members
                     .values()
-                    .map(|member| 64 + member.topics.len() * 16)
+                    .map(|member| 72 + member.topics.len() * 16)
                     .sum();
                 if room.take(64 + members + cell.holds.len() * 48) {
                     break 'full key::group(name);
@@ -285,14 +284,15 @@ fn offset(group: &str, slot: PartitionSlot, held: &Held) -> OffsetCell {
     }
 }
 
-fn group(name: &str, cell: &Group) -> GroupCell {
-    let members = cell.members.iter().map(|(id, member)| VersionedMember {
+fn group(name: &str, cell: &Group) -> GroupCell3 {
+    let members = cell.members.iter().map(|(id, member)| JoinedMember {
         member: MemberRecord {
             member: id.0,
             client: member.client.to_string(),
             topics: member.topics.iter().map(|topic| topic.0).collect(),
             session_timeout_ms: member.session_timeout_ms,
         },
+        joined: member.joined.0,
         version: member.version,
     });
     let holds = cell.holds.iter().map(|(partition, hold)| HoldRecord {
@@ -302,7 +302,7 @@ fn group(name: &str, cell: &Group) -> GroupCell {
         epoch: hold.epoch.0,
         revoking: hold.revoking,
     });
-    GroupCell {
+    GroupCell3 {
         name: name.to_owned(),
         epoch: cell.epoch.0,
         members: members.collect(),

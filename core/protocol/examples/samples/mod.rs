@@ -139,6 +139,7 @@ fn connection() -> Vec<Sample> {
         version_max: 2,
         client: text("vectors/1"),
         token: text("secret"),
+        client_id: text("app-7"),
     };
     let answer = HelloResponse {
         version: 1,
@@ -444,6 +445,7 @@ fn consuming() -> Vec<Sample> {
         stop_at_end: true,
         open_ms: 60_000,
         on_lost: OnLost::Newest.into(),
+        member_token: text("proof").into(),
     };
     let assigned = AssignedPartition {
         handle: 6,
@@ -453,6 +455,7 @@ fn consuming() -> Vec<Sample> {
         epoch: 8,
         offset: 41,
         from_timestamp_ms: Some(1_700_000_000_000),
+        since: 7,
     };
     let batch = Batch {
         handle: 6,
@@ -484,6 +487,7 @@ fn consuming() -> Vec<Sample> {
             &Subscribed {
                 member: 5,
                 session_timeout_ms: 10_000,
+                member_token: text("proof").into(),
             },
         ),
         sample(
@@ -616,6 +620,7 @@ fn groups() -> Vec<Sample> {
             topic: text("logs"),
             partition: 3,
         }],
+        address: text("192.0.2.7:4433"),
     };
     let described = DescribeGroupResponse {
         group: group(),
@@ -645,7 +650,13 @@ fn groups() -> Vec<Sample> {
             Kind::ListGroups,
             "ListGroupsResponse",
             &ListGroupsResponse {
-                groups: vec![group()],
+                groups: vec![GroupSummary {
+                    group: group(),
+                    state: text("stable"),
+                    members: 1,
+                    lag: Some(50),
+                }],
+                unreachable: vec![text("shard 1: stopped")],
             },
         ),
         sample(
@@ -673,7 +684,10 @@ fn groups() -> Vec<Sample> {
             "request",
             Kind::DeleteGroup,
             "DeleteGroupRequest",
-            &DeleteGroupRequest { group: group() },
+            &DeleteGroupRequest {
+                group: group(),
+                force: true,
+            },
         ),
         sample(
             "response",

@@ -240,10 +240,11 @@ impl ShardCore {
             Call::WatchAssignment {
                 group,
                 member,
+                joined,
                 seen,
                 wait_ms,
             } => {
-                self.watch_assignment(token, group, member, seen, wait_ms);
+                self.watch_assignment(token, group, member, joined, seen, wait_ms);
             }
             Call::WatchCatalog { seen, wait_ms } => self.watch_catalog(token, seen, wait_ms),
             Call::DescribePartition { partition } => self.describe_partition(token, partition),

@@ -254,7 +254,7 @@ impl ShardCore {
     }
 
     /// On a read-only shard: what could not be replayed may hold more, so that no end is known.
-    fn cut_short(&self) -> Option<Error> {
+    pub(super) fn cut_short(&self) -> Option<Error> {
         match &self.writes {
             Writes::ReadOnly(why) => Some(Error::ReadOnly(why.clone())),
             _ => None,

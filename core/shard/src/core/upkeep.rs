@@ -6,8 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use millstream_batch::ids::{MemberId, Partition, ProducerId, TimestampMs};
 use millstream_log::SealedRange;
-use millstream_machine::decide;
-use millstream_machine::request::{Reply, Request};
+use millstream_machine::request::Request;
 use rustc_hash::FxHashMap;
 
 use super::retention::{Age, Keep, new_start, open_start};
@@ -331,10 +330,7 @@ impl ShardCore {
 
     /// After recovery, and now and then: whatever may have been left undone is looked at again.
     pub(super) fn look_at_all_groups(&mut self) {
-        if let Ok(Reply::Groups(groups)) =
-            decide(&self.state, self.now.wall, self.term, &Request::ListGroups).map(|d| d.reply)
-        {
-            self.upkeep.changed_groups.extend(groups);
-        }
+        let groups = self.state.groups_at_home().map(str::to_owned);
+        self.upkeep.changed_groups.extend(groups);
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use millstream_batch::ids::{MemberId, PartitionSlot};
+use millstream_batch::ids::{GroupEpoch, MemberId, PartitionSlot};
 use rustc_hash::FxHashMap;
 
 use crate::call::Fetch;
@@ -20,6 +20,7 @@ pub(crate) enum Wait {
     Assignment {
         group: String,
         member: MemberId,
+        joined: GroupEpoch,
         seen: u64,
     },
     /// A newer catalog.

@@ -1,6 +1,6 @@
 //! Long polls of assignments and of the catalog, and the members' signs of life.
 
-use millstream_batch::ids::MemberId;
+use millstream_batch::ids::{GroupEpoch, MemberId};
 use millstream_machine::decide;
 use millstream_machine::request::{Assignment, Reply, Request};
 
@@ -15,25 +15,25 @@ impl ShardCore {
         token: u64,
         group: String,
         member: MemberId,
+        joined: GroupEpoch,
         seen: u64,
         wait_ms: u32,
     ) {
+        let assignment = match self.assignment(&group, member, joined) {
+            Ok(assignment) => assignment,
+            Err(error) => return self.refuse_or_fail(token, error),
+        };
         self.upkeep.seen(&group, member, self.now);
-        match self.assignment(&group, member) {
-            Err(error) => self.refuse_or_fail(token, error),
-            Ok(assignment) if assignment.version > seen || wait_ms == 0 => {
-                self.assigned(token, assignment);
-            }
-            Ok(_) => self.wait(
-                token,
-                wait_ms,
-                Wait::Assignment {
-                    group,
-                    member,
-                    seen,
-                },
-            ),
+        if assignment.version > seen || wait_ms == 0 {
+            return self.assigned(token, assignment);
         }
+        let wait = Wait::Assignment {
+            group,
+            member,
+            joined,
+            seen,
+        };
+        self.wait(token, wait_ms, wait);
     }
 
     pub(super) fn watch_catalog(&mut self, token: u64, seen: u64, wait_ms: u32) {
@@ -47,11 +47,17 @@ impl ShardCore {
     /// A group's assignments may have changed: answer those whose did.
     pub(super) fn wake_group(&mut self, group: &str) {
         for token in self.waiting.of_group(group) {
-            let Some(Wait::Assignment { member, seen, .. }) = self.waiting.wait(token) else {
+            let Some(Wait::Assignment {
+                member,
+                joined,
+                seen,
+                ..
+            }) = self.waiting.wait(token)
+            else {
                 continue;
             };
-            let (member, seen) = (*member, *seen);
-            match self.assignment(group, member) {
+            let (member, joined, seen) = (*member, *joined, *seen);
+            match self.assignment(group, member, joined) {
                 Ok(assignment) if assignment.version <= seen => {}
                 Ok(assignment) => {
                     self.waiting.remove(token);
@@ -82,23 +88,31 @@ impl ShardCore {
             match wait {
                 Wait::Records { fetch, .. } => self.nothing_to_read(token, fetch),
                 Wait::Catalog { .. } => self.show_catalog(token),
-                Wait::Assignment { group, member, .. } => {
-                    // A member whose poll is open is alive: its next one may take a moment to come.
-                    self.upkeep.seen(&group, member, self.now);
-                    match self.assignment(&group, member) {
-                        Ok(assignment) => self.assigned(token, assignment),
-                        Err(error) => self.refuse_or_fail(token, error),
+                Wait::Assignment {
+                    group,
+                    member,
+                    joined,
+                    ..
+                } => match self.assignment(&group, member, joined) {
+                    Ok(assignment) => {
+                        // A member whose poll is open is alive: its next one may take a moment to come.
+                        self.upkeep.seen(&group, member, self.now);
+                        self.assigned(token, assignment);
                     }
-                }
+                    Err(error) => self.refuse_or_fail(token, error),
+                },
             }
         }
     }
 
-    pub(super) fn sign_of_life(&mut self, request: &Request) {
-        if let Request::JoinGroup { group, member, .. }
-        | Request::ReleasePartitions { group, member, .. } = request
-        {
-            self.upkeep.seen(group, *member, self.now);
+    /// What was carried out for a member says that it lives.
+    pub(super) fn sign_of_life(&mut self, request: &Request, reply: &Reply) {
+        match (request, reply) {
+            (Request::JoinGroup { group, .. }, Reply::Joined { member, .. })
+            | (Request::ReleasePartitions { group, member, .. }, _) => {
+                self.upkeep.seen(group, *member, self.now);
+            }
+            _ => {}
         }
     }
 
@@ -114,13 +128,19 @@ impl ShardCore {
             .insert(token, self.now.after_ms(u64::from(wait_ms)), wait);
     }
 
-    fn assignment(&self, group: &str, member: MemberId) -> Result<Assignment, Error> {
+    fn assignment(
+        &self,
+        group: &str,
+        member: MemberId,
+        joined: GroupEpoch,
+    ) -> Result<Assignment, Error> {
         if let Writes::Stopped(why) = &self.writes {
             return Err(Error::Stopped(why.clone()));
         }
         let request = Request::GroupAssignment {
             group: group.to_owned(),
             member,
+            joined,
         };
         match decide(&self.state, self.now.wall, self.term, &request)?.reply {
             Reply::Assignment(assignment) => Ok(assignment),

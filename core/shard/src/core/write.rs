@@ -33,7 +33,7 @@ impl Class {
             | R::TopicsAfter { .. }
             | R::DescribeTopic { .. }
             | R::TopicById { .. }
-            | R::ListGroups
+            | R::ListGroups { .. }
             | R::DescribeGroup { .. } => Self::Look,
             // Nobody owns it any more: lets go.
             R::ClaimPartition { member, .. } if member.0 == 0 => Self::Reserved,
@@ -46,6 +46,7 @@ impl Class {
             | R::ForgetGroup { .. }
             | R::LeaveGroup { .. }
             | R::ReleasePartitions { .. }
+            | R::ReassignPartitions { .. }
             | R::ExpireMembers { .. }
             | R::RebalanceGroup { .. }
             | R::DeleteGroup { .. }
@@ -132,13 +133,19 @@ impl ShardCore {
                 return self.fail(token, Error::Stopped(why.clone()));
             }
         }
-        self.sign_of_life(request);
+        // Without an end nobody knows how far behind a group is.
+        if let (Request::ListGroups { .. }, Some(error)) = (request, self.cut_short()) {
+            return self.fail(token, error);
+        }
         match self.carry_out(request) {
-            Ok((reply, wrote)) => self.hold(Held::Answer {
-                token,
-                answer: Box::new(Answer::Reply(reply)),
-                wrote,
-            }),
+            Ok((reply, wrote)) => {
+                self.sign_of_life(request, &reply);
+                self.hold(Held::Answer {
+                    token,
+                    answer: Box::new(Answer::Reply(reply)),
+                    wrote,
+                });
+            }
             Err(Error::Refused(refusal)) => self.refuse(token, refusal),
             Err(error) => self.fail(token, error),
         }

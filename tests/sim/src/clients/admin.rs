@@ -1,4 +1,5 @@
-//! An operator: topics come, grow, change and go; records are deleted; things are looked at.
+//! An operator: topics come, grow, change and go; records are deleted; groups are set elsewhere; things
+//! are looked at.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +12,8 @@ use crate::clients::{Client, Scene};
 
 #[derive(Debug, Default)]
 pub struct Admin {
-    flying: BTreeMap<u64, ()>,
+    flying: BTreeMap<u64, Request>,
+    groups: Vec<String>,
     tag: u64,
     named: u64,
     topics_max: u64,
@@ -21,12 +23,19 @@ pub struct Admin {
 
 impl Admin {
     #[must_use]
-    pub fn new(topics_max: u64, pace_us: (u64, u64)) -> Self {
+    pub fn new(topics_max: u64, groups: Vec<String>, pace_us: (u64, u64)) -> Self {
         Self {
+            groups,
             topics_max,
             pace_us,
             ..Self::default()
         }
+    }
+
+    fn send(&mut self, scene: &mut Scene<'_>, request: Request) {
+        self.tag += 1;
+        self.flying.insert(self.tag, request.clone());
+        scene.send(self.tag, Call::Machine(request));
     }
 
     fn request(&mut self, scene: &mut Scene<'_>) -> Option<Request> {
@@ -87,9 +96,17 @@ impl Admin {
                     start: Offset(scene.dice.range(0, end + 1)),
                 }
             }
-            9..=12 => Request::DescribePartition { partition },
+            9 => Request::ResetOffset {
+                group: scene.dice.pick(&self.groups)?.clone(),
+                partition,
+                offset: Offset(scene.dice.range(0, scene.history.end_known(partition) + 1)),
+                force: true,
+            },
+            10..=12 => Request::DescribePartition { partition },
             13 => Request::DescribeTopic { name },
-            14 => Request::ListGroups,
+            14 => Request::ListGroups {
+                after: String::new(),
+            },
             15 if scene.dice.one_in(6) => Request::AcceptClock,
             _ => Request::ListTopics,
         })
@@ -104,9 +121,7 @@ impl Client for Admin {
         if self.flying.is_empty()
             && let Some(request) = self.request(scene)
         {
-            self.tag += 1;
-            self.flying.insert(self.tag, ());
-            scene.send(self.tag, Call::Machine(request));
+            self.send(scene, request);
         }
         // Without a topic nobody has anything to do.
         let hurry = scene.history.topics.is_empty();
@@ -118,7 +133,18 @@ impl Client for Admin {
     }
 
     fn answer(&mut self, scene: &mut Scene<'_>, tag: u64, answer: Answer) {
-        self.flying.remove(&tag);
+        let asked = self.flying.remove(&tag);
+        if let (
+            Some(Request::ResetOffset {
+                group, partition, ..
+            }),
+            Answer::Reply(Reply::Reset { fence }),
+        ) = (asked, &answer)
+        {
+            // As the broker does: whoever was fenced is given the partition anew.
+            let fenced = vec![(partition, *fence)];
+            self.send(scene, Request::ReassignPartitions { group, fenced });
+        }
         match answer {
             Answer::Reply(Reply::Topic(meta)) => scene.history.topic_is(&meta),
             Answer::Reply(Reply::Topics(metas)) => {

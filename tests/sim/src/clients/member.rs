@@ -23,11 +23,15 @@ pub struct Member {
     id: u64,
     group: String,
     member: MemberId,
+    /// The epoch of the join that the rest rests on.
+    joined: GroupEpoch,
     version: u64,
     /// Claimed: the epoch and the next offset to commit.
     holds: BTreeMap<Partition, (GroupEpoch, u64)>,
     revoking: Vec<Partition>,
     claiming: Vec<(Partition, GroupEpoch)>,
+    /// Refused where they are kept: the home is told.
+    overruled: Vec<(Partition, GroupEpoch)>,
     flying: BTreeMap<u64, Step>,
     tag: u64,
     pace_us: u64,
@@ -40,10 +44,12 @@ impl Member {
             id,
             group: group.to_owned(),
             member: MemberId(0),
+            joined: GroupEpoch(0),
             version: 0,
             holds: BTreeMap::new(),
             revoking: Vec::new(),
             claiming: Vec::new(),
+            overruled: Vec::new(),
             flying: BTreeMap::new(),
             tag: 0,
             pace_us,
@@ -60,21 +66,22 @@ impl Member {
         self.member = MemberId(0);
         self.version = 0;
         self.holds.clear();
+        self.overruled.clear();
         self.claiming.clear();
         self.revoking.clear();
     }
 
     fn assigned(&mut self, assignment: Assignment) {
         self.version = assignment.version;
+        self.joined = assignment.joined;
+        let owned = assignment.owned.iter();
+        let owned: Vec<_> = owned
+            .map(|(partition, since)| (*partition, assignment.under(*since)))
+            .collect();
         self.holds.retain(|partition, (epoch, _)| {
-            assignment
-                .owned
-                .iter()
-                .any(|(owned, under)| owned == partition && under == epoch)
-                || assignment.revoking.contains(partition)
+            owned.contains(&(*partition, *epoch)) || assignment.revoking.contains(partition)
         });
-        self.claiming = assignment
-            .owned
+        self.claiming = owned
             .into_iter()
             .filter(|(partition, _)| !self.holds.contains_key(partition))
             .collect();
@@ -82,8 +89,8 @@ impl Member {
     }
 
     fn act(&mut self, scene: &mut Scene<'_>) {
-        let (group, member) = (self.group.clone(), self.member);
-        if member.0 == 0 {
+        let (group, member, joined) = (self.group.clone(), self.member, self.joined);
+        if member.0 == 0 || scene.dice.one_in(100) {
             let topics: Vec<_> = scene
                 .history
                 .topics
@@ -104,6 +111,11 @@ impl Member {
             }
             return;
         }
+        if !self.overruled.is_empty() {
+            let fenced = std::mem::take(&mut self.overruled);
+            let request = Request::ReassignPartitions { group, fenced };
+            return self.send(scene, Step::Other, Call::Machine(request));
+        }
         if !self.revoking.is_empty() {
             let partitions = std::mem::take(&mut self.revoking);
             for partition in &partitions {
@@ -112,6 +124,7 @@ impl Member {
             let request = Request::ReleasePartitions {
                 group,
                 member,
+                joined,
                 partitions,
             };
             return self.send(scene, Step::Other, Call::Machine(request));
@@ -161,7 +174,11 @@ impl Member {
                 self.send(
                     scene,
                     Step::Other,
-                    Call::Machine(Request::LeaveGroup { group, member }),
+                    Call::Machine(Request::LeaveGroup {
+                        group,
+                        member,
+                        joined,
+                    }),
                 );
             }
             _ => {
@@ -169,6 +186,7 @@ impl Member {
                 let call = Call::WatchAssignment {
                     group,
                     member,
+                    joined,
                     seen: self.version,
                     wait_ms,
                 };
@@ -202,7 +220,9 @@ impl Client for Member {
             (
                 _,
                 Answer::Error(Error::Refused(
-                    Refusal::UnknownMember { .. } | Refusal::UnknownGroup(_),
+                    Refusal::UnknownMember { .. }
+                    | Refusal::MemberReplaced { .. }
+                    | Refusal::UnknownGroup(_),
                 )),
             ) => {
                 self.out_of_group();
@@ -228,7 +248,9 @@ impl Client for Member {
                 }
             }
             (Step::Commit(partition, _), Answer::Error(Error::Refused(_))) => {
-                self.holds.remove(&partition);
+                if let Some((epoch, _)) = self.holds.remove(&partition) {
+                    self.overruled.push((partition, epoch));
+                }
             }
             _ => {}
         }

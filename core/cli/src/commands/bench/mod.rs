@@ -169,7 +169,7 @@ impl Bench {
     async fn client(&self) -> Outcome<millstream_client::Client> {
         let name = concat!("millstream-bench/", env!("CARGO_PKG_VERSION"));
         Ok(millstream_client::Client::builder(self.context.clone())
-            .name(name)
+            .client_id(name)
             .timeout(self.timeout)
             .connect()
             .await?)

@@ -23,6 +23,7 @@ does not name stay as they are.
 Examples:
   millstream group reset billing --topic orders --to start --dry-run
   millstream group reset billing --topic orders --partition 3 --to 41
+  millstream group reset billing --topic orders --to start --force      # its members follow
   millstream group reset billing --topic orders --to-group billing-old --dry-run
   millstream group describe billing -o json > places.json
   millstream group reset billing --from-file places.json"
@@ -45,10 +46,11 @@ pub(crate) struct Arguments {
     /// What this file says; - is standard input.
     #[arg(long, value_name = "FILE")]
     from_file: Option<PathBuf>,
-    /// Also while the group has members.
+    /// Also while the group has members: they go on from there, and what they have read and not
+    /// committed by then is read again.
     #[arg(long)]
     force: bool,
-    /// Only show what would be.
+    /// Only show what would be. Needs no --force.
     #[arg(long)]
     dry_run: bool,
 }

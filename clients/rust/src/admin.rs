@@ -352,19 +352,24 @@ impl Admin {
     /// # Errors
     /// When the broker cannot be reached.
     pub async fn list_groups(&self) -> Result<GroupList> {
-        let answer: wire::ListGroupsResponse = self
-            .ask(Kind::ListGroups, &wire::ListGroupsRequest {}, Repeat::Safe)
-            .await?;
+        let mut list = GroupList::default();
+        let mut request = wire::ListGroupsRequest::default();
         let summary = |group: wire::GroupSummary| GroupSummary {
             group: group.group,
             state: group.state,
             members: group.members,
             lag: group.lag,
         };
-        Ok(GroupList {
-            groups: answer.groups.into_iter().map(summary).collect(),
-            unreachable: answer.unreachable,
-        })
+        loop {
+            let page: wire::ListGroupsResponse =
+                self.ask(Kind::ListGroups, &request, Repeat::Safe).await?;
+            list.groups.extend(page.groups.into_iter().map(summary));
+            add_new(&mut list.unreachable, page.unreachable);
+            if page.next.is_empty() {
+                return Ok(list);
+            }
+            request.after = page.next;
+        }
     }
 
     /// Members, assignment, offsets and lag of a group.
@@ -372,30 +377,42 @@ impl Admin {
     /// # Errors
     /// When there is no such group.
     pub async fn describe_group(&self, group: &str) -> Result<GroupDescription> {
-        let request = wire::DescribeGroupRequest {
+        let mut request = wire::DescribeGroupRequest {
             group: group.to_owned(),
+            after: None,
         };
-        let answer: wire::DescribeGroupResponse = self
-            .ask(Kind::DescribeGroup, &request, Repeat::Safe)
-            .await?;
         let member = |member: wire::GroupMember| GroupMember {
             member: member.member,
             client: member.client,
             address: (!member.address.is_empty()).then_some(member.address),
-            partitions: member
-                .partitions
-                .into_iter()
-                .map(|partition| (partition.topic, partition.partition))
-                .collect(),
+            partitions: Vec::new(),
         };
-        Ok(GroupDescription {
-            group: answer.group,
-            epoch: answer.epoch,
-            state: answer.state,
-            members: answer.members.into_iter().map(member).collect(),
-            offsets: answer.offsets.into_iter().map(offset).collect(),
-            unreachable: answer.unreachable,
-        })
+        let mut described = GroupDescription::default();
+        loop {
+            let page: wire::DescribeGroupResponse = self
+                .ask(Kind::DescribeGroup, &request, Repeat::Safe)
+                .await?;
+            if request.after.is_none() {
+                described.group = page.group;
+                described.epoch = page.epoch;
+                described.state = page.state;
+                described.members = page.members.into_iter().map(member).collect();
+            }
+            let offsets = page.offsets.into_iter().map(offset);
+            described.offsets.extend(offsets);
+            add_new(&mut described.unreachable, page.unreachable);
+            if page.next.is_none() {
+                break;
+            }
+            request.after = page.next;
+        }
+        for at in &described.offsets {
+            let mut members = described.members.iter_mut();
+            if let Some(owner) = members.find(|member| member.member == at.member) {
+                owner.partitions.push((at.topic.clone(), at.partition));
+            }
+        }
+        Ok(described)
     }
 
     /// Set a group's offsets in a topic; no `partitions` means all. With `dry_run` nothing is changed;
@@ -629,6 +646,15 @@ fn filter_spec(info: wire::FilterInfo) -> FilterSpec {
         errors_since_ms: info.errors_since_ms,
         last_error: info.last_error,
         last_error_at_ms: info.last_error_at_ms,
+    }
+}
+
+/// Each page tells it again.
+fn add_new(known: &mut Vec<String>, told: Vec<String>) {
+    for text in told {
+        if !known.contains(&text) {
+            known.push(text);
+        }
     }
 }
 

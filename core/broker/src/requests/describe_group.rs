@@ -20,6 +20,8 @@ use crate::shards::{ask, unexpected};
 
 /// Partitions looked up at a time.
 const TOGETHER: usize = 64;
+/// Partitions in a page.
+const PAGE: usize = 1_000;
 
 pub(super) async fn handle(
     session: &Session,
@@ -39,19 +41,11 @@ pub(super) async fn handle(
             owners.insert(*partition, member.member.0);
         }
         subscribed.extend(&member.topics);
-        let partitions = member
-            .partitions
-            .iter()
-            .filter_map(|partition| named(session, *partition));
-        let partitions = partitions
-            .map(|(topic, partition)| GroupPartition { topic, partition })
-            .collect();
         let known = &session.shared.members;
         let address = known.address(&request.group, member.member, member.joined);
         members.push(GroupMember {
             member: member.member.0,
             client: member.client.clone(),
-            partitions,
             address: address
                 .map(|address| address.to_string())
                 .unwrap_or_default(),
@@ -71,6 +65,12 @@ pub(super) async fn handle(
             partitions.extend(named(session, partition).map(|name| (partition, name)));
         }
     }
+    partitions.sort_unstable_by(|(_, a), (_, b)| a.cmp(b));
+    let after = request.after.map(|after| (after.topic, after.partition));
+    if after.is_some() {
+        members.clear();
+    }
+    let next = turn_to(&mut partitions, after.as_ref(), PAGE);
     let asked: Vec<Partition> = partitions.iter().map(|(partition, _)| *partition).collect();
     let mut bounds_of = all_bounds(session, &asked).await;
     let mut offsets = Vec::with_capacity(partitions.len());
@@ -96,7 +96,6 @@ pub(super) async fn handle(
             },
         });
     }
-    offsets.sort_unstable_by(|a, b| (&a.topic, a.partition).cmp(&(&b.topic, b.partition)));
     let is_home_silent = silent.contains_key(&session.shared.shards.home(&request.group).shard());
     let state = match is_home_silent {
         true => "unknown",
@@ -113,7 +112,20 @@ pub(super) async fn handle(
         members,
         offsets,
         unreachable,
+        next: next.map(|(topic, partition)| GroupPartition { topic, partition }),
     })
+}
+
+/// A topic's name and the number of a partition.
+type Name = (String, u32);
+
+/// Leave the `page` rows behind `after`, of rows in order. Gives the last of them when more follow.
+fn turn_to<T>(rows: &mut Vec<(T, Name)>, after: Option<&Name>, page: usize) -> Option<Name> {
+    let skip = after.map_or(0, |after| rows.partition_point(|(_, name)| name <= after));
+    rows.drain(..skip);
+    let more = rows.len() > page;
+    rows.truncate(page);
+    rows.last().filter(|_| more).map(|(_, name)| name.clone())
 }
 
 /// How a group stands, as the wire says it.
@@ -254,4 +266,35 @@ fn named(session: &Session, partition: Partition) -> Option<(String, u32)> {
         .cached(partition.topic)
         .filter(|topic| session.principal().sees(&topic.name))
         .map(|topic| (topic.name.clone(), partition.index))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_have_each_row_once() {
+        let rows: Vec<((), Name)> = ["a", "b"]
+            .iter()
+            .flat_map(|topic| (0..3).map(|partition| ((), ((*topic).to_owned(), partition))))
+            .collect();
+        for page in 1..8 {
+            let (mut told, mut after) = (Vec::new(), None);
+            loop {
+                let mut left = rows.clone();
+                after = turn_to(&mut left, after.as_ref(), page);
+                assert!(left.len() <= page);
+                told.extend(left);
+                if after.is_none() {
+                    break;
+                }
+            }
+            assert_eq!(told, rows, "pages of {page}");
+        }
+        // What a page ended with may be gone by the next.
+        let mut left = rows.clone();
+        let gone = ("a".to_owned(), 7);
+        assert_eq!(turn_to(&mut left, Some(&gone), 9), None);
+        assert_eq!(left, rows[3..]);
+    }
 }

@@ -1,4 +1,4 @@
-//! LIST_GROUPS: the groups of every shard, by name: how each stands, as its home says, and what it has
+//! LIST_GROUPS: the groups of every shard, by name and a page at a time: how each stands, as its home says, and what it has
 //! still to read on all of them.
 //!
 //! As with DESCRIBE_GROUP, what a shard that does not answer would have said is never taken for nothing: no
@@ -27,16 +27,26 @@ struct Known {
 
 pub(super) async fn handle(
     session: &Session,
-    _: ListGroupsRequest,
+    request: ListGroupsRequest,
 ) -> Result<ListGroupsResponse, messages::Error> {
     let principal = session.principal();
     principal.check_somewhere(Right::Consume)?;
     let shards = &session.shared.shards;
     let mut silent = BTreeMap::new();
     let mut all: BTreeMap<String, Known> = BTreeMap::new();
+    // Every shard has told of its groups up to here; `None`: of all.
+    let mut told: Option<String> = None;
     for shard in shards.all() {
-        let parts = match groups_of(shard).await {
-            Ok(parts) => parts,
+        let parts = match groups_of(shard, &request.after).await {
+            Ok((parts, more)) => {
+                if let Some(last) = parts.last().filter(|_| more) {
+                    told = Some(match told {
+                        Some(told) => told.min(last.name.clone()),
+                        None => last.name.clone(),
+                    });
+                }
+                parts
+            }
             Err(error) => {
                 silent.insert(shard.shard(), error);
                 continue;
@@ -62,6 +72,7 @@ pub(super) async fn handle(
     {
         return Err(error);
     }
+    all.retain(|name, _| told.as_ref().is_none_or(|told| name <= told));
     let missing: BTreeSet<Partition> = all.values().flat_map(|g| unread(session, g)).collect();
     let missing: Vec<Partition> = missing.into_iter().collect();
     let bounds = all_bounds(session, &missing).await;
@@ -86,26 +97,18 @@ pub(super) async fn handle(
     Ok(ListGroupsResponse {
         groups,
         unreachable,
+        next: told.unwrap_or_default(),
     })
 }
 
-/// All groups that a shard knows of.
-async fn groups_of(shard: &ShardHandle) -> Result<Vec<Part>, messages::Error> {
-    let mut all: Vec<Part> = Vec::new();
-    loop {
-        let after = all.last().map(|last| last.name.clone());
-        let request = Request::ListGroups {
-            after: after.unwrap_or_default(),
-        };
-        match ask(shard, request).await? {
-            Reply::Groups { groups, more } => {
-                all.extend(groups);
-                if !more {
-                    return Ok(all);
-                }
-            }
-            other => return Err(unexpected(&other)),
-        }
+/// The next groups that a shard knows of, by name, and whether there are more.
+async fn groups_of(shard: &ShardHandle, after: &str) -> Result<(Vec<Part>, bool), messages::Error> {
+    let request = Request::ListGroups {
+        after: after.to_owned(),
+    };
+    match ask(shard, request).await? {
+        Reply::Groups { groups, more } => Ok((groups, more)),
+        other => Err(unexpected(&other)),
     }
 }
 

@@ -147,6 +147,7 @@ fn a_second_member_takes_over_half_and_goes_on_at_the_commits() {
                 Kind::DescribeGroup,
                 &DescribeGroupRequest {
                     group: "g".to_owned(),
+                    after: None,
                 },
             )
             .await

@@ -108,10 +108,11 @@ impl Stream {
 }
 
 async fn described(client: &Client) -> DescribeGroupResponse {
-    let group = "g".to_owned();
-    let answer = client
-        .request(Kind::DescribeGroup, &DescribeGroupRequest { group })
-        .await;
+    let request = DescribeGroupRequest {
+        group: "g".to_owned(),
+        after: None,
+    };
+    let answer = client.request(Kind::DescribeGroup, &request).await;
     answer.expect("described")
 }
 
@@ -362,7 +363,7 @@ fn a_group_is_deleted_by_force_and_its_members_end() {
         assert_eq!(delete(true).await, Ok(DeleteGroupResponse {}));
         assert_eq!(stream.ends().await, Some(Code::UnknownGroup.number()));
         let groups: ListGroupsResponse = client
-            .request(Kind::ListGroups, &ListGroupsRequest {})
+            .request(Kind::ListGroups, &ListGroupsRequest::default())
             .await
             .expect("listed");
         assert_eq!(groups.groups, []);
@@ -397,7 +398,7 @@ fn groups_and_members_are_shown_with_how_they_stand_and_whence_they_come() {
         assert!(address.ip().is_loopback());
         let list = async || -> Vec<messages::GroupSummary> {
             let answer: Result<ListGroupsResponse, _> = client
-                .request(Kind::ListGroups, &ListGroupsRequest {})
+                .request(Kind::ListGroups, &ListGroupsRequest::default())
                 .await;
             answer.expect("listed").groups
         };
@@ -453,10 +454,81 @@ fn the_lag_of_a_list_is_that_of_the_description() {
             let described: Option<u64> = lags.map(|row| row.lag).sum();
             assert_eq!(described, Some(10), "{shards} shards");
             let listed: ListGroupsResponse = client
-                .request(Kind::ListGroups, &ListGroupsRequest {})
+                .request(Kind::ListGroups, &ListGroupsRequest::default())
                 .await
                 .expect("listed");
             assert_eq!(listed.groups[0].lag, described, "{shards} shards");
+        });
+    }
+}
+
+/// What is long comes in pages: each row once, in order, whatever the number of shards.
+#[test]
+fn groups_and_their_offsets_come_in_pages() {
+    for shards in [1, 2] {
+        let world = World::new(|config| config.shards = Some(shards));
+        world.run(async {
+            let client = world.connect().await;
+            client.create_topic("wide", 1_100).await;
+            client.create_topic("t", 1).await;
+            let reset = async |group: String, topic: &str| {
+                let request = ResetGroupRequest {
+                    group,
+                    topic: topic.to_owned(),
+                    to: Some(StartAt {
+                        at: Some(start_at::At::Offset(0)),
+                        leader_epoch: None,
+                    }),
+                    ..ResetGroupRequest::default()
+                };
+                let _: ResetGroupResponse = client
+                    .request(Kind::ResetGroup, &request)
+                    .await
+                    .expect("reset");
+            };
+            reset("g".to_owned(), "wide").await;
+            let names: Vec<String> = (0..250).map(|n| format!("g-{n:03}")).collect();
+            for name in &names {
+                reset(name.clone(), "t").await;
+            }
+
+            let (mut rows, mut pages) = (Vec::new(), 0);
+            let mut request = DescribeGroupRequest {
+                group: "g".to_owned(),
+                after: None,
+            };
+            loop {
+                let page: DescribeGroupResponse = client
+                    .request(Kind::DescribeGroup, &request)
+                    .await
+                    .expect("described");
+                rows.extend(page.offsets.iter().map(|row| row.partition));
+                pages += 1;
+                request.after = page.next;
+                if request.after.is_none() {
+                    break;
+                }
+            }
+            assert!(rows.into_iter().eq(0..1_100), "{shards} shards");
+            assert!(pages > 1);
+
+            let (mut listed, mut pages) = (Vec::new(), 0);
+            let mut request = ListGroupsRequest::default();
+            loop {
+                let page: ListGroupsResponse = client
+                    .request(Kind::ListGroups, &request)
+                    .await
+                    .expect("listed");
+                listed.extend(page.groups.into_iter().map(|group| group.group));
+                pages += 1;
+                if page.next.is_empty() {
+                    break;
+                }
+                request.after = page.next;
+            }
+            assert_eq!(listed[0], "g");
+            assert_eq!(listed[1..], names, "{shards} shards");
+            assert!(pages > 1);
         });
     }
 }

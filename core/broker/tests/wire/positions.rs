@@ -112,6 +112,7 @@ async fn add_partitions(client: &Client, total: u32) {
 async fn described(client: &Client) -> DescribeGroupResponse {
     let request = DescribeGroupRequest {
         group: "g".to_owned(),
+        after: None,
     };
     client
         .request(Kind::DescribeGroup, &request)

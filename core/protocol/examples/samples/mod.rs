@@ -616,10 +616,6 @@ fn groups() -> Vec<Sample> {
     let member = GroupMember {
         member: 5,
         client: text("vectors"),
-        partitions: vec![GroupPartition {
-            topic: text("logs"),
-            partition: 3,
-        }],
         address: text("192.0.2.7:4433"),
     };
     let described = DescribeGroupResponse {
@@ -629,6 +625,10 @@ fn groups() -> Vec<Sample> {
         members: vec![member],
         offsets: vec![offset.clone()],
         unreachable: vec![text("shard 1: stopped")],
+        next: Some(GroupPartition {
+            topic: text("logs"),
+            partition: 3,
+        }),
     };
     let reset = ResetGroupRequest {
         group: group(),
@@ -643,7 +643,9 @@ fn groups() -> Vec<Sample> {
             "request",
             Kind::ListGroups,
             "ListGroupsRequest",
-            &ListGroupsRequest {},
+            &ListGroupsRequest {
+                after: text("audit"),
+            },
         ),
         sample(
             "response",
@@ -657,13 +659,20 @@ fn groups() -> Vec<Sample> {
                     lag: Some(50),
                 }],
                 unreachable: vec![text("shard 1: stopped")],
+                next: text("audit"),
             },
         ),
         sample(
             "request",
             Kind::DescribeGroup,
             "DescribeGroupRequest",
-            &DescribeGroupRequest { group: group() },
+            &DescribeGroupRequest {
+                group: group(),
+                after: Some(GroupPartition {
+                    topic: text("logs"),
+                    partition: 2,
+                }),
+            },
         ),
         sample(
             "response",

@@ -327,7 +327,7 @@ impl Stream {
             );
             return Err(Code::BatchTooLarge.error(message));
         }
-        let raw = walk::compressed(&self.session.shared, topic, &batch, raw).await?;
+        let raw = walk::compressed(&self.session.thread, topic, &batch, raw).await?;
         let request = Produce {
             partition,
             pid: self.pid,

@@ -4,10 +4,15 @@ use millstream_batch::limits::BATCH_BYTES_MAX;
 use millstream_batch::units;
 
 use crate::request::Refusal;
-use crate::topic::TopicConfig;
+use crate::topic::{CheckRecords, TopicConfig};
 
 /// The settings a topic has, in the order in which they are shown.
-pub const NAMES: [&str; 3] = ["retention.ms", "retention.bytes", "max.message.bytes"];
+pub const NAMES: [&str; 4] = [
+    "retention.ms",
+    "retention.bytes",
+    "max.message.bytes",
+    "check.records",
+];
 
 /// Sets one setting from its text. `None` resets it to the broker's default. A refusal changes
 /// nothing.
@@ -20,6 +25,9 @@ pub fn apply(config: &mut TopicConfig, name: &str, value: Option<&str>) -> Resul
         }
         "max.message.bytes" => {
             next.batch_bytes_max = value.map(|value| batch_bytes(name, value)).transpose()?;
+        }
+        "check.records" => {
+            next.check_records = value.map(|value| check_records(name, value)).transpose()?;
         }
         _ => {
             let names = NAMES.join(", ");
@@ -35,8 +43,13 @@ pub fn apply(config: &mut TopicConfig, name: &str, value: Option<&str>) -> Resul
 
 /// Every setting with its text; `None` is the default.
 #[must_use]
-pub fn show(config: &TopicConfig) -> [(&'static str, Option<String>); 3] {
-    let [retention_ms, retention_bytes, batch_bytes_max] = NAMES;
+pub fn show(config: &TopicConfig) -> [(&'static str, Option<String>); 4] {
+    let [
+        retention_ms,
+        retention_bytes,
+        batch_bytes_max,
+        check_records,
+    ] = NAMES;
     [
         (
             retention_ms,
@@ -50,12 +63,19 @@ pub fn show(config: &TopicConfig) -> [(&'static str, Option<String>); 3] {
             batch_bytes_max,
             config.batch_bytes_max.map(|value| value.to_string()),
         ),
+        (
+            check_records,
+            config.check_records.map(|value| match value {
+                CheckRecords::Plain => "plain".to_owned(),
+                CheckRecords::All => "all".to_owned(),
+            }),
+        ),
     ]
 }
 
 /// Whether values that did not come as text are ones a setting may have.
 pub fn check(config: &TopicConfig) -> Result<(), Refusal> {
-    let [retention_ms, retention_bytes, batch_bytes_max] = NAMES;
+    let [retention_ms, retention_bytes, batch_bytes_max, _] = NAMES;
     for (name, value) in [
         (retention_ms, config.retention_ms),
         (retention_bytes, config.retention_bytes),
@@ -92,6 +112,16 @@ fn batch_bytes(name: &str, value: &str) -> Result<u32, Refusal> {
         .ok_or_else(|| bad_batch_bytes(name, value))
 }
 
+fn check_records(name: &str, value: &str) -> Result<CheckRecords, Refusal> {
+    match value {
+        "plain" => Ok(CheckRecords::Plain),
+        "all" | "true" => Ok(CheckRecords::All),
+        _ => Err(Refusal::BadConfig(format!(
+            "`{name}` takes `plain` (walk records that are not compressed) or `all` (compressed ones too); `{value}` is neither"
+        ))),
+    }
+}
+
 fn bad_bound(name: &str, value: &str) -> Refusal {
     let what = if name.ends_with(".ms") {
         "a time (milliseconds, or 90s, 12h, 5d)"
@@ -123,18 +153,22 @@ mod tests {
             retention_ms: Some(-1),
             retention_bytes: Some(1 << 30),
             batch_bytes_max: Some(1_048_588),
+            check_records: None,
         };
         assert_eq!(config, expected);
         assert_eq!(show(&config)[0], ("retention.ms", Some("-1".to_owned())));
         apply(&mut config, "retention.ms", Some("5d")).unwrap();
         apply(&mut config, "retention.bytes", Some("2GiB")).unwrap();
         apply(&mut config, "max.message.bytes", Some("256k")).unwrap();
+        apply(&mut config, "check.records", Some("true")).unwrap();
         let with_units = TopicConfig {
             retention_ms: Some(432_000_000),
             retention_bytes: Some(2 << 30),
             batch_bytes_max: Some(256 << 10),
+            check_records: Some(CheckRecords::All),
         };
         assert_eq!(config, with_units);
+        assert_eq!(show(&config)[3], ("check.records", Some("all".to_owned())));
         for name in NAMES {
             apply(&mut config, name, None).unwrap();
         }
@@ -147,6 +181,7 @@ mod tests {
             ("max.message.bytes", "0"),
             ("max.message.bytes", "8388609"),
             ("max.message.bytes", "-1"),
+            ("check.records", "some"),
             ("cleanup.policy", "compact"),
         ] {
             let refusal = apply(&mut config, name, Some(value)).unwrap_err();

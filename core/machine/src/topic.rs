@@ -24,6 +24,18 @@ pub struct TopicConfig {
     pub retention_bytes: Option<i64>,
     /// `max.message.bytes`: largest batch as sent.
     pub batch_bytes_max: Option<u32>,
+    /// `check.records`: which records are walked before a batch is stored.
+    pub check_records: Option<CheckRecords>,
+}
+
+/// Which records are walked before a batch is stored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CheckRecords {
+    /// Those that are not compressed.
+    #[default]
+    Plain,
+    /// All: compressed ones on a worker thread.
+    All,
 }
 
 /// A filter component bound to a topic.

@@ -18,6 +18,13 @@ use millstream_machine::fact::archive::{
 };
 use millstream_machine::{Fact, FactError, Limits, State, batch_meta, install};
 
+fn row(key: &str, value: &str) -> ParameterRecord {
+    ParameterRecord {
+        key: key.to_owned(),
+        value: value.to_owned(),
+    }
+}
+
 fn samples() -> Vec<(&'static str, Fact)> {
     let filter = FilterRecord {
         name: "only-errors".to_owned(),
@@ -26,19 +33,17 @@ fn samples() -> Vec<(&'static str, Fact)> {
         on_error: 2,
         batch_ms_max: 250,
         memory_bytes_max: 16 << 20,
-        parameters: vec![ParameterRecord {
-            key: "level".to_owned(),
-            value: "error and above".to_owned(),
-        }],
+        parameters: vec![row("level", "error and above")],
     };
     let topic = TopicRecord {
         id: [0x10; 16],
         name: "orders.v1".to_owned(),
         partitions: 3,
         revision: 7,
-        retention_ms: Some(-1),
-        retention_bytes: None,
-        batch_bytes_max: Some(1_048_588),
+        settings: vec![
+            row("retention.ms", "-1"),
+            row("max.message.bytes", "1048588"),
+        ],
         filters: vec![filter],
     };
     vec![
@@ -59,7 +64,7 @@ fn samples() -> Vec<(&'static str, Fact)> {
             Fact::PartitionTrimmed(PartitionTrimmed { slot: 0, start: 2 }),
         ),
         (
-            "016-topic-applied",
+            "018-topic-applied",
             Fact::TopicApplied(Box::new(TopicApplied {
                 topic,
                 added: vec![
@@ -234,15 +239,27 @@ fn old_facts_decode() {
     let files = fs::read_dir(file("x").parent().unwrap()).unwrap().count();
     assert_eq!(
         files,
-        samples().len() + 3,
-        "every file is of a kind tested here, or a snapshot"
+        samples().len() + 4,
+        "every file is of a kind tested here, one of before, or a snapshot"
     );
+}
+
+/// Kind 16 had a field for each setting.
+#[test]
+fn old_topics_decode() {
+    let bytes = golden("016-topic-applied", &[]);
+    let read = Fact::decode(16, &bytes).unwrap();
+    let mut samples = samples().into_iter();
+    let (_, now) = samples
+        .find(|(name, _)| *name == "018-topic-applied")
+        .expect("a sample");
+    assert_eq!(read, now);
 }
 
 /// The state that the samples make, its batch of this term, without facts of these kinds.
 fn sample_state(term: u32, without: &[u16]) -> State {
     let mut state = State::new(ShardId(0), 1, Limits::default());
-    let order = ["016", "001", "002", "003", "032", "048", "049", "064"];
+    let order = ["018", "001", "002", "003", "032", "048", "049", "064"];
     let mut samples = samples();
     samples.retain(|(_, fact)| !without.contains(&fact.kind()));
     samples.sort_by_key(|(name, _)| {

@@ -135,6 +135,15 @@ pub enum CheckRecords {
     All,
 }
 
+impl From<CheckRecords> for millstream_machine::topic::CheckRecords {
+    fn from(which: CheckRecords) -> Self {
+        match which {
+            CheckRecords::Plain => Self::Plain,
+            CheckRecords::All => Self::All,
+        }
+    }
+}
+
 /// How the disk is driven.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

@@ -91,6 +91,7 @@ pub(super) fn default_settings(config: &Config) -> Vec<Setting> {
         retention_ms: Some(config.topics.retention_ms),
         retention_bytes: Some(config.topics.retention_bytes),
         batch_bytes_max: Some(config.log.batch_bytes() as u32),
+        check_records: Some(config.topics.check_records.into()),
     };
     settings::show(&defaults)
         .into_iter()

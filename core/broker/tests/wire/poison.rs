@@ -2,8 +2,11 @@
 //! purpose, and who reads them cannot go on.
 
 use millstream_batch::{BatchBuilder, Encoding};
-use millstream_broker::CheckRecords;
-use millstream_protocol::messages::{self, Produce, Produced, ProducerOpen, Subscribe};
+use millstream_broker::{CheckRecords, Config};
+use millstream_protocol::messages::{
+    self, CreateTopicRequest, CreateTopicResponse, Produce, Produced, ProducerOpen, Setting,
+    Subscribe,
+};
 use millstream_protocol::{Code, Kind};
 
 use crate::client::{World, batch, values, whole};
@@ -107,10 +110,29 @@ fn compressed(values: &[&[u8]]) -> Vec<u8> {
 
 #[test]
 fn compressed_records_are_walked_where_that_is_asked_for_and_order_is_kept() {
-    let world = World::new(|config| config.topics.check_records = CheckRecords::All);
+    let by_default = |config: &mut Config| config.topics.check_records = CheckRecords::All;
+    all_are_walked(&World::new(by_default), None);
+    all_are_walked(&World::new(|_| {}), Some("all"));
+}
+
+fn all_are_walked(world: &World, setting: Option<&str>) {
     world.run(async {
         let client = world.connect().await;
-        let topic_id = client.create_topic("t", 1).await;
+        let config = setting.map(|value| Setting {
+            key: "check.records".to_owned(),
+            value: Some(value.to_owned()),
+        });
+        let request = CreateTopicRequest {
+            name: "t".to_owned(),
+            partitions: 1,
+            config: config.into_iter().collect(),
+            ..CreateTopicRequest::default()
+        };
+        let created: CreateTopicResponse = client
+            .request(Kind::CreateTopic, &request)
+            .await
+            .expect("created");
+        let topic_id = created.topic.expect("a topic").id;
         let mut producer = client.producer(&ProducerOpen::default()).await;
         let large = vec![7; 2 << 20]; // takes its time to inflate
         let batches = [

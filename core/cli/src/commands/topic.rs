@@ -23,6 +23,7 @@ Settings:
   retention.ms         drop batches older than this: 90s, 12h, 5d, or milliseconds; -1: never
   retention.bytes      of each partition: 64m, 10GiB, or bytes; -1: unbounded
   max.message.bytes    largest batch
+  check.records        which records are read before they are stored: plain, or all (compressed ones too)
 
 Example:
   millstream topic create orders --partitions 8 --config retention.ms=5d")]

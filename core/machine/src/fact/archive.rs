@@ -56,7 +56,14 @@ archived! {
         pub start: u64,
     }
 
-    /// Kind 16. The topic as of `revision`, and the partitions this shard newly owns.
+    /// Kind 16. As kind 18, of topics that had three settings. Read, and no longer written.
+    pub struct TopicApplied16 {
+        pub topic: TopicRecord16,
+        pub added: Vec<SlotRecord>,
+        pub time_ms: i64,
+    }
+
+    /// Kind 18. The topic as of `revision`, and the partitions this shard newly owns.
     pub struct TopicApplied {
         pub topic: TopicRecord,
         pub added: Vec<SlotRecord>,
@@ -145,8 +152,19 @@ archived! {
         pub epoch: u64,
     }
 
-    /// A topic's description.
+    /// A topic's description. A setting is a row, so that a new one is no new kind.
     pub struct TopicRecord {
+        pub id: [u8; 16],
+        pub name: String,
+        pub partitions: u32,
+        pub revision: u64,
+        /// Of those that the topic sets, in the order in which they are shown.
+        pub settings: Vec<ParameterRecord>,
+        pub filters: Vec<FilterRecord>,
+    }
+
+    /// As kind 16 and the snapshots before version 3 have it.
+    pub struct TopicRecord16 {
         pub id: [u8; 16],
         pub name: String,
         pub partitions: u32,

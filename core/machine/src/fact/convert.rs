@@ -2,7 +2,11 @@
 
 use millstream_batch::ids::{Partition, TopicId};
 
-use super::archive::{FilterRecord, ParameterRecord, PartitionRecord, TopicRecord};
+use super::archive::{
+    FilterRecord, ParameterRecord, PartitionRecord, TopicApplied, TopicApplied16, TopicRecord,
+    TopicRecord16,
+};
+use crate::settings;
 use crate::topic::{Budget, FilterBinding, OnError, Stage, TopicConfig, TopicMeta};
 
 impl From<&TopicMeta> for TopicRecord {
@@ -12,9 +16,7 @@ impl From<&TopicMeta> for TopicRecord {
             name: meta.name.clone(),
             partitions: meta.partitions,
             revision: meta.revision,
-            retention_ms: meta.config.retention_ms,
-            retention_bytes: meta.config.retention_bytes,
-            batch_bytes_max: meta.config.batch_bytes_max,
+            settings: rows(&meta.config),
             filters: meta.filters.iter().map(FilterRecord::from).collect(),
         }
     }
@@ -26,21 +28,68 @@ impl From<&TopicRecord> for TopicMeta {
             id: TopicId(record.id),
             name: record.name.clone(),
             partitions: record.partitions,
-            config: TopicConfig {
-                retention_ms: record.retention_ms,
-                retention_bytes: record.retention_bytes,
-                batch_bytes_max: record.batch_bytes_max,
-            },
+            config: record.config().unwrap_or_default(), // a record that is sound has one
             revision: record.revision,
             filters: record.filters.iter().map(FilterBinding::from).collect(),
         }
     }
 }
 
+/// The settings that a topic has of its own.
+fn rows(config: &TopicConfig) -> Vec<ParameterRecord> {
+    let shown = settings::show(config).into_iter();
+    let rows = shown.filter_map(|(key, value)| {
+        Some(ParameterRecord {
+            key: key.to_owned(),
+            value: value?,
+        })
+    });
+    rows.collect()
+}
+
+impl From<TopicRecord16> for TopicRecord {
+    fn from(record: TopicRecord16) -> Self {
+        let config = TopicConfig {
+            retention_ms: record.retention_ms,
+            retention_bytes: record.retention_bytes,
+            batch_bytes_max: record.batch_bytes_max,
+            ..TopicConfig::default()
+        };
+        Self {
+            id: record.id,
+            name: record.name,
+            partitions: record.partitions,
+            revision: record.revision,
+            settings: rows(&config),
+            filters: record.filters,
+        }
+    }
+}
+
+impl From<TopicApplied16> for TopicApplied {
+    fn from(fact: TopicApplied16) -> Self {
+        Self {
+            topic: fact.topic.into(),
+            added: fact.added,
+            time_ms: fact.time_ms,
+        }
+    }
+}
+
 impl TopicRecord {
+    /// `None`: not all of its settings are ones that this version knows.
+    fn config(&self) -> Option<TopicConfig> {
+        let mut config = TopicConfig::default();
+        for row in &self.settings {
+            settings::apply(&mut config, &row.key, Some(&row.value)).ok()?;
+        }
+        Some(config)
+    }
+
     /// Whether every code in it is one this version knows.
     pub(crate) fn is_sound(&self) -> bool {
         millstream_batch::limits::is_name(&self.name)
+            && self.config().is_some()
             && self
                 .filters
                 .iter()

@@ -19,7 +19,7 @@ pub use batch::{BatchMeta, BatchPlace, batch_meta};
 use archive::{
     BatchAppended, ClockAccepted, ClockAdvanced, GroupChanged, GroupDeleted, GroupForgotten,
     OffsetCommitted, OffsetReset, PartitionClaimed, PartitionTrimmed, ProducerAdvanced,
-    ProducerGiven, ProducersExpired, TopicApplied, TopicForgotten,
+    ProducerGiven, ProducersExpired, TopicApplied, TopicApplied16, TopicForgotten,
 };
 
 /// Kind numbers, as they stand in a log entry's header. Never reused.
@@ -27,8 +27,10 @@ pub mod kind {
     pub const BATCH_APPENDED: u16 = 1;
     pub const PRODUCER_ADVANCED: u16 = 2;
     pub const PARTITION_TRIMMED: u16 = 3;
-    pub const TOPIC_APPLIED: u16 = 16;
+    /// Before topics had settings as rows. Still read.
+    pub const TOPIC_APPLIED_16: u16 = 16;
     pub const TOPIC_FORGOTTEN: u16 = 17;
+    pub const TOPIC_APPLIED: u16 = 18;
     pub const PRODUCER_GIVEN: u16 = 32;
     pub const PRODUCERS_EXPIRED: u16 = 33;
     pub const CLOCK_ADVANCED: u16 = 34;
@@ -140,6 +142,8 @@ impl Fact {
             kind::BATCH_APPENDED => decode(bytes).map(Self::BatchAppended),
             kind::PRODUCER_ADVANCED => decode(bytes).map(Self::ProducerAdvanced),
             kind::PARTITION_TRIMMED => decode(bytes).map(Self::PartitionTrimmed),
+            kind::TOPIC_APPLIED_16 => decode::<TopicApplied16>(bytes)
+                .map(|fact| Self::TopicApplied(Box::new(fact.into()))),
             kind::TOPIC_APPLIED => decode(bytes).map(|fact| Self::TopicApplied(Box::new(fact))),
             kind::TOPIC_FORGOTTEN => decode(bytes).map(|fact| Self::TopicForgotten(Box::new(fact))),
             kind::PRODUCER_GIVEN => decode(bytes).map(Self::ProducerGiven),

@@ -6,7 +6,9 @@
     reason = "rkyv's resolvers, which no code here names"
 )]
 
-use crate::fact::archive::{HoldRecord, MemberRecord, SlotRecord, TopicRecord, archived};
+use crate::fact::archive::{
+    HoldRecord, MemberRecord, SlotRecord, TopicRecord, TopicRecord16, archived,
+};
 
 archived! {
     /// Version 1 of a slice.
@@ -17,7 +19,7 @@ archived! {
         pub to: Vec<u8>,
         /// One in the first slice, none in the others.
         pub shard: Vec<ShardRecord>,
-        pub topics: Vec<TopicCell>,
+        pub topics: Vec<TopicCell1>,
         pub partitions: Vec<PartitionCell>,
         pub producers: Vec<ProducerCell>,
         pub epochs: Vec<EpochCell>,
@@ -33,7 +35,7 @@ archived! {
         pub to: Vec<u8>,
         /// One in the first slice, none in the others.
         pub shard: Vec<ShardRecord>,
-        pub topics: Vec<TopicCell>,
+        pub topics: Vec<TopicCell1>,
         pub partitions: Vec<PartitionCell2>,
         pub producers: Vec<ProducerCell>,
         pub epochs: Vec<EpochCell>,
@@ -41,7 +43,8 @@ archived! {
         pub groups: Vec<GroupCell>,
     }
 
-    /// Version 3: the shard knows the clock that was accepted, and members have the epoch of their last join.
+    /// Version 3: the shard knows the clock that was accepted, members have the epoch of their last join, and a
+    /// topic's settings are rows.
     pub struct Slice3 {
         pub as_of: u64,
         /// The slice covers the keys after `from`, up to and with `to`.
@@ -79,6 +82,11 @@ archived! {
     pub struct MarkRecord {
         pub time_ms: i64,
         pub pid: u64,
+    }
+
+    pub struct TopicCell1 {
+        pub topic: TopicRecord16,
+        pub slots: Vec<SlotRecord>,
     }
 
     pub struct TopicCell {
@@ -207,12 +215,21 @@ impl From<Slice2> for Slice3 {
             to: slice.to,
             shard: slice.shard,
             accepted: Vec::new(),
-            topics: slice.topics,
+            topics: slice.topics.into_iter().map(TopicCell::from).collect(),
             partitions: slice.partitions,
             producers: slice.producers,
             epochs: slice.epochs,
             offsets: slice.offsets,
             groups: slice.groups.into_iter().map(GroupCell3::from).collect(),
+        }
+    }
+}
+
+impl From<TopicCell1> for TopicCell {
+    fn from(cell: TopicCell1) -> Self {
+        Self {
+            topic: cell.topic.into(),
+            slots: cell.slots,
         }
     }
 }

@@ -68,6 +68,7 @@ impl Admin {
                     retention_ms: Some(retention_ms),
                     retention_bytes,
                     batch_bytes_max: None,
+                    check_records: None,
                 },
             });
         }

@@ -1,7 +1,9 @@
 //! Facts as fields: what `log inspect` shows of each.
 
 use millstream_machine::Fact;
-use millstream_machine::fact::archive::{FilterRecord, HoldRecord, MemberRecord, PartitionRecord};
+use millstream_machine::fact::archive::{
+    FilterRecord, HoldRecord, MemberRecord, ParameterRecord, PartitionRecord,
+};
 use serde_json::{Value, json};
 
 use crate::output::uuid;
@@ -27,8 +29,9 @@ pub(super) fn fields(fact: &Fact) -> Value {
             let added = f.added.iter();
             let added = added.map(|a| json!({ "partition": a.index, "slot": a.slot }));
             fields!("topic-applied", topic:
-                name, partitions, revision, retention_ms, retention_bytes, batch_bytes_max;
+                name, partitions, revision;
                 "topic": uuid(&topic.id);
+                "settings": topic.settings.iter().map(setting).collect::<Value>();
                 "filters": topic.filters.iter().map(filter).collect::<Value>();
                 "added": added.collect::<Value>();
                 "time_ms": f.time_ms)
@@ -71,6 +74,10 @@ pub(super) fn line(fields: &Value) -> String {
         }
     }
     words
+}
+
+fn setting(record: &ParameterRecord) -> Value {
+    json!({ "name": record.key, "value": record.value })
 }
 
 /// Values of parameters may be secrets: only the keys are shown.

@@ -16,16 +16,24 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
         "us" => number / 1e6,
         "ms" => number / 1e3,
         "" | "s" => number,
-        "m" => number * 60.0,
+        "m" | "min" => number * 60.0,
         "h" => number * 3_600.0,
         "d" => number * 86_400.0,
+        "w" => number * 7.0 * 86_400.0,
         unit => {
             return Err(format!(
-                "`{unit}` is not a unit of time: use us, ms, s, m, h or d"
+                "`{unit}` is not a unit of time: use us, ms, s, m, h, d or w"
             ));
         }
     };
     Duration::try_from_secs_f64(seconds).map_err(|_| format!("`{text}` is too long a time"))
+}
+
+/// Milliseconds where the name says so: `250`, `2s`.
+pub(crate) fn milliseconds(text: &str) -> Result<u32, String> {
+    millstream_batch::units::milliseconds(text)
+        .and_then(|ms| u32::try_from(ms).ok())
+        .ok_or_else(|| format!("`{text}` is not a time: write 250 (milliseconds), 500ms or 2s"))
 }
 
 /// `4096`, `64k`, `64KiB`, `1m`, `2g`: powers of 1024.
@@ -41,7 +49,10 @@ pub(crate) fn size(text: &str) -> Result<usize, String> {
         "k" | "kb" | "kib" => 10,
         "m" | "mb" | "mib" => 20,
         "g" | "gb" | "gib" => 30,
-        unit => return Err(format!("`{unit}` is not a unit of size: use k, m or g")),
+        "t" | "tb" | "tib" => 40,
+        unit => {
+            return Err(format!("`{unit}` is not a unit of size: use k, m, g or t"));
+        }
     };
     number
         .checked_mul(1 << shift)
@@ -155,10 +166,13 @@ mod tests {
         assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
         assert_eq!(duration("1.5s"), Ok(Duration::from_millis(1_500)));
         assert_eq!(duration("7"), Ok(Duration::from_secs(7)));
-        assert!(duration("7 weeks").is_err() && duration("").is_err());
+        assert_eq!(duration("2w"), Ok(Duration::from_secs(14 * 86_400)));
+        assert!(duration("7 fortnights").is_err() && duration("").is_err());
         assert_eq!(size("64k"), Ok(65_536));
         assert_eq!(size("1MiB"), Ok(1 << 20));
         assert!(size("-1").is_err() && size("9999999999999g").is_err());
+        assert_eq!(milliseconds("2s"), Ok(2_000));
+        assert!(milliseconds("2 dogs").is_err());
     }
 
     #[test]

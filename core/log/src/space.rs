@@ -387,9 +387,10 @@ impl Log {
         }
     }
 
-    /// Declare freed what nothing holds any more.
+    /// Declare freed what nothing holds any more. Not before the log is open: what is declared would have
+    /// to be proved, too.
     pub(crate) fn free_files(&mut self) {
-        if self.is_stopped() {
+        if self.is_stopped() || self.opening.is_some() {
             return;
         }
         let files = self

@@ -11,7 +11,7 @@ use crate::Global;
 use crate::connect::{block_on, client};
 use crate::exit::{Failure, Outcome};
 use crate::output::{Table, grouped, hex};
-use crate::values::{pair, size, time};
+use crate::values::{milliseconds, pair, size, time};
 
 /// Bytes of a library's words about a module in an error.
 const WHY_BYTES_MAX: usize = 400;
@@ -51,7 +51,7 @@ Examples:
         #[arg(long, value_parser = size, value_name = "SIZE")]
         memory: Option<usize>,
         /// Milliseconds that a batch may take. Default: the broker's.
-        #[arg(long, value_name = "MS")]
+        #[arg(long, value_parser = milliseconds, value_name = "MS")]
         batch_ms: Option<u32>,
     },
     /// List what is deployed

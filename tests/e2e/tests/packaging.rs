@@ -48,7 +48,13 @@ fn dashboard_alerts_and_pages_ask_for_metrics_that_exist() -> Result<()> {
         let text = std::fs::read_to_string(packaging().join(file))?;
         let asked = metrics_in(&text);
         ensure!(asked.len() > 5, "{file} asks for no metrics");
-        let missing: Vec<_> = asked.difference(&exist).collect();
+        // A page may leave out what several names have in common: `millstream_subscribe_filter_…_total`.
+        let begins =
+            |begin: &str| begin.ends_with('_') && exist.iter().any(|name| name.starts_with(begin));
+        let missing: Vec<_> = asked
+            .difference(&exist)
+            .filter(|name| !begins(name))
+            .collect();
         ensure!(missing.is_empty(), "{file}: no such metrics: {missing:?}");
     }
     serde_json::from_str::<serde_json::Value>(&std::fs::read_to_string(

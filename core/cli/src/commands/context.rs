@@ -19,6 +19,7 @@ Examples:
   millstream context add test --context /var/lib/millstream/context.toml
   millstream context use prod")]
     Add {
+        /// Name of the context.
         name: String,
         /// Name to look for in the broker's certificate, when it is not the URL's host.
         #[arg(long, value_name = "HOST")]
@@ -33,11 +34,20 @@ Examples:
     /// List the names; * is the one in use
     List,
     /// Use this one wherever nothing else says which
-    Use { name: String },
+    Use {
+        /// Name of the context.
+        name: String,
+    },
     /// Show which context is used here, and what it says; keys and tokens are not shown
-    Show { name: Option<std::path::PathBuf> },
+    Show {
+        /// Name of a context, or a file. Default: the one that is used here.
+        name: Option<std::path::PathBuf>,
+    },
     /// Forget a name
-    Remove { name: String },
+    Remove {
+        /// Name of the context.
+        name: String,
+    },
 }
 
 pub(crate) fn run(command: Command, global: &Global) -> Outcome {

@@ -80,6 +80,13 @@ Example:
     },
     /// Show or change a topic's settings
     #[command(after_help = "\
+Every setting is shown with its value, what that means, the broker's default, and which of both holds.
+
+Settings:
+  retention.ms         drop batches older than this; -1: never
+  retention.bytes      of each partition; -1: unbounded
+  max.message.bytes    largest batch
+
 Examples:
   millstream topic config orders
   millstream topic config orders --set retention.ms=12h --unset retention.bytes")]

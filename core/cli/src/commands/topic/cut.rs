@@ -105,7 +105,7 @@ impl Cut {
                 info.partition
             )));
         }
-        if matches!(self.before, StartAt::Offset(_)) && chosen.len() > 1 {
+        if matches!(self.before, StartAt::Offset(_) | StartAt::After { .. }) && chosen.len() > 1 {
             return Err(Failure::usage(format!(
                 "an offset is that of one partition: name it with --partition ({} has {})",
                 self.topic, described.partitions
@@ -118,13 +118,15 @@ impl Cut {
         Ok(match self.before {
             StartAt::Start => partition.start_offset,
             StartAt::End => partition.end_offset,
-            StartAt::Offset(offset) if offset > partition.end_offset => {
+            StartAt::Offset(offset) | StartAt::After { offset, .. }
+                if offset > partition.end_offset =>
+            {
                 return Err(Failure::failed(format!(
                     "offset {offset} is past the end of partition {}, which is {}",
                     partition.partition, partition.end_offset
                 )));
             }
-            StartAt::Offset(offset) => offset,
+            StartAt::Offset(offset) | StartAt::After { offset, .. } => offset,
             StartAt::Timestamp(ms) => {
                 let at = OffsetSpec::Timestamp(ms);
                 admin

@@ -418,7 +418,7 @@ impl Printer {
                 Some(Ok(ConsumerEvent::Lost(partitions))) => {
                     for partition in self.ledger.take_away(&partitions) {
                         note(&format!(
-                            "{partition} was taken away: what was printed of it since the last commit comes again"
+                            "{partition} was taken away: what was printed of it since the last commit may come again"
                         ));
                     }
                 }

@@ -41,7 +41,10 @@ fn topics() -> Vec<CompletionCandidate> {
 }
 
 fn groups() -> Vec<CompletionCandidate> {
-    offered(async |admin| Ok(admin.list_groups().await?))
+    offered(async |admin| {
+        let list = admin.list_groups().await?;
+        Ok(list.groups.into_iter().map(|group| group.group).collect())
+    })
 }
 
 fn offered(list: impl AsyncFnOnce(Admin) -> Outcome<Vec<String>>) -> Vec<CompletionCandidate> {

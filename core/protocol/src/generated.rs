@@ -584,8 +584,10 @@ pub struct Pause {
     pub paused: bool,
 }
 /// --- groups ---------------------------------------------------------------------------------------
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ListGroupsRequest {
+    #[prost(string, tag = "1")]
+    pub after: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ListGroupsResponse {
@@ -594,6 +596,9 @@ pub struct ListGroupsResponse {
     /// shards that could not be asked, and why: what they know is missing above
     #[prost(string, repeated, tag = "3")]
     pub unreachable: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// empty when that was all
+    #[prost(string, tag = "4")]
+    pub next: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct GroupSummary {
@@ -612,6 +617,8 @@ pub struct GroupSummary {
 pub struct DescribeGroupRequest {
     #[prost(string, tag = "1")]
     pub group: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "2")]
+    pub after: ::core::option::Option<GroupPartition>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct DescribeGroupResponse {
@@ -622,22 +629,26 @@ pub struct DescribeGroupResponse {
     /// empty, stable, rebalancing; unknown when the group's home does not answer
     #[prost(string, tag = "3")]
     pub state: ::prost::alloc::string::String,
+    /// with the first page
     #[prost(message, repeated, tag = "4")]
     pub members: ::prost::alloc::vec::Vec<GroupMember>,
+    /// by topic and partition
     #[prost(message, repeated, tag = "5")]
     pub offsets: ::prost::alloc::vec::Vec<GroupOffset>,
     /// shards that could not be asked, and why: what they know is missing above
     #[prost(string, repeated, tag = "6")]
     pub unreachable: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// not set when that was all
+    #[prost(message, optional, tag = "7")]
+    pub next: ::core::option::Option<GroupPartition>,
 }
-#[derive(Clone, PartialEq, ::prost::Message)]
+/// what it owns is said with the offsets
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct GroupMember {
     #[prost(uint64, tag = "1")]
     pub member: u64,
     #[prost(string, tag = "2")]
     pub client: ::prost::alloc::string::String,
-    #[prost(message, repeated, tag = "3")]
-    pub partitions: ::prost::alloc::vec::Vec<GroupPartition>,
     /// of its connection; empty: it has none at the moment
     #[prost(string, tag = "4")]
     pub address: ::prost::alloc::string::String,

@@ -172,12 +172,6 @@ pub struct ShardCore {
     recovery: Option<Box<Recovery>>,
 }
 
-/// The version of the catalog as of a log position. Zero is that of whoever has seen nothing, which no catalog has,
-/// or the first topic of a new log, whose position is zero, would be no news.
-fn catalog_version(lsn: Lsn) -> u64 {
-    lsn.0 + 1
-}
-
 impl ShardCore {
     // --- inputs --------------------------------------------------------------------------------
 

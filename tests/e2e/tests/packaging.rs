@@ -111,6 +111,7 @@ fn the_installed_settings_are_good_and_the_unit_uses_them() -> Result<()> {
         .context("the unit starts the broker")?;
     assert_eq!(start, "serve --config /etc/millstream/millstream.toml");
     assert!(unit.contains("Type=notify"));
+    assert!(unit.contains("ExecReload=/bin/kill -HUP $MAINPID"));
     Ok(())
 }
 

@@ -119,12 +119,6 @@ struct Shown {
     rate: rate::Rate,
 }
 
-/// The version of the catalog as of an entry of the log. 0 is that of whoever has seen nothing, so a log
-/// without entries has 1, and its first change a higher one.
-fn catalog_version(lsn: Lsn) -> u64 {
-    lsn.0 + 1
-}
-
 /// The shard. See the module's header for its protocol of use.
 #[derive(Debug)]
 pub struct ShardCore {
@@ -170,6 +164,12 @@ pub struct ShardCore {
     /// Parts of the snapshot begun here are being restored.
     restoring: Option<Lsn>,
     recovery: Option<Box<Recovery>>,
+}
+
+/// The version of the catalog as of a log position. Zero is that of whoever has seen nothing, which no catalog has,
+/// or the first topic of a new log, whose position is zero, would be no news.
+fn catalog_version(lsn: Lsn) -> u64 {
+    lsn.0 + 1
 }
 
 impl ShardCore {

@@ -26,6 +26,8 @@ const LOCK_WAIT: Duration = Duration::from_secs(1);
 const LOCK_LOOK: Duration = Duration::from_millis(20);
 /// The layout of the directory that this build reads and writes.
 const FORMAT: u32 = 1;
+/// What a directory has beside its shards.
+const MADE_WITHIN: [&str; 2] = ["components", "tls"];
 
 /// A data directory, held by this process until dropped.
 #[derive(Debug)]
@@ -67,7 +69,7 @@ impl Directory {
         // The directory itself, and those of the shards, whatever became of the file `lock`: their locks
         // go where they go, and cannot be removed without them.
         locks.extend(lock_directory(path, path)?);
-        for made in ["components", "tls"] {
+        for made in MADE_WITHIN {
             let made = path.join(made);
             make_for_us(&made).map_err(error("make a directory in"))?;
             is_ours_alone(&made)?;
@@ -209,7 +211,21 @@ pub(crate) fn check(path: &Path, shards: Option<u16>) -> Result<(), Error> {
     }
     let what = if there == path { "write to" } else { "make" };
     try_to_make_in(there).map_err(error(what))?;
-    match known(path)? {
+    let meta = known(path)?;
+    let shards_there = meta.as_ref().map_or(0, |meta| meta.shards);
+    let inside = (0..shards_there).map(|shard| format!("shard-{shard}"));
+    let inside = inside.chain(MADE_WITHIN.map(str::to_owned));
+    for kept in [path.to_owned()]
+        .into_iter()
+        .chain(inside.map(|name| path.join(name)))
+        .filter(|kept| kept.exists())
+    {
+        is_ours_alone(&kept)?;
+    }
+    if path.join("lock").is_symlink() {
+        return Err(linked_lock(path));
+    }
+    match meta {
         Some(meta) => meta.suits(path, shards),
         None => Ok(()),
     }
@@ -349,6 +365,15 @@ fn make_for_us(path: &Path) -> io::Result<()> {
     builder.recursive(true).mode(0o700).create(path)
 }
 
+fn linked_lock(path: &Path) -> Error {
+    Error::Unsafe {
+        path: path.join("lock"),
+        why:
+            "it is a symbolic link, which would have another file locked and written to: remove it"
+                .to_owned(),
+    }
+}
+
 fn lock(path: &Path) -> Result<File, Error> {
     let error = |what: &'static str| move |source| Error::directory(path, what, &source);
     let mut file = File::options()
@@ -360,11 +385,7 @@ fn lock(path: &Path) -> Result<File, Error> {
         .custom_flags(libc::O_NOFOLLOW)
         .open(path.join("lock"))
         .map_err(|source| match source.raw_os_error() {
-            Some(libc::ELOOP) => Error::Unsafe {
-                path: path.join("lock"),
-                why: "it is a symbolic link, which would have another file locked and written to: remove it"
-                    .to_owned(),
-            },
+            Some(libc::ELOOP) => linked_lock(path),
             _ => Error::directory(path, "lock", &source),
         })?;
     if !hold(&file).map_err(error("lock"))? {
@@ -488,14 +509,18 @@ mod tests {
             mode(&what, 0o777);
             let error = open().expect_err("others may write").to_string();
             assert!(error.contains("0777") && error.contains("chmod"), "{error}");
+            let said = check(&path, None).expect_err("it is said beforehand");
+            assert_eq!(said.to_string(), error);
             mode(&what, 0o700);
         }
         let elsewhere = root.path().join("elsewhere");
         fs::write(&elsewhere, "precious").expect("written");
         fs::remove_file(path.join("lock")).expect("removed");
         symlink(&elsewhere, path.join("lock")).expect("linked");
+        let said = check(&path, None).expect_err("it is said beforehand");
         let error = open().expect_err("a link").to_string();
         assert!(error.contains("symbolic link"), "{error}");
+        assert_eq!(said.to_string(), error);
         assert_eq!(fs::read_to_string(&elsewhere).expect("there"), "precious");
         fs::remove_file(path.join("lock")).expect("removed");
         open().expect("good again");

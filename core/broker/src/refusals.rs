@@ -30,7 +30,7 @@ pub(crate) fn of_shard(error: &Error) -> messages::Error {
     let mut wire = code.error(error.to_string());
     match error {
         Error::Busy { .. } | Error::NotYet(_) | Error::Limited(_) => {
-            wire.retry_after_ms = BUSY_RETRY_MS
+            wire.retry_after_ms = BUSY_RETRY_MS;
         }
         Error::DiskFull => wire.retry_after_ms = DISK_FULL_RETRY_MS,
         Error::Refused(Refusal::OffsetTruncated { safe, .. }) => wire.safe_offset = Some(safe.0),

@@ -108,6 +108,8 @@ fn records_of_a_directory_are_shown_and_carried_over() -> Result<()> {
     assert_eq!((words[0][0], words[0][1]), ("t/0", "0"), "{text}");
     assert_eq!((words[1][3], words[1][4]), ("k", "b"), "{text}");
     assert_eq!((words[2][1], words[2][4]), ("2", "c"), "{text}");
+    let unknown = run(&["--topic", "no-such"])?;
+    assert!(!unknown.status.success() && unknown.stdout.is_empty());
     let json = run(&["--topic", "t", "-o", "json"])?;
     assert_eq!(lines(&json.stdout)?.len(), 3);
     assert_eq!(lines(&run(&["-o", "json"])?.stdout)?.len(), 4);

@@ -157,14 +157,14 @@ mod tests {
     fn times_and_sizes_are_taken_with_units() {
         let dir = tempfile::tempdir().expect("a directory");
         let file = dir.path().join("m.toml");
-        let text = "[log]\nsegment_bytes = \"32MiB\"\ngroup_bytes_max = \"4m\"\n[topics]\nretention_ms = \"5d\"\n";
+        let text = "[log]\nsegment_bytes = \"32MiB\"\ngroup_bytes_max = \"4m\"\n[topics]\nretention_ms = \"5d\"\nretention_bytes = \"-1\"\n";
         std::fs::write(&file, text).expect("written");
         let environment = [
             variable("MILLSTREAM_MEMORY__HOT_TAIL_BYTES", "64m"),
             variable("MILLSTREAM_LOG__FLUSH_INTERVAL_MS", "2s"),
-            variable("MILLSTREAM_TOPICS__RETENTION_BYTES", "-1"),
         ];
         let config = Config::load(Some(&file), environment).expect("good settings");
+        assert_eq!(config.topics.retention_bytes, -1);
         assert_eq!(config.log.segment_bytes, 32 << 20);
         assert_eq!(config.log.group_bytes_max, Some(4 << 20));
         assert_eq!(config.topics.retention_ms, 432_000_000);

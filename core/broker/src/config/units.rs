@@ -20,7 +20,10 @@ fn resolve_in(table: &mut toml::Table, section: &str) -> Result<bool, String> {
                     Some(Kind::Size) => (bytes(text), "a size: 4096 (bytes), 64k, 2GiB"),
                     None => continue,
                 };
-                let number = number.and_then(|number| i64::try_from(number).ok());
+                let number = match text.trim() {
+                    "-1" => Some(-1), // where a setting may be without a bound
+                    _ => number.and_then(|number| i64::try_from(number).ok()),
+                };
                 let number =
                     number.ok_or_else(|| format!("setting `{path}`: `{text}` is not {example}"))?;
                 *value = toml::Value::Integer(number);

@@ -98,6 +98,7 @@ pub(crate) fn run(command: &Command, global: &Global) -> Outcome {
                 },
                 topic: topic.clone(),
                 names: records::Names::default(),
+                topic_known: false,
                 codec: Codec::new(),
                 lost: 0,
                 from_lsn: *from_lsn,
@@ -108,6 +109,12 @@ pub(crate) fn run(command: &Command, global: &Global) -> Outcome {
                 out.shard(&shard)?;
             }
             out.out.flush()?;
+            if let Some(topic) = topic.as_ref().filter(|_| !out.topic_known) {
+                return Err(Failure::failed(format!(
+                    "no topic `{topic}` is known in {}: without --topic the records of all are shown",
+                    directory.display()
+                )));
+            }
             if out.lost > 0 {
                 return Err(Failure::failed(format!(
                     "{} batches could not be read: see the lines above",
@@ -419,6 +426,8 @@ struct Printer<'a> {
     /// Only records of this topic.
     topic: Option<String>,
     names: records::Names,
+    /// A shard knows the topic that is asked for.
+    topic_known: bool,
     codec: Codec,
     /// Batches whose records could not be read.
     lost: u64,
@@ -446,6 +455,10 @@ impl Printer<'_> {
                 walk(*number, *length, &mut read, &mut |item| self.item(&item))?;
             }
         }
+        self.topic_known |= self
+            .topic
+            .as_deref()
+            .is_some_and(|topic| self.names.knows(topic));
         match self.failed.take() {
             Some(error) => Err(error.into()),
             None => Ok(()),

@@ -103,9 +103,14 @@ fn open_files() -> Check {
     match limit(Resource::OpenFiles) {
         Some((soft, hard)) if hard < OPEN_FILES => Check::warning(
             NAME,
-            format!("at most {soft}, can be raised to {hard}"),
+            if soft == hard {
+                format!("at most {hard}")
+            } else {
+                format!("at most {soft}, the broker raises it to {hard}")
+            },
             "The broker keeps fewer log files open, and reads of old records cost more. Raise the hard limit: ulimit -Hn, or LimitNOFILE= in a systemd unit.",
         ),
+        Some((soft, hard)) if soft == hard => Check::good(NAME, soft.to_string()),
         Some((soft, u64::MAX)) => Check::good(NAME, format!("{soft}, the broker raises it")),
         Some((soft, hard)) => Check::good(NAME, format!("{soft}, the broker raises it to {hard}")),
         None => Check::warning(NAME, "the system does not say", ""),

@@ -64,6 +64,10 @@ impl Names {
         }
     }
 
+    pub(super) fn knows(&self, topic: &str) -> bool {
+        self.0.values().any(|(name, _)| name == topic)
+    }
+
     /// The topic and partition of a slot; a slot whose name is lost is named by its number.
     fn get(&self, slot: PartitionSlot) -> (String, u32) {
         let known = self.0.get(&slot.0).cloned();

@@ -1,15 +1,20 @@
 //! Members over the wire: whose an id is, which of two streams under one id is the member, and what an
 //! operator's reset, a deleted group and a topic made anew do to one that runs.
 
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::Bytes;
 use millstream_broker::PrincipalSettings;
 use millstream_protocol::messages::{
     self, AddPartitionsRequest, AddPartitionsResponse, Assigned, AssignedPartition, Commit,
     CommitOffset, Committed, DeleteGroupRequest, DeleteGroupResponse, DeleteTopicRequest,
     DeleteTopicResponse, DescribeGroupRequest, DescribeGroupResponse, HelloRequest, HelloResponse,
-    ListGroupsRequest, ListGroupsResponse, Produce, ProducerOpen, ResetGroupRequest,
+    ListGroupsRequest, ListGroupsResponse, Produce, ProducerOpen, Released, ResetGroupRequest,
     ResetGroupResponse, Revoke, Seek, Sought, StartAt, Subscribe, Subscribed, start_at,
 };
 use millstream_protocol::{Code, Kind};
+use tokio::sync::Notify;
 
 use crate::client::{Client, Stream, World, batch, values, whole};
 
@@ -136,43 +141,61 @@ async fn reset(
     client.request(Kind::ResetGroup, &request).await
 }
 
+/// With one shard and with several, two members.
 #[test]
 fn a_member_that_runs_goes_on_from_a_forced_reset() {
-    let world = World::new(|_| {});
-    world.run(async {
-        let client = world.connect().await;
-        produced(&client, "t", 4, 9).await;
-        let mut stream = client.subscribe(&member("t")).await;
-        stream.subscribed().await;
-        let first = stream.given(4).await;
-        for (tag, partition) in (1..).zip(&first) {
-            assert_eq!(stream.commit(tag, partition.handle, 8).await, None);
-        }
-        let busy = reset(&client, 3, false, false).await.expect_err("it runs");
-        assert_eq!(busy.code, Code::GroupBusy.number());
-        let would_be = reset(&client, 3, false, true).await.expect("only shown");
-        assert!(would_be.offsets.iter().all(|row| row.committed == Some(3)));
-        let before = described(&client).await;
-        assert!(before.offsets.iter().all(|row| row.committed == Some(8)));
-        reset(&client, 3, true, false).await.expect("forced");
-        let mut lost = Vec::new();
-        while lost.len() < 4 {
-            let revoke: Revoke = stream.until(Kind::Revoke).await;
-            assert!(revoke.lost);
-            lost.extend(revoke.handles);
-        }
-        let second = stream.given(4).await;
-        for (tag, (was, is)) in (10..).zip(first.iter().zip(&second)) {
-            assert_eq!((is.partition, is.offset), (was.partition, 3));
-            assert!(is.since > was.since && is.epoch > was.epoch);
-            let late = stream.commit(tag, was.handle, 9).await;
-            assert_eq!(late, Some(Code::MemberFenced.number()));
-            assert_eq!(stream.commit(tag + 10, is.handle, 4).await, None);
-        }
-        let after = described(&client).await;
-        assert!(after.offsets.iter().all(|row| row.committed == Some(4)));
-        assert_eq!(after.state, "stable");
-    });
+    for shards in [1, 3] {
+        let world = World::new(|config| config.shards = Some(shards));
+        world.run(async {
+            let client = world.connect().await;
+            client.create_topic("other", 1).await;
+            produced(&client, "t", 4, 9).await;
+            let mut first = client.subscribe(&member("t")).await;
+            first.subscribed().await;
+            let mut held = first.given(4).await;
+            let mut second = client.subscribe(&member("t")).await;
+            second.subscribed().await;
+            let revoke: Revoke = first.until(Kind::Revoke).await;
+            let handles = revoke.handles;
+            assert_eq!((revoke.lost, handles.len()), (false, 2));
+            held.retain(|given| !handles.contains(&given.handle));
+            first.frame(Kind::Released, &Released { handles }).await;
+            let taken = second.given(2).await;
+            let mut members = [(first, held), (second, taken)];
+            for (stream, held) in &mut members {
+                for (tag, partition) in (1..).zip(&*held) {
+                    assert_eq!(stream.commit(tag, partition.handle, 8).await, None);
+                }
+            }
+            let busy = reset(&client, 3, false, false).await.expect_err("it runs");
+            assert_eq!(busy.code, Code::GroupBusy.number());
+            let would_be = reset(&client, 3, false, true).await.expect("only shown");
+            assert!(would_be.offsets.iter().all(|row| row.committed == Some(3)));
+            let before = described(&client).await;
+            assert!(before.offsets.iter().all(|row| row.committed == Some(8)));
+            reset(&client, 3, true, false).await.expect("forced");
+            for (stream, held) in &mut members {
+                let mut lost = Vec::new();
+                while lost.len() < 2 {
+                    let revoke: Revoke = stream.until(Kind::Revoke).await;
+                    assert!(revoke.lost);
+                    lost.extend(revoke.handles);
+                }
+                let anew = stream.given(2).await;
+                for (tag, (was, is)) in (10..).zip(held.iter().zip(&anew)) {
+                    assert_eq!((is.partition, is.offset), (was.partition, 3));
+                    assert!(is.since > was.since && is.epoch > was.epoch);
+                    let late = stream.commit(tag, was.handle, 9).await;
+                    assert_eq!(late, Some(Code::MemberFenced.number()));
+                    assert_eq!(stream.commit(tag + 10, is.handle, 4).await, None);
+                }
+            }
+            let after = described(&client).await;
+            assert_eq!(after.offsets.len(), 4, "{shards} shards");
+            assert!(after.offsets.iter().all(|row| row.committed == Some(4)));
+            assert_eq!(after.state, "stable");
+        });
+    }
 }
 
 /// Two streams under one id: whoever joined last is the member, at once, and the end of the other takes
@@ -243,7 +266,7 @@ fn a_member_id_is_of_use_to_its_principal_alone() {
         let given = stream.given(2).await;
         let mut his = bob.subscribe(&member("t")).await;
         let own = his.subscribed().await;
-        for token in [&hers.member_token, &own.member_token, &bytes::Bytes::new()] {
+        for token in [&hers.member_token, &own.member_token, &Bytes::new()] {
             let taken = Subscribe {
                 member_token: token.clone(),
                 ..again("t", &hers)
@@ -253,7 +276,7 @@ fn a_member_id_is_of_use_to_its_principal_alone() {
         }
         // Not even she, without its token; nobody was fenced.
         let bare = Subscribe {
-            member_token: bytes::Bytes::new(),
+            member_token: Bytes::new(),
             ..again("t", &hers)
         };
         let mut refused = alice.subscribe(&bare).await;
@@ -299,47 +322,102 @@ fn seeks_take_effect_in_the_order_in_which_they_were_asked() {
     });
 }
 
-/// Who named a topic reads what bears its name, all of it, wherever it was to begin at first.
+/// What two members hold of a topic that was made anew, and what they have read of it.
+#[derive(Default)]
+struct Anew {
+    /// By handle, for each member.
+    held: [BTreeMap<u32, u32>; 2],
+    read: BTreeSet<u32>,
+}
+
+/// Read as one of the members, and let go of what is asked back, until each has its part and all is read.
+async fn follow(
+    stream: &mut Stream,
+    which: usize,
+    old: &[Bytes],
+    anew: &RefCell<Anew>,
+    done: &Notify,
+) {
+    loop {
+        let frame = stream.next().await.expect("a frame");
+        let mut released = Vec::new();
+        match frame.known() {
+            Some(Kind::Assigned) => {
+                let assigned: Assigned = frame.message().expect("ASSIGNED");
+                for given in assigned.partitions {
+                    if given.topic == "t" && !old.contains(&given.topic_id) {
+                        assert_eq!(given.offset, 0);
+                        let held = &mut anew.borrow_mut().held[which];
+                        held.insert(given.handle, given.partition);
+                    }
+                }
+            }
+            Some(Kind::Revoke) => {
+                let revoke: Revoke = frame.message().expect("REVOKE");
+                let held = &mut anew.borrow_mut().held[which];
+                held.retain(|handle, _| !revoke.handles.contains(handle));
+                if !revoke.lost {
+                    released = revoke.handles;
+                }
+            }
+            Some(Kind::Batch) => {
+                let head: messages::Batch = frame.message().expect("BATCH");
+                let anew = &mut *anew.borrow_mut();
+                if let Some(partition) = anew.held[which].get(&head.handle) {
+                    let (base, records) = values(frame.payload.into_contiguous());
+                    assert_eq!((base, records.len()), (0, 5));
+                    anew.read.insert(*partition);
+                }
+            }
+            _ => {}
+        }
+        if !released.is_empty() {
+            let handles = released;
+            stream.frame(Kind::Released, &Released { handles }).await;
+        }
+        let anew = anew.borrow();
+        // With the other topic there are five to share.
+        if anew.read.len() == 4 && anew.held.iter().all(|held| (1..=3).contains(&held.len())) {
+            done.notify_one();
+        }
+    }
+}
+
+/// Who named a topic reads what bears its name, all of it, wherever it was to begin at first: with one shard
+/// and with several, and each of two members its part.
 #[test]
 fn a_member_reads_a_topic_that_was_made_anew() {
-    let world = World::new(|_| {});
-    world.run(async {
-        let client = world.connect().await;
-        produced(&client, "t", 2, 3).await;
-        produced(&client, "other", 1, 3).await;
-        let subscribe = Subscribe {
-            topics: vec!["t".to_owned(), "other".to_owned()],
-            from: None, // the end
-            ..member("t")
-        };
-        let mut stream = client.subscribe(&subscribe).await;
-        stream.subscribed().await;
-        let first = stream.given(3).await;
-        let name = "t".to_owned();
-        let gone: Result<DeleteTopicResponse, _> = client
-            .request(Kind::DeleteTopic, &DeleteTopicRequest { name })
-            .await;
-        gone.expect("deleted");
-        produced(&client, "t", 2, 5).await;
-        let mut second: Vec<AssignedPartition> = Vec::new();
-        while second.iter().filter(|given| given.topic == "t").count() < 2 {
-            let assigned: Assigned = stream.until(Kind::Assigned).await;
-            second.extend(assigned.partitions);
-        }
-        let anew = second.iter().filter(|given| given.topic == "t");
-        for given in anew {
-            assert!(first.iter().all(|old| old.topic_id != given.topic_id));
-            assert_eq!(given.offset, 0);
-        }
-        let frame = loop {
-            let frame = stream.next().await.expect("a frame");
-            if frame.known() == Some(Kind::Batch) {
-                break frame;
+    for shards in [1, 3] {
+        let world = World::new(|config| config.shards = Some(shards));
+        world.run(async {
+            let client = world.connect().await;
+            produced(&client, "other", 1, 3).await;
+            produced(&client, "t", 4, 3).await;
+            let subscribe = Subscribe {
+                topics: vec!["t".to_owned(), "other".to_owned()],
+                from: None, // the end
+                ..member("t")
+            };
+            let mut first = client.subscribe(&subscribe).await;
+            first.subscribed().await;
+            let given = first.given(5).await.into_iter();
+            let old: Vec<Bytes> = given.map(|given| given.topic_id).collect();
+            let mut second = client.subscribe(&subscribe).await;
+            second.subscribed().await;
+            let name = "t".to_owned();
+            let gone: Result<DeleteTopicResponse, _> = client
+                .request(Kind::DeleteTopic, &DeleteTopicRequest { name })
+                .await;
+            gone.expect("deleted");
+            produced(&client, "t", 4, 5).await;
+            let (anew, done) = (RefCell::default(), Notify::new());
+            tokio::select! {
+                () = follow(&mut first, 0, &old, &anew, &done) => {}
+                () = follow(&mut second, 1, &old, &anew, &done) => {}
+                () = done.notified() => {}
             }
-        };
-        let (base, records) = values(frame.payload.into_contiguous());
-        assert_eq!((base, records.len()), (0, 5));
-    });
+        });
+    }
 }
 
 #[test]

@@ -159,7 +159,7 @@ mod tests {
     }
 
     /// A component that keeps all but the bad records, and fails when one is in a part.
-    fn judge(records: usize, bad: &[usize], error: FilterError) -> (Verdict, u32) {
+    fn judge(records: usize, bad: &[usize], error: &FilterError) -> (Verdict, u32) {
         let mut search = Search::new(records, error.clone()).expect("a record may be at fault");
         while let Some(part) = search.part() {
             let answer = if bad.iter().any(|record| part.contains(record)) {
@@ -190,7 +190,7 @@ mod tests {
                     if error == out_of_time() && bad.len() > 4 {
                         continue; // past what one search may spend
                     }
-                    let (verdict, _) = judge(records, &bad, error);
+                    let (verdict, _) = judge(records, &bad, &error);
                     let failed: Vec<usize> = verdict.failed.iter().map(|r| *r as usize).collect();
                     assert_eq!(failed, bad, "of {records}");
                     assert!((0..records).all(|r| verdict.kept.keeps(r) != bad.contains(&r)));
@@ -202,7 +202,7 @@ mod tests {
 
     #[test]
     fn one_of_many_takes_few_calls() {
-        let (_, calls) = judge(100_000, &[77_777], refused());
+        let (_, calls) = judge(100_000, &[77_777], &refused());
         assert!(calls <= 2 * 17 + 1, "{calls}");
     }
 
@@ -222,14 +222,14 @@ mod tests {
         assert_eq!(search.part(), Some(0..1));
         search.answer(Ok(Bitmap::all(1))).expect("judged");
         assert!(search.verdict().failed.is_empty(), "the machine was busy");
-        assert_eq!(judge(1, &[0], out_of_time()).0.failed, [0]);
+        assert_eq!(judge(1, &[0], &out_of_time()).0.failed, [0]);
     }
 
     #[test]
     fn a_search_ends_however_much_fails_and_condemns_nothing_unasked() {
         let records = 100_000;
         let bad: Vec<usize> = (0..records / 2).collect();
-        let (verdict, calls) = judge(records, &bad, out_of_time());
+        let (verdict, calls) = judge(records, &bad, &out_of_time());
         assert!(calls < 2 * TIMEOUTS_MAX, "{calls}");
         assert_eq!(
             verdict.failed.len(),

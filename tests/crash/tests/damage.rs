@@ -223,6 +223,13 @@ fn what_lies_behind_a_hole_is_not_taken_for_nothing() -> Result<()> {
     assert!(group["lag"].is_null(), "{group}");
     assert!(group["offsets"][holed]["lag"].is_null(), "{group}");
     assert!(group["offsets"][1 - holed]["lag"].is_u64(), "{group}");
+    let groups = broker.cli(&["group", "list", "-o", "json"])?;
+    assert_eq!(groups.status.code(), Some(1), "{groups:?}");
+    let groups: serde_json::Value = serde_json::from_slice(&groups.stdout)?;
+    let known = groups.as_array().into_iter().flatten();
+    let known: Vec<_> = known.filter(|row| row["group"] == "g").collect();
+    assert_eq!(known.len(), 1, "{groups}");
+    assert!(known[0]["lag"].is_null(), "{groups}");
     Ok(())
 }
 

@@ -459,7 +459,6 @@ fn groups_and_members_are_shown_with_how_they_stand_and_whence_they_come() {
             client: "library/1".to_owned(),
             client_id: "billing-7".to_owned(),
             token: world.token(),
-            ..HelloRequest::default()
         };
         let _: HelloResponse = client.request(Kind::Hello, &hello).await.expect("known");
         produced(&client, "t", 4, 3).await;

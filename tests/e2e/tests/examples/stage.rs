@@ -174,7 +174,8 @@ impl Stage {
             .replace(":7412", ":0");
         let mut words: Vec<&str> = text.split(' ').collect();
         for at in 1..words.len() {
-            if words[at - 1] == "--records" {
+            let is_number = words[at].starts_with(|first: char| first.is_ascii_digit());
+            if words[at - 1] == "--records" && is_number {
                 words[at] = "2000";
             }
         }

@@ -197,14 +197,6 @@ async fn subscribe(
             Some(Ends::before(all, before_ms))
         }
     };
-    // Without a group all are read: one that fails before the others are given is not the last.
-    let reading = match arguments.group {
-        Some(_) => BTreeSet::new(),
-        None => {
-            let all = partitions(client, &topics, &arguments.partition).await?;
-            all.into_iter().collect()
-        }
-    };
     let consumer = builder.build().await?;
     let mut printer = Printer {
         consumer,
@@ -216,7 +208,7 @@ async fn subscribe(
         committed: Instant::now(),
         failed: false,
         verify: arguments.verify,
-        reading,
+        reading: BTreeSet::new(),
         ends,
         last,
     };
@@ -334,7 +326,7 @@ struct Printer {
     failed: bool,
     /// Records that are missing are a failure.
     verify: bool,
-    /// Partitions that are given, or will be, and have not failed.
+    /// Partitions that were given and have not failed.
     reading: BTreeSet<TopicPartition>,
     /// Where to stop, if not where the broker ends the subscription.
     ends: Option<Ends>,

@@ -177,6 +177,24 @@ impl Catalog {
         self.changed();
     }
 
+    /// A topic has changed, and its shards know.
+    pub(crate) fn learn(&self, meta: &TopicMeta) {
+        self.insert(meta.clone());
+    }
+
+    /// A topic is gone.
+    pub(crate) fn forget(&self, id: TopicId) {
+        let Some(topic) = self.by_id.borrow_mut().remove(&id) else {
+            return;
+        };
+        let mut by_name = self.by_name.borrow_mut();
+        if by_name.get(&topic.name).is_some_and(|named| named.id == id) {
+            by_name.remove(&topic.name);
+        }
+        drop(by_name);
+        self.changed();
+    }
+
     /// Take one description into the cache, unless a newer one came meanwhile: the newest of that name.
     fn insert(&self, meta: TopicMeta) -> Rc<TopicMeta> {
         let mut by_name = self.by_name.borrow_mut();

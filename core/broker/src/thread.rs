@@ -5,6 +5,9 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use millstream_batch::ids::TopicId;
+use millstream_machine::topic::TopicMeta;
+use millstream_protocol::messages;
 use millstream_shard::driver::{self, FilterHost, ShardConfig};
 use millstream_shard::handle::Message;
 use quinn::{Endpoint, VarInt};
@@ -48,6 +51,25 @@ pub(crate) struct Thread {
     pub(crate) catalog: Catalog,
     /// The subscribe stage; the shards' drivers have their own for the produce stage.
     pub(crate) filters: RefCell<FilterHost>,
+}
+
+impl Thread {
+    /// A topic changed at shard 0: tell every other shard. Whoever asked for it sees it from now on, on this
+    /// thread; the others hear of it from their shards.
+    pub(crate) async fn spread(&self, meta: &TopicMeta) -> Result<(), messages::Error> {
+        let shared = &self.shared;
+        shared.spread.apply(&shared.shards, meta).await?;
+        self.catalog.learn(meta);
+        Ok(())
+    }
+
+    /// A topic is gone at shard 0: as [`spread`](Self::spread).
+    pub(crate) async fn forget(&self, id: TopicId) -> Result<(), messages::Error> {
+        let shared = &self.shared;
+        shared.spread.forget(&shared.shards, id).await?;
+        self.catalog.forget(id);
+        Ok(())
+    }
 }
 
 /// Run until the broker stops. On its own system thread.

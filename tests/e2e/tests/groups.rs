@@ -90,16 +90,44 @@ fn members_share_and_take_over() -> Result<()> {
 /// An operator sets a group back; a running group is refused.
 #[test]
 fn a_group_is_reset_by_command() -> Result<()> {
+    for shards in ["1", "3"] {
+        let dir = tempfile::tempdir()?;
+        let broker = Options::on(dir.path().join("data"))
+            .with(&format!("--shards {shards}"))
+            .start()?;
+        broker.ok("topic create t --partitions 3")?;
+        for partition in 0..3 {
+            broker.ok_with(&format!("pub t --partition {partition}"), b"a\nb\nc\n")?;
+        }
+        broker.ok("sub t --group g --from start --count 9")?;
+        broker.ok("group reset g --topic t --partition 1 --to start")?;
+        // What the members say of where to begin is of no meaning any more.
+        let again = broker.ok("sub t --group g --from end --exit-at-end -f %p%v\n")?;
+        assert_eq!(again, "1a\n1b\n1c\n", "{shards} shards");
+        let groups = broker.json("group list")?;
+        assert!(groups.to_string().contains("\"g\""), "{groups}");
+    }
+    Ok(())
+}
+
+/// With a group, only its own end bounds what its members read.
+#[test]
+fn a_group_takes_no_until_but_the_end() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let broker = Options::on(dir.path().join("data")).start()?;
-    broker.ok("topic create t --partitions 1")?;
-    broker.ok_with("pub t", b"a\nb\nc\n")?;
-    broker.ok("sub t --group g --from start --count 3")?;
-    broker.ok("group reset g --topic t --to start")?;
-    let again = broker.ok("sub t --group g --from end --count 3 -f %v\\n")?;
-    assert_eq!(again, "a\nb\nc\n");
-    let groups = broker.json("group list")?;
-    assert!(groups.to_string().contains("\"g\""), "{groups}");
+    broker.ok("topic create t --partitions 2")?;
+    broker.ok_with("pub t", b"a\nb\n")?;
+    for until in ["1", "@1700000000000"] {
+        let words = ["sub", "t", "--group", "g", "--until", until];
+        let output = broker.cli(&words)?;
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{told}");
+        assert!(told.contains("--group"), "{told}");
+    }
+    let all = broker.ok("sub t --group g --until end -f %v\n")?;
+    let mut all: Vec<&str> = all.lines().collect();
+    all.sort_unstable();
+    assert_eq!(all, ["a", "b"]);
     Ok(())
 }
 

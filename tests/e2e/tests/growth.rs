@@ -74,8 +74,9 @@ fn a_running_producer_uses_added_partitions_and_keeps_keys_in_order() -> Result<
             records[moved..].iter().all(|(_, at)| *at == new),
             "{key}: back and forth: {records:?}"
         );
+        // The first round after may have begun before.
         assert!(
-            old == new || records.len() - moved >= 50,
+            old == new || records.len() - moved >= 49,
             "{key} stays in its old partition"
         );
     }

@@ -24,7 +24,7 @@ pub(super) async fn handle(
     .await?
     {
         Reply::Topic(meta) => {
-            session.shared.spread.apply(shards, &meta).await?;
+            session.thread.spread(&meta).await?;
             Ok(AddPartitionsResponse {
                 topic: Some(convert::topic(&meta, &session.principal())),
             })

@@ -30,7 +30,7 @@ pub(super) async fn handle(
     .await?
     {
         Reply::Topic(meta) => {
-            session.shared.spread.apply(shards, &meta).await?;
+            session.thread.spread(&meta).await?;
             Ok(ConfigureTopicResponse {
                 topic: Some(convert::topic(&meta, &session.principal())),
             })

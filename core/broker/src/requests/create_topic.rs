@@ -61,7 +61,7 @@ pub(super) async fn handle(
         Err(error) => return Err(error),
     };
     // Also when it existed: its creator may have died between the two steps.
-    session.shared.spread.apply(shards, &meta).await?;
+    session.thread.spread(&meta).await?;
     Ok(CreateTopicResponse {
         topic: Some(convert::topic(&meta, &session.principal())),
         created,

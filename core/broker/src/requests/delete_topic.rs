@@ -21,7 +21,7 @@ pub(super) async fn handle(
     .await?
     {
         Reply::TopicGone { id } => {
-            session.shared.spread.forget(shards, id).await?;
+            session.thread.forget(id).await?;
             session.shared.plugins.deployments.keep(id, &[]);
             sweep_later(session);
         }

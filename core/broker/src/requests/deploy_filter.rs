@@ -69,7 +69,7 @@ pub(super) async fn handle(
     };
     match ask(shards.catalog(), deploy).await? {
         Reply::Topic(meta) => {
-            session.shared.spread.apply(shards, &meta).await?;
+            session.thread.spread(&meta).await?;
             let deployments = &session.shared.plugins.deployments;
             deployments.renew(meta.id, &binding.name);
             deployments.keep(meta.id, &meta.filters);

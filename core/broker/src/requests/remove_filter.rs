@@ -24,7 +24,7 @@ pub(super) async fn handle(
     .await?
     {
         Reply::Topic(meta) => {
-            session.shared.spread.apply(shards, &meta).await?;
+            session.thread.spread(&meta).await?;
             let deployments = &session.shared.plugins.deployments;
             deployments.keep(meta.id, &meta.filters);
             sweep_later(session);

@@ -202,32 +202,46 @@ fn a_member_that_runs_goes_on_from_a_forced_reset() {
 /// nothing from it.
 #[test]
 fn a_member_that_joins_again_is_not_thrown_out_by_its_older_stream() {
-    let world = World::new(|_| {});
-    world.run(async {
-        let client = world.connect().await;
-        produced(&client, "t", 2, 9).await;
-        let mut older = client.subscribe(&member("t")).await;
-        let known = older.subscribed().await;
-        let of_older = older.given(2).await;
-        assert_eq!(older.commit(1, of_older[0].handle, 4).await, None);
-        let other = world.connect().await;
-        let mut newer = other.subscribe(&again("t", &known)).await;
-        let rejoined = newer.subscribed().await;
-        assert_eq!(rejoined.member, known.member);
-        let of_newer = newer.given(2).await;
-        for (was, is) in of_older.iter().zip(&of_newer) {
-            assert_eq!((is.since, is.partition), (was.since, was.partition));
-            assert!(is.epoch > was.epoch);
-        }
-        assert_eq!(of_newer[0].offset, 4);
-        // The older one is told, and is over; the newer one is the member still.
-        assert_eq!(older.ends().await, Some(Code::MemberFenced.number()));
-        assert_eq!(newer.commit(1, of_newer[0].handle, 6).await, None);
-        let group = described(&client).await;
-        assert_eq!(group.members.len(), 1);
-        assert_eq!(group.members[0].member, known.member);
-        assert_eq!(group.offsets[0].committed, Some(6));
-    });
+    for shards in [1, 3] {
+        let world = World::new(|config| config.shards = Some(shards));
+        world.run(async {
+            let client = world.connect().await;
+            produced(&client, "t", 4, 9).await;
+            let mut older = client.subscribe(&member("t")).await;
+            let known = older.subscribed().await;
+            let of_older = older.given(4).await;
+            let first = of_older[0].handle;
+            assert_eq!(older.commit(1, first, 4).await, None, "{shards} shards");
+            let other = world.connect().await;
+            let mut newer = other.subscribe(&again("t", &known)).await;
+            let rejoined = newer.subscribed().await;
+            assert_eq!(rejoined.member, known.member, "{shards} shards");
+            let of_newer = newer.given(4).await;
+            for (was, is) in of_older.iter().zip(&of_newer) {
+                assert_eq!((is.since, is.partition), (was.since, was.partition));
+                assert!(is.epoch > was.epoch, "{shards} shards");
+            }
+            assert_eq!(of_newer[0].offset, 4, "{shards} shards");
+            // The older one is told, and is over; the newer one is the member still.
+            let fenced = Some(Code::MemberFenced.number());
+            assert_eq!(older.ends().await, fenced, "{shards} shards");
+            assert_eq!(newer.commit(1, of_newer[0].handle, 6).await, None);
+            let group = described(&client).await;
+            assert_eq!(group.members.len(), 1);
+            assert_eq!(group.members[0].member, known.member);
+            assert_eq!(group.offsets[0].committed, Some(6), "{shards} shards");
+
+            // A second member gets its share of the newer one, which stays a member.
+            let mut second = client.subscribe(&member("t")).await;
+            second.subscribed().await;
+            let revoked: Revoke = newer.until(Kind::Revoke).await;
+            assert_eq!((revoked.handles.len(), revoked.lost), (2, false));
+            let handles = revoked.handles;
+            newer.frame(Kind::Released, &Released { handles }).await;
+            second.given(2).await;
+            assert_eq!(described(&client).await.members.len(), 2, "{shards} shards");
+        });
+    }
 }
 
 #[test]

@@ -368,6 +368,9 @@ impl Admin {
             if page.next.is_empty() {
                 return Ok(list);
             }
+            if page.next <= request.after {
+                return Err(Error::protocol("pages of groups go back"));
+            }
             request.after = page.next;
         }
     }
@@ -401,10 +404,12 @@ impl Admin {
             let offsets = page.offsets.into_iter().map(offset);
             described.offsets.extend(offsets);
             add_new(&mut described.unreachable, page.unreachable);
-            if page.next.is_none() {
-                break;
+            let Some(next) = page.next else { break };
+            let place = |at: &wire::GroupPartition| (at.topic.clone(), at.partition);
+            if request.after.as_ref().map(place) >= Some(place(&next)) {
+                return Err(Error::protocol("pages of a group's offsets go back"));
             }
-            request.after = page.next;
+            request.after = Some(next);
         }
         for at in &described.offsets {
             let mut members = described.members.iter_mut();

@@ -109,14 +109,17 @@ impl std::fmt::Display for Table {
         for row in &self.rows {
             let mut text = String::new();
             for (column, cell) in row.iter().enumerate() {
-                let width = widths[column];
+                // By hand: a width in a format has a limit.
+                let gap = " ".repeat(widths[column].saturating_sub(cell.chars().count()));
                 if column > 0 {
                     text.push_str("  ");
                 }
                 if right[column] {
-                    text.push_str(&format!("{cell:>width$}"));
+                    text.push_str(&gap);
+                    text.push_str(cell);
                 } else {
-                    text.push_str(&format!("{cell:<width$}"));
+                    text.push_str(cell);
+                    text.push_str(&gap);
                 }
             }
             writeln!(f, "{}", text.trim_end())?;

@@ -220,7 +220,7 @@ impl Deployment {
         view: &View<'_>,
         error: FilterError,
     ) -> Result<Verdict, FilterError> {
-        let (start, first_kills) = (Instant::now(), error.is_kill());
+        let (start, first) = (Instant::now(), error.clone());
         let found = Search::new(view.timestamps.len(), error).and_then(|mut search| {
             while let Some(part) = search.part() {
                 search.answer(self.ask(filter, view, part))?;
@@ -234,7 +234,7 @@ impl Deployment {
             Ok(verdict) => {
                 add(&self.meter.records_kept, verdict.kept.kept() as u64);
                 add(&self.meter.refused, verdict.failed.len() as u64);
-                self.failed_in_part(view, verdict, first_kills);
+                self.failed_in_part(view, verdict, &first);
             }
         }
         found
@@ -332,7 +332,7 @@ impl Deployment {
         self.note(1, format!("a batch of {topic}/{partition}: {error}"));
     }
 
-    fn failed_in_part(&self, view: &View<'_>, verdict: &Verdict, first_kills: bool) {
+    fn failed_in_part(&self, view: &View<'_>, verdict: &Verdict, first: &FilterError) {
         if verdict.judged_some() {
             self.kills().judged();
         }
@@ -352,8 +352,12 @@ impl Deployment {
             };
             let failed = verdict.failed.len() as u64;
             self.note(failed, format!("{place}: {}", error.of_record()));
-        } else if first_kills {
-            self.killed(None, true);
+        } else if first.is_kill() {
+            match first {
+                // Whoever sends large batches must not switch a filter off.
+                FilterError::OverMemory { .. } | FilterError::OutOfTime { .. } => self.too_large(),
+                _ => self.killed(None, true),
+            }
             let text = "records fail together that pass apart: suspect the time or memory budget, or state that it keeps";
             self.note(1, format!("a batch of {topic}/{partition}: {text}"));
         }
@@ -382,6 +386,14 @@ impl Deployment {
         self.has_kills.store(true, Ordering::Relaxed);
         let now = self.made.elapsed();
         let recent = self.kills().add(now, record, is_proof);
+        self.settle(recent);
+    }
+
+    /// A batch needed more than the budget, and its records did not.
+    fn too_large(&self) {
+        self.has_kills.store(true, Ordering::Relaxed);
+        let now = self.made.elapsed();
+        let recent = self.kills().too_large(now);
         self.settle(recent);
     }
 

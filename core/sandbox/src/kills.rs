@@ -46,6 +46,19 @@ impl Kills {
         self.recent.len() as u32
     }
 
+    /// A batch was too large for the budget, and was judged in parts. That is one for a worker, so it counts
+    /// where nothing else does; however many there are, they do not add up. As [`add`](Self::add).
+    pub(crate) fn too_large(&mut self, now: Duration) -> u32 {
+        let too_old = |at: &Duration| now.saturating_sub(*at) > KILL_WINDOW;
+        while self.recent.front().is_some_and(too_old) {
+            self.recent.pop_front();
+        }
+        if self.recent.is_empty() {
+            self.recent.push_back(now);
+        }
+        self.recent.len() as u32
+    }
+
     fn counts(&mut self, record: Option<u64>, is_proof: bool) -> bool {
         let Some(record) = record else {
             return true;

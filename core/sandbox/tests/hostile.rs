@@ -371,6 +371,28 @@ fn a_poison_record_counts_once_however_often_it_is_sent() {
     );
 }
 
+/// Whoever may send large batches must not be able to switch a filter off.
+#[test]
+fn batches_too_large_for_the_budget_are_judged_in_parts_and_pause_nothing() {
+    let engine = engine();
+    let keeps_all = compile(&engine, "(call $all (call $records (local.get 8)))");
+    let budget = Budget {
+        memory_bytes_max: 512 << 10,
+        ..budget()
+    };
+    let (deployment, mut filter) = deploy(keeps_all, budget);
+    let large = batch(20_000);
+    let error = large.ask(&mut filter).unwrap_err();
+    assert!(matches!(error, FilterError::OverMemory { .. }), "{error}");
+    for _ in 0..5 {
+        let verdict = judge(&deployment, &mut filter, &large).unwrap();
+        assert!(verdict.failed.is_empty() && verdict.kept.keeps_all());
+        assert_eq!(deployment.placement(), Placement::Worker);
+    }
+    let last = deployment.last_error().unwrap();
+    assert!(last.text.contains("memory budget"), "{}", last.text);
+}
+
 #[test]
 fn what_only_crashes_is_paused() {
     let engine = engine();

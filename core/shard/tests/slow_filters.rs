@@ -395,8 +395,7 @@ fn kills_are_counted_over_all_threads_and_deploying_again_forgives() {
         assert_eq!(placed(), Some(expected));
     }
     for host in [&mut one, &mut two] {
-        // What was said to be a worker's is looked at by one; then it is paused everywhere.
-        host.is_for_worker(bindings, &site);
+        // It is paused everywhere.
         assert!(!host.is_for_worker(bindings, &site));
         let halt = host
             .run(bindings, &site, batch(&["k"]))

@@ -26,6 +26,7 @@ pub fn request(data: &[u8]) {
         Hello: HelloRequest, HelloResponse;
         Ping: PingRequest, PingResponse;
         Status: StatusRequest, StatusResponse;
+        AcceptClock: AcceptClockRequest, AcceptClockResponse;
         CreateTopic: CreateTopicRequest, CreateTopicResponse;
         DeleteTopic: DeleteTopicRequest, DeleteTopicResponse;
         ConfigureTopic: ConfigureTopicRequest, ConfigureTopicResponse;

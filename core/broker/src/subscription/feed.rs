@@ -77,6 +77,8 @@ pub(super) struct Feed {
     pub(super) overtaken: Option<(Offset, Offset)>,
     /// Of the newest fetch, if it is sampled.
     pub(super) trace: Option<Box<Trace>>,
+    /// The batch at `next` needs a search for the record at fault, which is a worker's.
+    pub(super) is_for_worker: bool,
     /// It stands in the queue of those that want to fetch.
     pub(super) queued: bool,
 }
@@ -129,6 +131,7 @@ impl Feed {
             tell_passed: false,
             overtaken: None,
             trace: None,
+            is_for_worker: false,
             queued: false,
         }
     }

@@ -597,6 +597,9 @@ impl Subscription {
                     }
                 }
                 Err(Halt::Worker) => {
+                    if let Some(feed) = self.feeds.feed(handle) {
+                        feed.is_for_worker = true;
+                    }
                     self.retry(handle);
                     break;
                 }

@@ -283,10 +283,13 @@ impl Subscription {
         topic: &Rc<TopicMeta>,
         fetched: &mut Fetched,
     ) -> bool {
-        let Some(partition) = self.feeds.feed(handle).map(|feed| feed.partition.index) else {
+        let Some(feed) = self.feeds.feed(handle) else {
             return false;
         };
-        if fetched.batches.is_empty() || !self.filters.are_for_worker(topic, partition) {
+        let (partition, was_halted) = (feed.partition.index, feed.is_for_worker);
+        if fetched.batches.is_empty()
+            || !(was_halted || self.filters.are_for_worker(topic, partition))
+        {
             return false;
         }
         if self.with_workers >= WITH_WORKERS_MAX {
@@ -299,6 +302,7 @@ impl Subscription {
         let Some(feed) = self.feeds.feed(handle) else {
             return true;
         };
+        feed.is_for_worker = false;
         let (next, stop_at) = (feed.next, feed.stop_at);
         let wanted = move |served: &Served| {
             served.last_offset >= next && stop_at.is_none_or(|stop| served.base_offset < stop)

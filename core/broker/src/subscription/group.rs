@@ -289,10 +289,10 @@ impl Subscription {
         self.revoke(&revoking);
         if let Some(membership) = &mut self.membership {
             membership.owned = owned;
-            let Membership {
-                owned, unopened, ..
-            } = membership;
-            unopened.retain(|partition, _| owned.iter().any(|owned| owned.partition == *partition));
+            let is_owned = |partition| matches!(held.get(partition), Some(Some(_)));
+            membership
+                .unopened
+                .retain(|partition, _| is_owned(partition));
         }
         self.claim_owned();
         self.set_deadline();

@@ -190,16 +190,7 @@ fn describe(group: &GroupDescription) -> String {
     if !group.members.is_empty() {
         let mut table = Table::new(["MEMBER", "CLIENT", "ADDRESS", "PARTITIONS"]);
         for member in &group.members {
-            let owned: Vec<_> = member
-                .partitions
-                .iter()
-                .map(|(topic, partition)| format!("{topic}/{partition}"))
-                .collect();
-            let owned = if owned.is_empty() {
-                "-".into()
-            } else {
-                owned.join(" ")
-            };
+            let owned = ranges(&member.partitions);
             table.row([
                 member.member.to_string(),
                 member.client.clone(),
@@ -213,6 +204,32 @@ fn describe(group: &GroupDescription) -> String {
         text.push_str(&format!("\n{}", offset_table(&group.offsets)));
     }
     text
+}
+
+/// Partitions in the order of topic and number, those in a row together: `orders/0-3 orders/7`.
+fn ranges(partitions: &[(String, u32)]) -> String {
+    let mut rows: Vec<(&str, u32, u32)> = Vec::new();
+    for (topic, partition) in partitions {
+        match rows.last_mut() {
+            Some((known, _, last))
+                if *known == topic && last.checked_add(1) == Some(*partition) =>
+            {
+                *last = *partition;
+            }
+            _ => rows.push((topic, *partition, *partition)),
+        }
+    }
+    if rows.is_empty() {
+        return "-".into();
+    }
+    let texts: Vec<String> = rows
+        .into_iter()
+        .map(|(topic, first, last)| match first == last {
+            true => format!("{topic}/{first}"),
+            false => format!("{topic}/{first}-{last}"),
+        })
+        .collect();
+    texts.join(" ")
 }
 
 fn offset_table(offsets: &[GroupOffset]) -> String {
@@ -278,4 +295,26 @@ fn group_json(group: &GroupDescription) -> Value {
         })).collect::<Value>(),
         "offsets": group.offsets.iter().map(offset_json).collect::<Value>(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn partitions_in_a_row_are_shown_together() {
+        let owned = |numbers: &[u32], topic: &str| -> Vec<(String, u32)> {
+            let named = numbers.iter().map(|number| (topic.to_owned(), *number));
+            named.collect()
+        };
+        let mut all = owned(&[0, 1, 2, 7], "a");
+        all.extend(owned(&[8, 9], "b"));
+        assert_eq!(ranges(&all), "a/0-2 a/7 b/8-9");
+        assert_eq!(ranges(&[]), "-");
+        // Every second one of very many.
+        let odd: Vec<u32> = (0..20_000).map(|n| 2 * n + 1).collect();
+        let mut table = Table::new(["PARTITIONS", "N"]);
+        table.row([ranges(&owned(&odd, "wide")), "1".to_owned()]);
+        assert!(table.to_string().contains("wide/39999  1"));
+    }
 }

@@ -125,10 +125,10 @@ impl ShardCore {
         if let Writes::Stopped(why) = &self.writes {
             // What is installed beyond the durable point never happened, so nothing that may depend
             // on it is told.
-            let speculative = match request {
-                Request::DescribePartition { .. } => self.installed > self.gate.durable(),
-                _ => self.installed_other > self.settled(),
-            };
+            let mut speculative = self.installed_other > self.settled();
+            if let Request::DescribePartition { .. } = request {
+                speculative |= self.installed > self.gate.durable(); // it tells an end
+            }
             if Class::of(request) != Class::Look || speculative {
                 return self.fail(token, Error::Stopped(why.clone()));
             }

@@ -26,7 +26,7 @@ use millstream_sandbox::{
     Context, Deployment, Erred, Filter, FilterError, Parameters, Placement, StartError, Verdict,
     View,
 };
-use rustc_hash::{FxHashMap, FxHashSet};
+use rustc_hash::FxHashMap;
 
 use self::counts::FilterCounts;
 use self::deployments::{Deployments, Whose};
@@ -111,8 +111,6 @@ pub struct FilterHost {
     uses: u64,
     /// It is a worker's, who may take his time.
     is_worker: bool,
-    /// Whose next batch of which partition a worker is to look at.
-    for_worker: FxHashSet<(Whose, u32)>,
 }
 
 #[derive(Debug)]
@@ -137,7 +135,6 @@ impl FilterHost {
             index: None,
             uses: 0,
             is_worker: false,
-            for_worker: FxHashSet::default(),
         }
     }
 
@@ -153,18 +150,13 @@ impl FilterHost {
     /// A subscription is over, and so are its instances, here and on worker threads.
     pub fn end(&mut self, owner: Owner) {
         self.warm.remove(&Whose::Subscription(owner));
-        self.for_worker
-            .retain(|(whose, _)| *whose != Whose::Subscription(owner));
         self.deployments.end(owner);
     }
 
     /// Whether a batch for these filters is to be handed to a worker thread, since one of them is slow
-    /// or was killed (the instances here are then let go), or since it was said to be a worker's.
+    /// or was killed (the instances here are then let go).
     pub fn is_for_worker(&mut self, bindings: &[FilterBinding], site: &Site<'_>) -> bool {
         let whose = site.whose();
-        if !self.for_worker.is_empty() && self.for_worker.remove(&(whose, site.partition)) {
-            return true;
-        }
         let warm = self.warm.get(&whose).map_or(&[][..], |i| i.as_slice());
         let slow = bindings
             .iter()
@@ -211,7 +203,7 @@ impl FilterHost {
 
     /// Run every filter of `bindings` that belongs to the site's stage over `batch`, in order. The batch
     /// that is left is the same one when nothing was dropped. At the produce stage offsets close up; for a
-    /// subscription they stay, and after [`Halt::Worker`] its next batch [is](Self::is_for_worker) a worker's.
+    /// subscription they stay, and after [`Halt::Worker`] the same batch is to be given to a worker.
     ///
     /// # Errors
     /// The batch is refused whole, or is a worker's.
@@ -255,12 +247,7 @@ impl FilterHost {
                         }
                     }
                 }
-                Err(Trouble::Worker) => {
-                    if site.stage == Stage::Subscribe {
-                        self.for_worker.insert((site.whose(), site.partition));
-                    }
-                    return Err(Halt::Worker);
-                }
+                Err(Trouble::Worker) => return Err(Halt::Worker),
                 Err(Trouble::Batch(message)) => return Err(failed(message, false)),
                 Err(Trouble::Loading) => {
                     // Not a fault: neither passing nor dropping would be what was asked for.

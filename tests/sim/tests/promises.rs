@@ -11,7 +11,7 @@ use millstream_sim::run::{Outcome, run};
 /// Fixed seeds of every test run.
 const SEEDS: u64 = 2_000;
 /// Seeds within which each planted bug is to be caught.
-const BUG_SEEDS: u64 = 300;
+const BUG_SEEDS: u64 = 600;
 
 /// All fixed seeds, run once on all cores.
 fn outcomes() -> &'static [Outcome] {

@@ -19,7 +19,7 @@ use crate::session::Session;
 use crate::shards::{ask, unexpected};
 
 /// Partitions looked up at a time.
-const TOGETHER: usize = 64;
+pub(super) const TOGETHER: usize = 64;
 /// Partitions in a page.
 const PAGE: usize = 1_000;
 
@@ -214,11 +214,7 @@ pub(super) async fn all_bounds(
 }
 
 /// Start and released end.
-pub(super) async fn bounds(session: &Session, partition: Partition) -> Bounds {
-    bounds_at(session.shared.shards.of(partition), partition).await
-}
-
-async fn bounds_at(shard: &ShardHandle, partition: Partition) -> Bounds {
+pub(super) async fn bounds_at(shard: &ShardHandle, partition: Partition) -> Bounds {
     let mut found = [Offset(0); 2];
     for (offset, at) in found.iter_mut().zip([Position::Start, Position::End]) {
         match shard.call(Call::OffsetAt { partition, at }).await {

@@ -4,14 +4,17 @@
 //! partition out anew, above the fence, and its member goes on from the reset. A member that met the fence
 //! before the home was told has the same done (`subscription::group`).
 
-use millstream_batch::ids::{GroupEpoch, Offset, Partition};
+use std::collections::BTreeMap;
+
+use millstream_batch::ids::{GroupEpoch, Offset, Partition, TopicId};
 use millstream_machine::request::{Reply, Request};
 use millstream_machine::topic::TopicMeta;
 use millstream_protocol::Code;
 use millstream_protocol::messages::{self, ResetGroupRequest, ResetGroupResponse};
 use millstream_shard::call::{Answer, Call};
+use millstream_shard::handle::ShardHandle;
 
-use super::describe_group::{Gathered, bounds, gather, offset_row};
+use super::describe_group::{Gathered, TOGETHER, bounds_at, gather, offset_row};
 use super::offset_at::{At, position_of};
 use crate::authority::Right;
 use crate::refusals;
@@ -27,7 +30,7 @@ pub(super) async fn handle(
     // The answer tells the topic's bounds, and what is committed decides who reads what of it.
     principal.check(Right::Consume, &request.topic)?;
     let topic = session.thread.catalog.topic(&request.topic).await?;
-    let indexes = indexes(request.partitions, &topic)?;
+    let indexes = indexes(request.partitions.clone(), &topic)?;
     let members = match gather(session, &request.group)
         .await
         .and_then(Gathered::whole)
@@ -45,23 +48,26 @@ pub(super) async fn handle(
     let mut offsets = Vec::new();
     let mut fenced = Vec::new();
     let mut outcome = Ok(());
-    for index in indexes {
-        let partition = Partition {
-            topic: topic.id,
-            index,
-        };
-        match reset(session, &request.group, partition, at, request.dry_run).await {
-            Ok(set) => {
-                fenced.extend(set.fence.map(|fence| (partition, fence)));
-                let committed = Some((set.offset, String::new()));
-                let (start, end) = set.bounds;
-                let name = topic.name.clone();
-                offsets.push(offset_row(name, index, committed, start, end, 0));
+    for together in indexes.chunks(TOGETHER) {
+        let set = set_together(session, &request, topic.id, together, at).await;
+        for (index, set) in set {
+            match set {
+                Ok(set) => {
+                    let partition = Partition {
+                        topic: topic.id,
+                        index,
+                    };
+                    fenced.extend(set.fence.map(|fence| (partition, fence)));
+                    let committed = Some((set.offset, String::new()));
+                    let (start, end) = set.bounds;
+                    let name = topic.name.clone();
+                    offsets.push(offset_row(name, index, committed, start, end, 0));
+                }
+                Err(error) => outcome = outcome.and(Err(error)),
             }
-            Err(error) => {
-                outcome = Err(error);
-                break;
-            }
+        }
+        if outcome.is_err() {
+            break;
         }
     }
     // Also when not all could be set: whoever was fenced is to go on.
@@ -81,15 +87,42 @@ struct Set {
     fence: Option<GroupEpoch>,
 }
 
-async fn reset(
+/// Set these partitions, in the order of their numbers.
+async fn set_together(
     session: &Session,
-    group: &str,
+    request: &ResetGroupRequest,
+    topic: TopicId,
+    indexes: &[u32],
+    at: At,
+) -> BTreeMap<u32, Result<Set, messages::Error>> {
+    let mut waiting = tokio::task::JoinSet::new();
+    for &index in indexes {
+        let partition = Partition { topic, index };
+        let shard = session.shared.shards.of(partition).clone();
+        let (group, dry_run) = (request.group.clone(), request.dry_run);
+        waiting.spawn_local(async move {
+            let set = reset(&shard, group, partition, at, dry_run).await;
+            (index, set)
+        });
+    }
+    let mut set = BTreeMap::new();
+    while let Some(done) = waiting.join_next().await {
+        // A task that panicked ends the thread with it.
+        if let Ok((index, outcome)) = done {
+            set.insert(index, outcome);
+        }
+    }
+    set
+}
+
+async fn reset(
+    shard: &ShardHandle,
+    group: String,
     partition: Partition,
     at: At,
     dry_run: bool,
 ) -> Result<Set, messages::Error> {
-    let shard = session.shared.shards.of(partition);
-    let bounds = bounds(session, partition).await?;
+    let bounds = bounds_at(shard, partition).await?;
     let offset = match at {
         At::Offset(offset, _) => Offset(offset.0.clamp(bounds.0.0, bounds.1.0)),
         At::Position(at) => match shard.call(Call::OffsetAt { partition, at }).await {
@@ -102,7 +135,7 @@ async fn reset(
         // The group is empty, or was to be overruled: a claim that its last owner left behind is
         // nobody's, and is fenced.
         let request = Request::ResetOffset {
-            group: group.to_owned(),
+            group,
             partition,
             offset,
             force: true,

@@ -289,10 +289,9 @@ impl Subscription {
         self.revoke(&revoking);
         if let Some(membership) = &mut self.membership {
             membership.owned = owned;
-            let is_owned = |partition| matches!(held.get(partition), Some(Some(_)));
             membership
                 .unopened
-                .retain(|partition, _| is_owned(partition));
+                .retain(|partition, _| matches!(held.get(partition), Some(Some(_))));
         }
         self.claim_owned();
         self.set_deadline();
@@ -494,25 +493,33 @@ impl Subscription {
         }
         self.feeds.remove(handle);
         self.lost(vec![handle]);
-        self.reassign(partition, epoch);
+        self.reassign_later(partition, epoch);
     }
 
-    /// Tell the home, but not at once: a claim that met a higher one is as a rule late.
+    /// Tell the home, but not at once: a claim that met a higher one is as a rule late, and whoever resets many
+    /// partitions tells the home himself.
     pub(super) fn reassign_later(&mut self, partition: Partition, epoch: GroupEpoch) {
         self.jobs.spawn_local(async move {
             tokio::time::sleep(RETRY).await;
-            Event::Reassign { partition, epoch }
+            Event::Reassign(vec![(partition, epoch)])
         });
     }
 
-    pub(super) fn reassign(&mut self, partition: Partition, epoch: GroupEpoch) {
+    /// Tell the home that these are to be given out anew.
+    pub(super) fn reassign(&mut self, fenced: Vec<(Partition, GroupEpoch)>) {
+        if fenced.is_empty() {
+            return;
+        }
         let (Some(membership), Some(group)) = (&self.membership, &self.group) else {
             return;
         };
         let (home, group) = (membership.home.clone(), group.to_string());
         self.jobs.spawn_local(async move {
-            let fenced = vec![(partition, epoch)];
-            match ask(&home, Request::ReassignPartitions { group, fenced }).await {
+            let request = Request::ReassignPartitions {
+                group,
+                fenced: fenced.clone(),
+            };
+            match ask(&home, request).await {
                 Ok(_) => Event::Released,
                 Err(error) => {
                     tracing::debug!(
@@ -520,7 +527,7 @@ impl Subscription {
                         "a partition is not given out anew yet"
                     );
                     tokio::time::sleep(RETRY).await;
-                    Event::Reassign { partition, epoch }
+                    Event::Reassign(fenced)
                 }
             }
         });

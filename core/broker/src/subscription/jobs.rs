@@ -69,11 +69,8 @@ pub(super) enum Event {
     GiveBack { handle: u32 },
     /// Ask for the assignment again.
     Watch,
-    /// Tell the home that the partition's shard shut this member out under this epoch.
-    Reassign {
-        partition: Partition,
-        epoch: GroupEpoch,
-    },
+    /// Tell the home that the partitions' shards shut this member out under these epochs.
+    Reassign(Vec<(Partition, GroupEpoch)>),
     /// The member joined for the topics that bear its names now.
     JoinedAnew {
         joining: Joining,
@@ -283,6 +280,7 @@ impl Subscription {
     pub(super) fn happened(&mut self, events: Vec<Event>) {
         let mut assigned = Vec::new();
         let mut failed = Vec::new();
+        let mut reassign = Vec::new();
         for event in events {
             match event {
                 Event::Opened { handle, start } => {
@@ -318,7 +316,7 @@ impl Subscription {
                 }
                 Event::Claim => self.claim_owned(),
                 Event::GiveBack { handle } => self.give_back(handle),
-                Event::Reassign { partition, epoch } => self.reassign(partition, epoch),
+                Event::Reassign(fenced) => reassign.extend(fenced),
                 Event::JoinedAnew { joining, joined } => self.joined_anew(joining, joined),
                 Event::LookForNamesakes => self.look_for_namesakes(),
                 Event::Watch => self.watch(),
@@ -336,6 +334,7 @@ impl Subscription {
             );
         }
         self.tell_opening();
+        self.reassign(reassign);
         for (handle, error) in failed {
             self.fail(handle, error);
         }

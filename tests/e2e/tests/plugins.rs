@@ -148,3 +148,62 @@ fn a_bundled_filter_needs_no_deployment() -> Result<()> {
     );
     Ok(())
 }
+
+/// A record that a subscription's filter cannot judge ends the reading behind what came before it, which a group
+/// has committed, whether its filter kept all of that or none.
+#[test]
+fn what_cannot_be_judged_stops_a_subscription_behind_what_came_before() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let broker = Options::on(dir.path().join("data")).start()?;
+    broker.ok("topic create logs --partitions 1")?;
+    broker.ok_with("pub logs", b"{\"n\":1}\n{\"n\":2}\nbad\n{\"n\":3}\n")?;
+    for (group, expression, printed) in [
+        ("", "n > 0", "0\n1\n"),
+        ("keeps-all", "n > 0", "0\n1\n"),
+        ("keeps-one", "n > 1", "1\n"),
+        ("keeps-none", "n > 2", ""),
+    ] {
+        let parameter = format!("expr={expression}");
+        let mut words = vec!["sub", "logs", "--from", "start", "-f", "%o\\n"];
+        words.extend(["--filter", "json-filter", "--param", &parameter]);
+        match group {
+            "" => words.push("--exit-at-end"),
+            _ => words.extend(["--group", group, "--exit-at-end"]),
+        }
+        let output = broker.cli(&words)?;
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{group}: {told}");
+        assert!(told.contains("offset 2"), "{group}: {told}");
+        assert_eq!(String::from_utf8_lossy(&output.stdout), printed, "{group}");
+        if !group.is_empty() {
+            let described = broker.json(&format!("group describe {group}"))?;
+            assert_eq!(described["offsets"][0]["committed"], 2, "{described}");
+        }
+    }
+    Ok(())
+}
+
+/// A subscription's own filter is the bundled one, whatever other topics have deployed under that name, and what
+/// a deployment does with its failures is not what the subscription does.
+#[test]
+fn a_subscriptions_filter_is_not_that_of_another_topic() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let broker = Options::on(dir.path().join("data")).start()?;
+    broker.ok("topic create logs --partitions 1")?;
+    broker.ok("topic create other --partitions 1")?;
+    broker.ok("plugin deploy json-filter --topic other --on-error pass --param expr=n==7")?;
+    broker.ok_with("pub logs", b"{\"n\":1}\nbad\n")?;
+    let sub = |parameter: &[&str]| {
+        let mut words = vec!["sub", "logs", "--from", "start", "-e", "-f", "%v\\n"];
+        words.extend(["--filter", "json-filter"]);
+        words.extend(parameter);
+        broker.cli(&words)
+    };
+    let output = sub(&["--param", "expr=n > 0"])?;
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "{\"n\":1}\n");
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let output = sub(&[])?;
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && told.contains("expr"), "{told}");
+    Ok(())
+}

@@ -23,7 +23,7 @@ use super::plan::{Plan, StartAt};
 use super::verify::Continuity;
 use crate::backoff::Backoff;
 use crate::connection::{Incoming, Link, refusal};
-use crate::error::{Error, Kind as Fault, Result};
+use crate::error::{Error, Result};
 use crate::record::ConsumedRecord;
 
 /// What a member that rejoined was not given again by then is somebody else's.
@@ -243,7 +243,6 @@ impl Driver {
             return true;
         }
         error.retriable()
-            || error.kind() == Fault::Protocol && error.code().is_none() && self.member != 0
     }
 
     /// Open the subscription. `None`: closed meanwhile.

@@ -492,10 +492,12 @@ impl Subscription {
         );
     }
 
-    /// As [`fail`](Self::fail), once the batches that came before are sent.
+    /// As [`fail`](Self::fail), once what came before is sent.
     fn fail_behind_ready(&mut self, handle: u32, error: messages::Error) {
         match self.feeds.feed(handle) {
-            Some(feed) if !feed.ready.is_empty() => feed.tell_failed = Some(error),
+            Some(feed) if !feed.ready.is_empty() || feed.tell_passed => {
+                feed.tell_failed = Some(error);
+            }
             _ => self.fail(handle, error),
         }
     }
@@ -627,10 +629,12 @@ impl Subscription {
         let Some(feed) = feeds.feeds.get_mut(&handle) else {
             return;
         };
-        if idle && !feed.ready.is_empty() && stopped_by.is_some() {
-            feeds.turns.push_back(handle);
-        }
         if let Some(error) = stopped_by {
+            // What was dropped before it is done with, and a group may commit it.
+            feed.tell_passed |= came > 0 && dropped_last;
+            if idle && feed.has_words() {
+                feeds.turns.push_back(handle);
+            }
             return self.fail_behind_ready(handle, error);
         }
         let at_end = feed.next >= end && !feed.end_unknown
@@ -687,6 +691,7 @@ impl Subscription {
         } else {
             self.session.send.hold(body)
         };
+        let span = served.last_offset.0 - served.base_offset.0;
         Ready {
             header: messages::Batch {
                 handle,
@@ -697,8 +702,9 @@ impl Subscription {
                 epoch: served.epoch,
                 sequence: served.sequence,
                 end_offset: end.0,
-                filtered: u64::from(batch.header().records)
-                    != served.last_offset.0 - served.base_offset.0 + 1,
+                // Also when what was cut off stands behind: the batch still spans it.
+                filtered: u64::from(batch.header().records) != span + 1
+                    || u64::from(batch.header().last_offset_delta) != span,
             },
             head: served_head(
                 served.base_offset,

@@ -14,6 +14,7 @@ use millstream_protocol::messages::{self, Subscribe};
 use millstream_sandbox::Parameters;
 use millstream_shard::call::{Fetched, Served};
 use millstream_shard::driver::{FilterFailure, FilterHost, Halt, Own, Owner, Site, Turn};
+use rustc_hash::FxHashSet;
 use tokio::sync::oneshot;
 
 use super::Subscription;
@@ -61,8 +62,9 @@ struct OwnFilter {
 }
 
 impl OwnFilters {
-    /// The components that the client wants run for itself: each deployed on some topic that it may
-    /// read, or one that the broker brings along. Each is started once with the client's parameters.
+    /// The components that the client wants run for itself: each deployed on a topic that it reads, else one that
+    /// the broker brings along, else one deployed on another topic that it may read. Each is started once with the
+    /// client's parameters. What it cannot judge stops the client, whatever a deployment of that name does.
     pub(super) async fn new(
         session: &Rc<Session>,
         subscribe: &Subscribe,
@@ -89,10 +91,13 @@ impl OwnFilters {
             true => Vec::new(),
             false => session.thread.catalog.topics(),
         };
-        let find = |name: &str| -> Option<FilterBinding> {
+        let partitions = subscribe.partitions.iter().map(|fixed| &fixed.topic);
+        let read: FxHashSet<&String> = subscribe.topics.iter().chain(partitions).collect();
+        let find = |name: &str, is_read: bool| -> Option<FilterBinding> {
             topics
                 .iter()
                 .filter(|topic| !topic.filters.is_empty())
+                .filter(|topic| read.contains(&topic.name) == is_read)
                 .filter(|topic| principal.may(Right::Consume, &topic.name))
                 .flat_map(|topic| &topic.filters)
                 .find(|binding| binding.name == name)
@@ -102,8 +107,9 @@ impl OwnFilters {
             .filters
             .iter()
             .map(|filter| {
-                let binding = find(&filter.name)
+                let binding = find(&filter.name, true)
                     .or_else(|| bundled_binding(session, &filter.name))
+                    .or_else(|| find(&filter.name, false))
                     .ok_or_else(|| unknown(&filter.name))?;
                 let parameters = filter
                     .parameters
@@ -113,6 +119,7 @@ impl OwnFilters {
                 Ok(OwnFilter {
                     binding: FilterBinding {
                         stage: Stage::Subscribe,
+                        on_error: OnError::Reject,
                         ..binding
                     },
                     parameters,
@@ -120,6 +127,11 @@ impl OwnFilters {
             })
             .collect::<Result<Vec<OwnFilter>, messages::Error>>()?;
         let components = &session.shared.components;
+        // Each start takes a thread: so many at a time for a principal, as with openings.
+        let _turn = match filters.is_empty() {
+            true => None,
+            false => principal.openings().acquire().await.ok(),
+        };
         for filter in &filters {
             components.find(filter.binding.digest).await?;
             let (binding, own) = (filter.binding.clone(), filter.parameters.clone());

@@ -41,6 +41,7 @@ use self::group::Membership;
 use self::jobs::Event;
 use self::outbox::Outbox;
 use self::quota::Quota;
+use crate::authority::Right;
 use crate::metrics::Alive;
 use crate::refusals;
 use crate::requests::{At, position_of};
@@ -164,6 +165,12 @@ async fn begin(
     answers: mpsc::UnboundedSender<(u64, Answer)>,
 ) -> Result<Subscription, messages::Error> {
     let subscribe: Subscribe = first.frame.message().map_err(refusals::of_frame)?;
+    // Nothing is started for whoever may not read: that the topics are there is looked at later.
+    let fixed = subscribe.partitions.iter().map(|fixed| &fixed.topic);
+    let principal = session.principal();
+    for topic in subscribe.topics.iter().chain(fixed) {
+        principal.check(Right::Consume, topic)?;
+    }
     let filters = OwnFilters::new(&session, &subscribe).await?;
     let from = position_of(subscribe.from.as_ref());
     let mut subscription = Subscription {

@@ -566,6 +566,7 @@ fn a_subscription_stops_before_the_record_at_fault_and_goes_on_behind_it() {
                         header.last_offset, 59,
                         "what comes next is the record at fault"
                     );
+                    assert!(header.filtered, "its batch spans more");
                     got.extend(values(frame.payload.into_contiguous()).1);
                 }
                 Some(Kind::PartitionError) => {

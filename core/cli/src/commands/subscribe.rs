@@ -14,6 +14,7 @@ use std::pin::pin;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
+use clap::builder::NonEmptyStringValueParser;
 use millstream_client::{
     Client, Code, ConsumedRecord, Consumer, ConsumerBuilder, ConsumerEvent, OffsetSpec, OnLost,
     StartAt, TopicPartition,
@@ -76,7 +77,7 @@ pub(crate) struct Arguments {
     #[arg(short = 'n', long, value_name = "N")]
     count: Option<u64>,
     /// Read as a member of this group.
-    #[arg(short, long, conflicts_with = "partition")]
+    #[arg(short, long, conflicts_with = "partition", value_parser = NonEmptyStringValueParser::new())]
     group: Option<String>,
     /// Read only this partition; may be given several times.
     #[arg(short, long, value_name = "N")]
@@ -84,7 +85,8 @@ pub(crate) struct Arguments {
     /// End where the topic ends now: the same as --until end.
     #[arg(short = 'e', long, conflicts_with = "until")]
     exit_at_end: bool,
-    /// Run this deployed component for this subscription.
+    /// Run this component for this subscription: one deployed on the topic, or a bundled one (json-filter,
+    /// key-filter). A record that it cannot judge ends the reading, with an error.
     #[arg(long, value_name = "NAME")]
     filter: Option<String>,
     /// A parameter of the filter; may be given several times.

@@ -235,6 +235,8 @@ pub(crate) fn delete(state: &State, name: &str, force: bool) -> Result<Decision,
 
 /// Groups in one answer: so that a look at many takes the shard no long time at once.
 const LISTED_TOGETHER: usize = 100;
+/// Partitions that one answer looks at, but for those of its last group.
+const LOOKED_AT_TOGETHER: u64 = 10_000;
 
 /// Groups at home here, and those with an offset here, after a name.
 pub(crate) fn list(state: &State, after: &str) -> Decision {
@@ -248,7 +250,7 @@ pub(crate) fn list(state: &State, after: &str) -> Decision {
         .take(LISTED_TOGETHER)
         .chain(with_offsets.take(LISTED_TOGETHER))
         .collect();
-    let more = names.len() >= LISTED_TOGETHER;
+    let mut more = names.len() >= LISTED_TOGETHER;
     let summary = |name: &str| GroupSummary {
         name: name.to_owned(),
         home: state.groups.get(name).map(|group| {
@@ -257,11 +259,19 @@ pub(crate) fn list(state: &State, after: &str) -> Decision {
         }),
         lag: lag(state, name),
     };
-    let groups = names.into_iter().take(LISTED_TOGETHER).map(summary);
-    Decision::look(Reply::Groups {
-        groups: groups.collect(),
-        more,
-    })
+    let mut groups = Vec::new();
+    let mut looked_at = 0;
+    for name in names.into_iter().take(LISTED_TOGETHER) {
+        if looked_at >= LOOKED_AT_TOGETHER {
+            more = true;
+            break;
+        }
+        let group = summary(name);
+        let partitions = |(topic, _): &(TopicId, u64)| u64::from(state.partition_count(*topic));
+        looked_at += group.lag.iter().map(partitions).sum::<u64>();
+        groups.push(group);
+    }
+    Decision::look(Reply::Groups { groups, more })
 }
 
 /// Records that the group has still to read in this shard's partitions of every topic that it has an offset

@@ -106,6 +106,10 @@ fn a_group_is_reset_by_command() -> Result<()> {
         assert_eq!(again, "1a\n1b\n1c\n", "{shards} shards");
         let groups = broker.json("group list")?;
         assert!(groups.to_string().contains("\"g\""), "{groups}");
+        let words = ["group", "reset", "g", "--topic", "t", "--to", "99"];
+        let told = broker.cli(&words)?;
+        let told = String::from_utf8_lossy(&told.stderr).into_owned();
+        assert!(told.contains("99 is outside of what is kept"), "{told}");
     }
     Ok(())
 }

@@ -3,7 +3,7 @@
 //! | parameter    | meaning                                                                     |
 //! |--------------|-----------------------------------------------------------------------------|
 //! | `expr`       | the expression, see [`expr`]; required                                      |
-//! | `on_invalid` | what becomes of a value that is not JSON: `error` (the default) refuses its whole batch, `drop` and `keep` say so for the record alone |
+//! | `on_invalid` | what becomes of a value that is not JSON: `error` (the default) leaves the record to the deployment's `on_error`, `drop` and `keep` do so here |
 //!
 //! A record without a value (a tombstone) is taken as JSON `null`: every path is absent in it. The value
 //! must be one JSON text (RFC 8259) in UTF-8, nested at most 128 deep, and is checked to its end.

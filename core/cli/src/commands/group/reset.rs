@@ -62,7 +62,7 @@ pub(super) async fn run(admin: &Admin, arguments: &Arguments, output: Output) ->
     let group = &arguments.group;
     let offsets = match (&arguments.to, &arguments.topic) {
         (Some(to), Some(topic)) => {
-            admin
+            let offsets = admin
                 .reset_group(
                     group,
                     topic,
@@ -71,7 +71,11 @@ pub(super) async fn run(admin: &Admin, arguments: &Arguments, output: Output) ->
                     arguments.force,
                     arguments.dry_run,
                 )
-                .await?
+                .await?;
+            if let StartAt::Offset(asked) = to {
+                outside(&offsets, *asked);
+            }
+            offsets
         }
         _ => by_place(admin, arguments).await?,
     };
@@ -87,6 +91,16 @@ pub(super) async fn run(admin: &Admin, arguments: &Arguments, output: Output) ->
         "offsets": offsets.iter().map(offset_json).collect::<Value>(),
     });
     output.show(text, &json)
+}
+
+/// Say where the wanted offset could not be had.
+fn outside(offsets: &[GroupOffset], wanted: u64) {
+    for set in offsets.iter().filter(|set| set.committed != Some(wanted)) {
+        note(&format!(
+            "warning: {}/{}: {wanted} is outside of what is kept ({} to {})",
+            set.topic, set.partition, set.start_offset, set.end_offset
+        ));
+    }
 }
 
 /// Each partition to its own offset. All are tried before the first is changed.
@@ -130,16 +144,7 @@ async fn by_place(admin: &Admin, arguments: &Arguments) -> Outcome<Vec<GroupOffs
     }
     for set in &shown {
         let wanted = places.get(&(set.topic.clone(), set.partition)).copied();
-        if wanted != set.committed {
-            note(&format!(
-                "warning: {}/{}: {} is outside of what is kept ({} to {})",
-                set.topic,
-                set.partition,
-                wanted.unwrap_or_default(),
-                set.start_offset,
-                set.end_offset
-            ));
-        }
+        outside(std::slice::from_ref(set), wanted.unwrap_or_default());
     }
     Ok(shown)
 }

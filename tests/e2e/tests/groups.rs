@@ -102,7 +102,7 @@ fn a_group_is_reset_by_command() -> Result<()> {
         broker.ok("sub t --group g --from start --count 9")?;
         broker.ok("group reset g --topic t --partition 1 --to start")?;
         // What the members say of where to begin is of no meaning any more.
-        let again = broker.ok("sub t --group g --from end --exit-at-end -f %p%v\n")?;
+        let again = broker.ok("sub t --group g --from end --exit-at-end -f %p%v\\n")?;
         assert_eq!(again, "1a\n1b\n1c\n", "{shards} shards");
         let groups = broker.json("group list")?;
         assert!(groups.to_string().contains("\"g\""), "{groups}");
@@ -128,7 +128,7 @@ fn a_group_takes_no_until_but_the_end() -> Result<()> {
         assert_eq!(output.status.code(), Some(2), "{told}");
         assert!(told.contains("--group"), "{told}");
     }
-    let all = broker.ok("sub t --group g --until end -f %v\n")?;
+    let all = broker.ok("sub t --group g --until end -f %v\\n")?;
     let mut all: Vec<&str> = all.lines().collect();
     all.sort_unstable();
     assert_eq!(all, ["a", "b"]);

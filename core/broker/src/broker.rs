@@ -146,6 +146,7 @@ impl Broker {
             config.shards,
             cores.len().clamp(1, 256) as u16,
         )?;
+        limits::check_file_size(&directory, config.log.segment_bytes)?;
         let identity = tls::identity(&config, &directory)?;
         let shards = directory.meta().shards;
         let threads = config
@@ -160,7 +161,6 @@ impl Broker {
             } else {
                 http::CONNECTIONS_MAX
             },
-            config.log.segment_bytes,
         );
         let sockets = steering::bind(config.listen, threads, config.quic.socket_buffer_bytes)?;
         let (handles, inboxes): (Vec<_>, Vec<_>) = (0..shards)

@@ -33,7 +33,7 @@ use crate::metrics::Metrics;
 use crate::places::Places;
 use crate::secrets::Secrets;
 use crate::shards::Shards;
-use crate::signals::{self, Hangup, Said};
+use crate::signals::{self, Hangup, Said, Stopper};
 use crate::thread::{self, ShardStart, Start};
 use crate::throttle::Throttle;
 use crate::tls::Identity;
@@ -146,6 +146,7 @@ impl Broker {
             config.shards,
             cores.len().clamp(1, 256) as u16,
         )?;
+        limits::check_file_size(&directory, config.log.segment_bytes)?;
         let identity = tls::identity(&config, &directory)?;
         let shards = directory.meta().shards;
         let threads = config
@@ -160,7 +161,6 @@ impl Broker {
             } else {
                 http::CONNECTIONS_MAX
             },
-            config.log.segment_bytes,
         );
         let sockets = steering::bind(config.listen, threads, config.quic.socket_buffer_bytes)?;
         let (handles, inboxes): (Vec<_>, Vec<_>) = (0..shards)
@@ -381,15 +381,19 @@ impl Broker {
 
 /// Run a broker until SIGINT or SIGTERM. A second signal ends the process at once: what was
 /// acknowledged is durable at any moment. `hangup` says what SIGHUP does. `started` is called once
-/// clients can connect.
+/// clients can connect, with what stops the broker from within the process.
 ///
 /// # Errors
 /// As [`Broker::start`] and [`Broker::stop`].
-pub fn run(config: Config, hangup: &Hangup, started: impl FnOnce(&Broker)) -> Result<(), Error> {
-    let mut signals = signals::listen(hangup)?;
+pub fn run(
+    config: Config,
+    hangup: &Hangup,
+    started: impl FnOnce(&Broker, Stopper),
+) -> Result<(), Error> {
+    let (mut signals, stopper) = signals::listen(hangup)?;
     let broker = Broker::start(config)?;
     service::notify(service::READY);
-    started(&broker);
+    started(&broker, stopper);
     loop {
         match (broker.control.block_on(signals.recv()), hangup) {
             (Some(Said::Stop), _) | (Some(Said::Hangup), Hangup::Stop) => break,
@@ -403,6 +407,8 @@ pub fn run(config: Config, hangup: &Hangup, started: impl FnOnce(&Broker)) -> Re
             (None, _) => return Err(Error::Internal("signals cannot be heard".to_owned())),
         }
     }
+    // What fails from here on, fails for the stop.
+    signals.close();
     service::notify(service::STOPPING);
     broker.stop()
 }

@@ -49,5 +49,5 @@ pub use config::{
 pub use directory::{Directory, Meta, missing_shard, read_meta};
 pub use error::Error;
 pub use preflight::check;
-pub use signals::Hangup;
+pub use signals::{Hangup, Stopper};
 pub use sys::{Resource, huge_pages_only_where_advised, limit};

@@ -1,12 +1,17 @@
 //! Limits of the process: raised where it may, counted against what is needed, and said at start.
 //!
 //! A limit that is reached is no failure of a disk. What is asked for is refused or waits; nothing
-//! stops for good. Absent on purpose: what each part does when it meets one.
+//! stops for good. A limit under which the log cannot be written to ends the start, with its name. Absent
+//! on purpose: what each part does when it meets one.
 
-use std::fmt;
+use std::path::PathBuf;
+use std::{fmt, fs, io};
 
+use millstream_log::io::FileId;
 use millstream_uring::{OPEN_FILES_MAX, OPEN_FILES_MIN, OTHER_FILES};
 
+use crate::Error;
+use crate::directory::Directory;
 use crate::sys::{self, Resource};
 
 /// Descriptors of a thread: its socket, its reactor, what wakes it.
@@ -61,9 +66,61 @@ impl fmt::Display for Files {
     }
 }
 
+/// Refuse to start where files may not be so long as those of the log: a shard that cannot write to a
+/// file of its own would stop in the middle of its work.
+pub(crate) fn check_file_size(directory: &Directory, segment_bytes: u64) -> Result<(), Error> {
+    let limit = sys::limit(Resource::FileSize).map_or(u64::MAX, |(soft, _)| soft);
+    if limit == u64::MAX {
+        return Ok(());
+    }
+    let there = longest_there(directory)
+        .map_err(|source| Error::directory(directory.path(), "read", &source))?;
+    match too_short(limit, there.as_ref(), segment_bytes) {
+        Some(why) => Err(Error::Internal(why)),
+        None => Ok(()),
+    }
+}
+
+/// The longest file of the shards' logs, if there is one.
+fn longest_there(directory: &Directory) -> io::Result<Option<(u64, PathBuf)>> {
+    let mut longest = None;
+    for shard in 0..directory.meta().shards {
+        let files = match fs::read_dir(directory.shard(shard)) {
+            Ok(files) => files,
+            // It begins with this start.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(error),
+        };
+        for file in files {
+            let file = file?;
+            if file.file_name().to_str().and_then(FileId::parse).is_some() {
+                longest = longest.max(Some((file.metadata()?.len(), file.path())));
+            }
+        }
+    }
+    Ok(longest)
+}
+
+/// Why a log cannot be written to under a limit of file sizes; `None`: it can.
+fn too_short(limit: u64, there: Option<&(u64, PathBuf)>, segment_bytes: u64) -> Option<String> {
+    let raise = "raise the limit (ulimit -f, LimitFSIZE=)";
+    match there.filter(|(bytes, _)| limit < *bytes) {
+        Some((bytes, path)) => Some(format!(
+            "files may be at most {limit} bytes long, and {} has {bytes}: {raise} to {} or more",
+            path.display(),
+            segment_bytes.max(*bytes),
+        )),
+        None if limit < segment_bytes => Some(format!(
+            "files may be at most {limit} bytes long, and the log makes files of {segment_bytes}: {raise} to that or \
+             more, or lower log.segment_bytes"
+        )),
+        None => None,
+    }
+}
+
 /// Make the process ready: as many open files as the system allows, and a file that is too long is an
 /// error, not the end. Says what is needed and what is short.
-pub(crate) fn prepare(shards: usize, threads: usize, http: usize, longest_file: u64) -> Files {
+pub(crate) fn prepare(shards: usize, threads: usize, http: usize) -> Files {
     sys::ignore_file_size_signal();
     let before = sys::limit(Resource::OpenFiles).map_or(u64::MAX, |(soft, _)| soft);
     if let Err(error) = sys::raise_open_files() {
@@ -83,20 +140,31 @@ pub(crate) fn prepare(shards: usize, threads: usize, http: usize, longest_file: 
             "open files: {files}: raise the limit (ulimit -n, LimitNOFILE=), or something will be refused or wait"
         );
     }
-    if let Some((bytes, _)) = sys::limit(Resource::FileSize)
-        && bytes < longest_file
-    {
-        tracing::warn!(
-            "files may be at most {bytes} bytes long, and the log makes files of {longest_file}: raise the limit \
-             (ulimit -f, LimitFSIZE=), or lower log.segment_bytes; until then such a file is refused"
-        );
-    }
     files
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn files_may_be_as_long_as_those_there_and_those_to_come() {
+        let there = (64, PathBuf::from("shard-0/wal"));
+        let why = too_short(63, Some(&there), 32).expect("a file is longer");
+        assert!(
+            why.contains("at most 63") && why.contains("shard-0/wal has 64"),
+            "{why}"
+        );
+        assert!(why.contains("LimitFSIZE=) to 64"), "{why}");
+        let why = too_short(64, Some(&there), 128).expect("files will be longer");
+        assert!(
+            why.contains("files of 128") && why.contains("log.segment_bytes"),
+            "{why}"
+        );
+        assert!(too_short(127, None, 128).is_some());
+        assert_eq!(too_short(128, Some(&there), 128), None);
+        assert_eq!(too_short(64, Some(&there), 32), None);
+    }
 
     #[test]
     fn shards_share_what_the_limit_leaves() {

@@ -33,9 +33,24 @@ pub(crate) enum Said {
     Hangup,
 }
 
+/// Stops a broker that [`run`](crate::run) runs, as a signal would.
+#[derive(Clone, Debug)]
+pub struct Stopper(mpsc::WeakUnboundedSender<Said>);
+
+impl Stopper {
+    /// Ask for a graceful stop. `false`: it stops already, for another reason.
+    #[must_use]
+    pub fn stop(&self) -> bool {
+        self.0
+            .upgrade()
+            .is_some_and(|tell| tell.send(Said::Stop).is_ok())
+    }
+}
+
 /// Listen on a thread of its own. A second word to stop ends the process at once.
-pub(crate) fn listen(hangup: &Hangup) -> Result<mpsc::UnboundedReceiver<Said>, Error> {
+pub(crate) fn listen(hangup: &Hangup) -> Result<(mpsc::UnboundedReceiver<Said>, Stopper), Error> {
     let (tell, told) = mpsc::unbounded_channel();
+    let stopper = Stopper(tell.downgrade());
     let hears_hangup = matches!(hangup, Hangup::Reload(_)) || !ignores_hangup();
     let hangup_stops = matches!(hangup, Hangup::Stop);
     std::thread::Builder::new()
@@ -49,7 +64,7 @@ pub(crate) fn listen(hangup: &Hangup) -> Result<mpsc::UnboundedReceiver<Said>, E
             }
         })
         .map_err(|error| Error::thread(&error))?;
-    Ok(told)
+    Ok((told, stopper))
 }
 
 async fn hear(
@@ -77,9 +92,8 @@ async fn hear(
             }
             stopping = true;
         }
-        if tell.send(said).is_err() {
-            return Ok(());
-        }
+        // Nobody hears it while the broker stops; the second word to stop still counts.
+        let _ = tell.send(said);
     }
 }
 
@@ -108,6 +122,16 @@ fn is_ignored(status: &str, signal: u32) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_stop_is_asked_for_until_there_is_one() {
+        let (tell, mut told) = mpsc::unbounded_channel();
+        let stopper = Stopper(tell.downgrade());
+        assert!(stopper.stop());
+        assert_eq!(told.try_recv(), Ok(Said::Stop));
+        told.close();
+        assert!(!stopper.stop(), "it stops already");
+    }
 
     #[test]
     fn the_mask_of_ignored_signals_is_read() {

@@ -416,7 +416,7 @@ pub enum Refusal {
         joined: GroupEpoch,
         current: GroupEpoch,
     },
-    #[error("group `{0}` has members: stop them first, or force")]
+    #[error("group `{0}` has members")]
     GroupBusy(String),
     #[error("offset {offset} is outside {start}..={end}")]
     OffsetOutOfRange {

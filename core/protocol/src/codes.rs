@@ -67,7 +67,7 @@ codes! {
     BadConfig = 10, "BAD_CONFIG", false, "Correct it: `millstream topic config --help` tells a topic's settings, `millstream plugin deploy --help` a bundled component's parameters.";
 
     UnknownTopic = 20, "UNKNOWN_TOPIC", false, "Create it with `millstream topic create`, or check the name with `millstream topic list`.";
-    TopicExists = 21, "TOPIC_EXISTS", false, "Choose another name, or ask with if_not_exists.";
+    TopicExists = 21, "TOPIC_EXISTS", false, "Choose another name, or create it only where it is not there yet (`topic create --if-not-exists`).";
     UnknownPartition = 22, "UNKNOWN_PARTITION", false, "See the topic's partitions with `millstream topic describe`.";
     BadPartitionCount = 23, "BAD_PARTITION_COUNT", false, "Partitions can only be added, up to 10,000 a topic.";
 
@@ -86,17 +86,17 @@ codes! {
     UnknownGroup = 62, "UNKNOWN_GROUP", false, "See the groups with `millstream group list`.";
     UnknownMember = 63, "UNKNOWN_MEMBER", true, "Join the group again as a new member.";
     MemberFenced = 64, "MEMBER_FENCED", false, "The group gave the partition to another member, or an operator set it elsewhere: drop what was not committed.";
-    GroupBusy = 65, "GROUP_BUSY", false, "Stop the group's members first, or use force.";
+    GroupBusy = 65, "GROUP_BUSY", false, "Stop the group's members first, or force it (`--force`).";
 
     /// What was read was cut away by an unclean stop under `flush = interval`.
     OffsetTruncated = 66, "OFFSET_TRUNCATED", false, "Records that were read are lost: go on from safe_offset, and undo or repeat what hangs on those past it.";
 
     /// Retention or a trim went past the reader.
-    RecordsLost = 67, "RECORDS_LOST", false, "Go on from next_offset with a seek or a reset of the group, or ask for on_lost = oldest or newest (`sub --on-lost`); keep records for longer, or read sooner.";
+    RecordsLost = 67, "RECORDS_LOST", false, "Go on from the oldest record that is kept with a seek or a reset of the group (`group reset`), or ask to go on at the oldest or the newest by itself (`sub --on-lost`); keep records for longer, or read sooner.";
 
     UnknownFilter = 80, "UNKNOWN_FILTER", false, "See what is deployed with `millstream plugin list`.";
     /// A filter trapped, ran out of budget or is lost.
-    FilterFailed = 81, "FILTER_FAILED", false, "See the filter's message; roll it back or set on_error.";
+    FilterFailed = 81, "FILTER_FAILED", false, "See the filter's last error with `millstream plugin list`; deploy one that works, or let records that it cannot judge pass or be dropped (`plugin deploy --on-error`).";
     /// What was uploaded is not a component that can be used here.
     BadComponent = 82, "BAD_COMPONENT", false, "Build the component against the broker's version of wit/.";
 
@@ -160,10 +160,30 @@ mod tests {
         let document = include_str!("../../docs/protocol.md");
         for code in Code::ALL {
             let heading = format!("`{}` ({})", code.name(), code.number());
+            let section = document
+                .split("### ")
+                .find(|section| section.starts_with(&heading));
+            let section = section.unwrap_or_else(|| panic!("protocol.md has no `{heading}`"));
             assert!(
-                document.contains(&heading),
-                "protocol.md has no `{heading}`"
+                section.contains(&format!("What to do: {}", code.hint())),
+                "protocol.md says something else to do for `{heading}`"
             );
+        }
+    }
+
+    /// Whoever reads a hint has a command line or a library, and neither has the wire's fields.
+    #[test]
+    fn hints_name_no_field_of_a_message() {
+        let fields = [
+            "if_not_exists",
+            "next_offset",
+            "on_lost",
+            "on_error",
+            "use force",
+        ];
+        for code in Code::ALL {
+            let named = fields.iter().find(|field| code.hint().contains(**field));
+            assert_eq!(named, None, "{}: {}", code.name(), code.hint());
         }
     }
 }

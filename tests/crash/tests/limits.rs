@@ -85,23 +85,28 @@ fn the_soft_limit_of_open_files_is_raised() -> Result<()> {
     Ok(())
 }
 
-/// Without the broker's care the first log file would end it by SIGXFSZ, without a word.
+/// A shard that cannot write to a file of its own would stop for good: a start says it beforehand.
 #[test]
-fn a_file_size_limit_is_said_and_ends_nothing() -> Result<()> {
+fn a_file_size_limit_below_the_logs_files_ends_a_start_with_its_name() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let data = dir.path().join("data");
     let eight_mib = "-f 16384";
-    let broker = Options::on(&data)
-        .with("--shards 1")
-        .through(under(eight_mib))
-        .spawn()?;
-    eventually("it says what keeps it from writing", || {
-        let (status, body) = match broker.http("/readyz") {
-            Ok(answer) => answer,
-            Err(_) => return Ok(false),
-        };
-        Ok(status == 503 && body.contains("limited") && body.contains("LimitFSIZE"))
-    })?;
+    let refused = |segment_bytes: Option<&str>, says: &[&str]| -> Result<()> {
+        let mut options = Options::on(&data)
+            .with("--shards 1")
+            .through(under(eight_mib));
+        if let Some(bytes) = segment_bytes {
+            options = options.setting("LOG__SEGMENT_BYTES", bytes);
+        }
+        let mut broker = options.spawn()?;
+        assert!(!broker.wait_end()?.success());
+        eventually("it names the limit", || {
+            let log = broker.log();
+            Ok(log.contains("8388608") && says.iter().all(|words| log.contains(words)))
+        })
+    };
+    // Files that it would make.
+    refused(None, &["LimitFSIZE", "log.segment_bytes"])?;
     // The doctor, in the same surroundings, names it.
     let doctor = under(eight_mib);
     let output = Command::new(&doctor[0])
@@ -115,8 +120,12 @@ fn a_file_size_limit_is_said_and_ends_nothing() -> Result<()> {
         said.contains("file size") && said.contains("LimitFSIZE"),
         "{said}"
     );
-    broker.kill()?;
-    round_trip(&Options::on(&data).start()?, "t")
+    let broker = Options::on(&data).start()?;
+    round_trip(&broker, "t")?;
+    broker.stop()?;
+    // Files that are there, made before the limit was: a lower setting does not make them shorter.
+    refused(Some("4MiB"), &["LimitFSIZE", "shard-0", "9437184"])?;
+    round_trip(&Options::on(&data).start()?, "u")
 }
 
 #[test]

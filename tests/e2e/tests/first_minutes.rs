@@ -30,6 +30,31 @@ fn acknowledged_records_survive_kill_9() -> Result<()> {
     Ok(())
 }
 
+/// A demo that cannot run is what was asked for: the broker does not go on without it.
+#[test]
+fn dev_ends_with_a_demo_that_fails() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let mut dev = std::process::Command::new(millstream_e2e::binary())
+        .args(["dev", "--demo", "--shards", "1", "--expr", "a ==", "--data"])
+        .arg(dir.path().join("data"))
+        .args(["--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"])
+        .stdin(std::process::Stdio::null())
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::piped())
+        .spawn()?;
+    let ended = millstream_e2e::eventually("it ends", || Ok(dev.try_wait()?.is_some()));
+    dev.kill()?;
+    let output = dev.wait_with_output()?;
+    let words = String::from_utf8_lossy(&output.stderr);
+    ended?;
+    assert_eq!(output.status.code(), Some(1), "{words}");
+    assert!(
+        words.contains("error: ") && words.contains("expr"),
+        "{words}"
+    );
+    Ok(())
+}
+
 /// A clean stop and start changes nothing either.
 #[test]
 fn a_clean_restart_keeps_everything() -> Result<()> {

@@ -128,6 +128,56 @@ fn records_of_a_directory_are_shown_and_carried_over() -> Result<()> {
     Ok(())
 }
 
+/// A group or a shard that is gone leaves no record to complain of: it is named, and the command fails.
+#[test]
+fn records_that_are_missing_are_told() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let broker = Options::on(dir.path().join("data"))
+        .with("--shards 2")
+        .start()?;
+    broker.ok("topic create t --partitions 2")?;
+    for value in [b"a\n", b"b\n", b"c\n"] {
+        broker.ok_with("pub t --partition 0", value)?;
+        broker.ok_with("pub t --partition 1", value)?;
+    }
+    let data = broker.stop()?;
+    let run = |arguments: &[&str]| {
+        std::process::Command::new(binary())
+            .args(["log", "inspect"])
+            .args(arguments)
+            .arg(&data)
+            .output()
+    };
+    let whole = run(&["--records"])?;
+    assert!(whole.status.success(), "{whole:?}");
+    assert_eq!(String::from_utf8(whole.stdout)?.lines().count(), 6);
+
+    // The header of a group amid others.
+    let mut file = String::new();
+    let mut groups = Vec::new();
+    for item in lines(&run(&["--files", "-o", "json", "--shard", "0"])?.stdout)? {
+        if let Some(name) = item["file"].as_str().filter(|_| groups.is_empty()) {
+            file = name.to_owned();
+        }
+        groups.extend(item["group"]["at"].as_u64());
+    }
+    let at = groups[groups.len() / 2];
+    let wal = std::fs::OpenOptions::new().write(true).open(&file)?;
+    std::os::unix::fs::FileExt::write_all_at(&wal, &[0; 64], at)?;
+    let damaged = run(&["--records"])?;
+    let words = String::from_utf8(damaged.stderr)?;
+    assert_eq!(damaged.status.code(), Some(1), "{words}");
+    let place = format!("at byte {at}: no valid group");
+    assert!(words.contains(&place), "{place}: {words}");
+
+    std::fs::remove_dir_all(data.join("shard-1"))?;
+    let gone = run(&["--records"])?;
+    let words = String::from_utf8(gone.stderr)?;
+    assert_eq!(gone.status.code(), Some(1), "{words}");
+    assert!(words.contains("shard-1 is missing"), "{words}");
+    Ok(())
+}
+
 /// Times and sizes are written as people write them, wherever there are any.
 #[test]
 fn times_and_sizes_have_units() -> Result<()> {

@@ -205,5 +205,25 @@ fn a_subscriptions_filter_is_not_that_of_another_topic() -> Result<()> {
     let output = sub(&[])?;
     let told = String::from_utf8_lossy(&output.stderr);
     assert!(!output.status.success() && told.contains("expr"), "{told}");
+
+/// What is there already is not replaced unasked, and where it is, that is said.
+#[test]
+fn what_is_deployed_is_replaced_only_by_who_says_so() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let broker = Options::on(dir.path().join("data")).start()?;
+    broker.ok("topic create t --partitions 1")?;
+    let said = broker.ok("plugin deploy json-filter --topic t --param expr=n>0")?;
+    assert!(said.starts_with("deployed json-filter"), "{said}");
+    let demo = broker.cli_with(&["demo", "--topic", "t"], b"{\"n\":1}\n")?;
+    let words = String::from_utf8_lossy(&demo.stderr);
+    assert_eq!(demo.status.code(), Some(1), "{words}");
+    assert!(
+        words.contains("plugin remove json-filter --topic t"),
+        "{words}"
+    );
+    let filters = broker.json("plugin list")?;
+    assert_eq!(filters[0]["parameters"]["expr"], "n>0", "{filters}");
+    let said = broker.ok("plugin deploy json-filter --topic t --param expr=n>1")?;
+    assert!(said.starts_with("replaced json-filter"), "{said}");
     Ok(())
 }

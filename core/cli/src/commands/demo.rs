@@ -20,6 +20,8 @@ use crate::interrupt::Interrupt;
 use crate::output::{line, note};
 
 const COMPONENT: &str = "json-filter";
+/// The topic that is the demo's own.
+const TOPIC: &str = "demo";
 /// Keeps the large processes: enough to see that most are dropped.
 const DEFAULT_EXPR: &str = "rss_kib >= 20000";
 const EVERY: Duration = Duration::from_secs(1);
@@ -49,8 +51,9 @@ Examples:
 pub(crate) struct Arguments {
     #[command(flatten)]
     filter: Filter,
-    /// Topic to use; made if it is not there.
-    #[arg(long, default_value = "demo")]
+    /// Topic to use; made if it is not there. Its json-filter is set by the demo, and stays: a topic that has
+    /// another one is refused.
+    #[arg(long, default_value = TOPIC)]
     topic: String,
     /// End after so many records came out.
     #[arg(short = 'n', long, value_name = "N")]
@@ -72,7 +75,7 @@ pub(crate) fn run(arguments: &Arguments, global: &Global) -> Outcome {
 pub(crate) fn run_beside(filter: &Filter, global: &Global) -> Outcome {
     let arguments = Arguments {
         filter: filter.clone(),
-        topic: "demo".into(),
+        topic: TOPIC.into(),
         count: None,
     };
     block_on(demo(&arguments, global))
@@ -155,9 +158,21 @@ fn has_input() -> bool {
     })
 }
 
+/// Whether a deployment on the same topic may give way to the demo's: it is the demo's, of an earlier run.
+/// On the demo's own topic it may have had another expression.
+fn gives_way(there: &FilterSpec, demo: &FilterSpec) -> bool {
+    let is_ours = |(name, value): &(String, String)| {
+        let of_demo = demo.parameters.iter().find(|(key, _)| key == name);
+        of_demo.is_some_and(|(_, ours)| ours == value || (name == "expr" && demo.topic == TOPIC))
+    };
+    !there.values_hidden
+        && there.stage == demo.stage
+        && there.parameters.len() == demo.parameters.len()
+        && there.parameters.iter().all(is_ours)
+}
+
 async fn prepare(client: &Client, arguments: &Arguments) -> Outcome {
     let admin = client.admin();
-    admin.create_topic(&arguments.topic, 1, &[], true).await?;
     let component =
         bundled(COMPONENT).ok_or_else(|| Failure::failed("json-filter is not bundled"))?;
     let filter = FilterSpec {
@@ -171,6 +186,18 @@ async fn prepare(client: &Client, arguments: &Arguments) -> Outcome {
         ],
         ..FilterSpec::default()
     };
+    let deployed = admin.list_filters().await?;
+    let there = deployed
+        .iter()
+        .find(|there| there.topic == filter.topic && there.name == filter.name);
+    if there.is_some_and(|there| !gives_way(there, &filter)) {
+        let topic = &filter.topic;
+        return Err(Failure::failed(format!(
+            "topic {topic} has a {COMPONENT} that is not this demo's, and it would be replaced: name another topic \
+             with --topic, or take it off with `millstream plugin remove {COMPONENT} --topic {topic}`"
+        )));
+    }
+    admin.create_topic(&arguments.topic, 1, &[], true).await?;
     admin
         .deploy_filter(&filter, Bytes::from_static(component.wasm))
         .await?;
@@ -256,6 +283,33 @@ fn process(pid: u32, stat: &str, time: &str) -> Option<(String, String)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_a_filter_of_the_demo_gives_way() {
+        let of = |topic: &str, parameters: &[(&str, &str)]| FilterSpec {
+            name: COMPONENT.into(),
+            topic: topic.into(),
+            stage: "produce".into(),
+            parameters: parameters
+                .iter()
+                .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+                .collect(),
+            ..FilterSpec::default()
+        };
+        let demo = [("expr", "a"), ("on_invalid", "drop")];
+        let other = [("expr", "b"), ("on_invalid", "drop")];
+        assert!(gives_way(&of("t", &demo), &of("t", &demo)));
+        assert!(!gives_way(&of("t", &other), &of("t", &demo)));
+        assert!(gives_way(&of(TOPIC, &other), &of(TOPIC, &demo)));
+        assert!(!gives_way(&of(TOPIC, &[("expr", "a")]), &of(TOPIC, &demo)));
+        let invalid = [("expr", "a"), ("on_invalid", "reject")];
+        assert!(!gives_way(&of(TOPIC, &invalid), &of(TOPIC, &demo)));
+        let hidden = FilterSpec {
+            values_hidden: true,
+            ..of("t", &demo)
+        };
+        assert!(!gives_way(&hidden, &of("t", &demo)));
+    }
 
     #[test]
     fn a_process_is_read() {

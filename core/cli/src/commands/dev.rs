@@ -2,12 +2,13 @@
 
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use serde_json::json;
 
 use crate::Global;
 use crate::commands::{demo, serve};
-use crate::exit::Outcome;
+use crate::exit::{Failure, Outcome};
 use crate::output::{line, note};
 use crate::settings::BrokerFlags;
 
@@ -36,7 +37,7 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "N")]
     shards: Option<u16>,
     /// Send real input (stdin, or this machine's processes) through the bundled json-filter, and print
-    /// what comes out.
+    /// what comes out. Where that fails, for example for a wrong expression, the broker ends with it.
     #[arg(long)]
     demo: bool,
     #[command(flatten)]
@@ -70,7 +71,10 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Outcome {
     config.check().map_err(crate::settings::wrong)?;
     let json = global.output.is_json();
     let global = global.clone();
-    let started = move |broker: &millstream_broker::Broker| {
+    // What ended the demo, and with it the broker.
+    let failed = Arc::new(Mutex::new(None));
+    let of_demo = Arc::clone(&failed);
+    let started = move |broker: &millstream_broker::Broker, stopper| {
         let context = broker.context();
         if json {
             let ready = json!({
@@ -97,7 +101,7 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Outcome {
                 .name("demo".into())
                 .spawn(move || {
                     if let Err(error) = demo::run_beside(&filter, &global) {
-                        note(&format!("the demo ended: {error}"));
+                        end(error, &stopper, &of_demo);
                     }
                 });
             if let Err(error) = worker {
@@ -107,7 +111,21 @@ pub(crate) fn run(arguments: Arguments, global: &Global) -> Outcome {
     };
     crate::memory::before_serving(&config.memory);
     let hangup = millstream_broker::Hangup::Stop;
-    millstream_broker::run(config, &hangup, started).map_err(serve::failure)
+    millstream_broker::run(config, &hangup, started).map_err(serve::failure)?;
+    let failed = failed.lock().unwrap_or_else(PoisonError::into_inner).take();
+    failed.map_or(Ok(()), Err)
+}
+
+/// A demo that failed stops the broker, whose end then has its exit code; one that failed because the broker
+/// stops is no failure.
+fn end(error: Failure, stopper: &millstream_broker::Stopper, failed: &Mutex<Option<Failure>>) {
+    // Held meanwhile: whoever the stop wakes finds why.
+    let mut failed = failed.lock().unwrap_or_else(PoisonError::into_inner);
+    if stopper.stop() {
+        *failed = Some(error);
+    } else {
+        note(&format!("the demo ended: {error}"));
+    }
 }
 
 fn welcome(broker: &millstream_broker::Broker) -> String {

@@ -46,7 +46,8 @@ Examples:
         #[arg(long)]
         files: bool,
         /// The records, and nothing else: all that stand in the files, those that retention has passed
-        /// by and those of deleted topics included. -o json prints what `pub --json` reads.
+        /// by and those of deleted topics included. -o json prints what `pub --json` reads. Fails when
+        /// some are missing: a damaged place, a file or a shard that is not there.
         #[arg(long, conflicts_with = "files")]
         records: bool,
         /// With --records: only those of this topic.
@@ -101,10 +102,17 @@ pub(crate) fn run(command: &Command, global: &Global) -> Outcome {
                 topic_known: false,
                 codec: Codec::new(),
                 lost: 0,
+                missing: 0,
                 from_lsn: *from_lsn,
                 left: limit.unwrap_or(u64::MAX),
                 failed: None,
             };
+            if *records
+                && shard.is_none()
+                && let Some(why) = strange_directory(directory)
+            {
+                out.miss(&format!("the directory is not whole: {why}"));
+            }
             for shard in shards(directory, *shard)? {
                 out.shard(&shard)?;
             }
@@ -115,13 +123,10 @@ pub(crate) fn run(command: &Command, global: &Global) -> Outcome {
                     directory.display()
                 )));
             }
-            if out.lost > 0 {
-                return Err(Failure::failed(format!(
-                    "{} batches could not be read: see the lines above",
-                    out.lost
-                )));
+            match missing_words(out.lost, out.missing) {
+                Some(words) => Err(Failure::failed(words)),
+                None => Ok(()),
             }
-            Ok(())
         }
         Command::Verify { directory, shard } => {
             let _held = hold(directory)?;
@@ -150,9 +155,26 @@ pub(crate) fn run(command: &Command, global: &Global) -> Outcome {
     }
 }
 
+/// What is said at the end when not all records came out; `None` when all did.
+fn missing_words(lost: u64, missing: u64) -> Option<String> {
+    let mut parts = Vec::new();
+    if lost > 0 {
+        parts.push(format!("{lost} batches could not be read"));
+    }
+    if missing > 0 {
+        parts.push(format!("{missing} places are damaged or missing"));
+    }
+    (!parts.is_empty()).then(|| {
+        let parts = parts.join(", ");
+        format!("not all records came out: {parts}: see the lines above")
+    })
+}
+
 /// Why a start would not take a data directory for what it is, before it looks at any log.
 fn strange_directory(directory: &Path) -> Option<String> {
-    directory.join("shard-0").is_dir().then_some(())?;
+    // One shard's directory has neither.
+    let is_whole = directory.join("shard-0").is_dir() || directory.join("meta.toml").exists();
+    is_whole.then_some(())?;
     match read_meta(directory) {
         Ok(meta) => missing_shard(directory, &meta),
         Err(error) => Some(error.to_string()),
@@ -431,6 +453,8 @@ struct Printer<'a> {
     codec: Codec,
     /// Batches whose records could not be read.
     lost: u64,
+    /// Places where what should stand does not: damaged groups, files or shards that are not there.
+    missing: u64,
     from_lsn: u64,
     left: u64,
     /// A closed stdout ends the walk.
@@ -441,6 +465,7 @@ impl Printer<'_> {
     fn shard(&mut self, shard: &Shard) -> Outcome {
         if self.shows == Shows::Records {
             self.names = records::Names::of(shard);
+            self.check(shard)?;
         }
         for (file, length) in &shard.files {
             let name = shard.path.join(file.file_name());
@@ -475,6 +500,7 @@ impl Printer<'_> {
                     self.lose(&format!("group {} is damaged from byte {at} on", group.header.number));
                 }
             }
+            // What these mean for the records, `check` has said.
             _ if self.shows == Shows::Records => {}
             Item::Group(group) => self.group(group),
             Item::Gap { from, to } => self.put(
@@ -602,6 +628,31 @@ impl Printer<'_> {
                 self.failed = self.out.write_all(&line).err();
             }
         }
+    }
+
+    /// Groups that are gone hold no record that could be missed: the log's own check knows of them. A torn
+    /// end was never acknowledged, and is none.
+    fn check(&mut self, shard: &Shard) -> Outcome {
+        let found = verify(&shard.files, &mut |file, at, len| shard.read(file, at, len))?;
+        let path = shard.path.display();
+        for damage in &found.torn {
+            note(&format!(
+                "{path}: torn end (never acknowledged): {} at byte {}: {}",
+                damage.file, damage.at, damage.what
+            ));
+        }
+        for damage in &found.damage {
+            self.miss(&format!(
+                "{path}: damaged: {} at byte {}: {}",
+                damage.file, damage.at, damage.what
+            ));
+        }
+        Ok(())
+    }
+
+    fn miss(&mut self, what: &str) {
+        self.missing += 1;
+        note(what);
     }
 
     fn lose(&mut self, what: &str) {

@@ -19,7 +19,7 @@ const WHY_BYTES_MAX: usize = 400;
 /// Deploy, list and remove components
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Command {
-    /// Deploy a component on a topic
+    /// Deploy a component on a topic; one of the same name there is replaced
     #[command(after_help = "\
 COMPONENT is a .wasm file (a component, or a module that was built with the SDK), or the name of a bundled one:
   json-filter   keeps records whose JSON value satisfies an expression (parameter expr)
@@ -108,15 +108,22 @@ pub(crate) fn run(command: Command, global: &Global) -> Outcome {
                     on_error,
                     ..FilterSpec::default()
                 };
+                let there = admin.list_filters().await?;
+                let is_replaced = there
+                    .iter()
+                    .any(|there| there.topic == filter.topic && there.name == filter.name);
                 let deployed = admin.deploy_filter(&filter, bytes).await?;
                 let text = format!(
-                    "deployed {} on {} at {}, digest {}",
+                    "{} {} on {} at {}, digest {}",
+                    if is_replaced { "replaced" } else { "deployed" },
                     deployed.name,
                     deployed.topic,
                     deployed.stage,
                     hex(&deployed.digest)
                 );
-                output.show(text, &filter_json(&deployed))?;
+                let mut json = filter_json(&deployed);
+                json["replaced"] = is_replaced.into();
+                output.show(text, &json)?;
             }
             Command::List { .. } => {
                 let filters = admin.list_filters().await?;

@@ -27,7 +27,7 @@ pub(crate) struct Arguments {
 pub(crate) fn run(arguments: &Arguments, global: &Global) -> Outcome {
     let config = arguments.flags.load_checked()?;
     let json = global.output.is_json();
-    let started = |broker: &millstream_broker::Broker| {
+    let started = |broker: &millstream_broker::Broker, _stopper| {
         if json {
             let ready = json!({
                 "address": broker.address().to_string(),

@@ -96,7 +96,8 @@ pub(crate) struct Arguments {
     /// default with --group), or say so and go on with the oldest (the default without) or the newest.
     #[arg(long, value_enum, value_name = "WHAT")]
     on_lost: Option<Lost>,
-    /// Fail if records are missing or repeated (offsets, and each producer's sequences).
+    /// Fail if records are missing or repeated (offsets, and each producer's sequences). Not for topics that
+    /// have, or had, a filter at produce: what it drops leaves holes in the sequences that look like loss.
     #[arg(long)]
     verify: bool,
 }

@@ -14,19 +14,26 @@ use crate::output::note;
 use crate::values::{pair, start_at};
 use show::topic_json;
 
-/// Create, list, describe, change and delete topics
-#[derive(Debug, clap::Subcommand)]
-pub(crate) enum Command {
-    /// Create a topic
-    #[command(after_help = "\
+/// What the settings of a topic are, for the help of every command that takes them.
+macro_rules! settings_help {
+    () => {
+        "\
 Settings:
   retention.ms         drop batches older than this: 90s, 12h, 5d, or milliseconds; -1: never
   retention.bytes      of each partition: 64m, 10GiB, or bytes; -1: unbounded
   max.message.bytes    largest batch
   check.records        which records are read before they are stored: plain, or all (compressed ones too)
+"
+    };
+}
 
+/// Create, list, describe, change and delete topics
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum Command {
+    /// Create a topic
+    #[command(after_help = concat!(settings_help!(), "
 Example:
-  millstream topic create orders --partitions 8 --config retention.ms=5d")]
+  millstream topic create orders --partitions 8 --config retention.ms=5d"))]
     Create {
         /// Name of the topic: 1 to 249 of A-Z a-z 0-9 . _ -
         topic: String,
@@ -79,17 +86,13 @@ Example:
         yes: Yes,
     },
     /// Show or change a topic's settings
-    #[command(after_help = "\
+    #[command(after_help = concat!("\
 Every setting is shown with its value, what that means, the broker's default, and which of both holds.
 
-Settings:
-  retention.ms         drop batches older than this; -1: never
-  retention.bytes      of each partition; -1: unbounded
-  max.message.bytes    largest batch
-
+", settings_help!(), "
 Examples:
   millstream topic config orders
-  millstream topic config orders --set retention.ms=12h --unset retention.bytes")]
+  millstream topic config orders --set retention.ms=12h --unset retention.bytes"))]
     Config {
         /// Name of the topic.
         topic: String,

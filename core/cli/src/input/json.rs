@@ -16,7 +16,11 @@ use serde_json::value::RawValue;
 /// A record from a line of JSON, as `millstream sub -o json` writes it. A line with an offset was read somewhere:
 /// its partition says where, and not where it goes, unless `keep_partition`.
 pub(crate) fn from_json(line: &[u8], keep_partition: bool) -> Result<Record, String> {
-    let line: JsonLine<'_> = serde_json::from_slice(line).map_err(|error| error.to_string())?;
+    // A list in the order of the fields would be taken for a record.
+    if !is_object(line) {
+        return Err(no_record(line));
+    }
+    let line: JsonLine<'_> = serde_json::from_slice(line).map_err(|error| wrong(line, &error))?;
     let headers = match line.headers {
         None => Vec::new(),
         Some(headers) => headers_of(headers)?,
@@ -30,6 +34,73 @@ pub(crate) fn from_json(line: &[u8], keep_partition: bool) -> Result<Record, Str
             .partition
             .filter(|_| keep_partition || line.offset.is_none()),
     })
+}
+
+fn is_object(text: &[u8]) -> bool {
+    text.trim_ascii_start().starts_with(b"{")
+}
+
+/// What is said of a line that is no object.
+fn no_record(line: &[u8]) -> String {
+    const EXPECTED: &str =
+        r#"a record is a JSON object in one line, for example {"key":"k","value":"v"}"#;
+    match serde_json::from_slice::<&RawValue>(line) {
+        Ok(other) => format!("expected an object, found {}: {EXPECTED}", kind(other)),
+        Err(_) if line.trim_ascii().is_empty() => format!("the line is empty: {EXPECTED}"),
+        Err(error) => format!("not JSON: {}: {EXPECTED}", at_column(&error)),
+    }
+}
+
+/// What is said of an object that is no record.
+fn wrong(line: &[u8], error: &serde_json::Error) -> String {
+    if !error.is_data() {
+        return format!("not JSON: {}", at_column(error));
+    }
+    let Ok(Members(members)) = serde_json::from_slice(line) else {
+        return at_column(error);
+    };
+    let found = members
+        .iter()
+        .find_map(|(name, value)| Some((name, value, expected(name, value)?)));
+    match found {
+        Some((name, value, what)) => format!("{name}: expected {what}, found {}", kind(value)),
+        // A name that is none, or comes twice.
+        None => at_column(error),
+    }
+}
+
+/// What a member of a record should be, if it is something else.
+fn expected(name: &str, value: &RawValue) -> Option<&'static str> {
+    fn is<'a, T: Deserialize<'a>>(value: &'a RawValue) -> bool {
+        serde_json::from_str::<Option<T>>(value.get()).is_ok()
+    }
+    let (is_good, what) = match name {
+        "timestamp" => (is::<i64>(value), "a time in whole milliseconds since 1970"),
+        "partition" => (is::<u32>(value), "the number of a partition"),
+        "offset" => (is::<u64>(value), "an offset"),
+        "topic" | "key_base64" | "value_base64" => (is::<String>(value), "a text"),
+        _ => return None,
+    };
+    (!is_good).then_some(what)
+}
+
+/// What a JSON value is, in words; a number is itself.
+fn kind(value: &RawValue) -> String {
+    match value.get().as_bytes().first() {
+        Some(b'{') => "an object".to_owned(),
+        Some(b'[') => "a list".to_owned(),
+        Some(b'"') => "a text".to_owned(),
+        _ => value.get().to_owned(),
+    }
+}
+
+/// The parser's words, without the number of a line: the piece of input is known by its own.
+fn at_column(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    match text.rsplit_once(" at line ") {
+        Some((what, _)) if error.line() <= 1 => format!("{what} at column {}", error.column()),
+        _ => text,
+    }
 }
 
 #[derive(Deserialize)]
@@ -63,28 +134,41 @@ struct JsonHeader<'a> {
 
 /// A list of key and value, or an object: the members of it in their order, also when a name comes twice.
 fn headers_of(headers: &RawValue) -> Result<Vec<Header>, String> {
-    let wrong = |error: serde_json::Error| format!("headers: {error}");
-    if headers.get().starts_with('{') {
-        let Members(members) = serde_json::from_str(headers.get()).map_err(wrong)?;
-        members
-            .into_iter()
-            .map(|(name, value)| {
-                Ok(Header {
-                    name,
-                    value: bytes((value.get() != "null").then_some(value), None)?,
+    let wrong = |error: serde_json::Error| format!("headers: {}", at_column(&error));
+    let header = |header: &RawValue| -> Result<Header, String> {
+        if !is_object(header.get().as_bytes()) {
+            return Err(format!(
+                r#"headers: expected objects like {{"key":"k","value":"v"}}, found {}"#,
+                kind(header)
+            ));
+        }
+        let header: JsonHeader<'_> = serde_json::from_str(header.get()).map_err(wrong)?;
+        Ok(Header {
+            name: header.name,
+            value: bytes(header.value, header.value_base64)?,
+        })
+    };
+    match headers.get().as_bytes().first() {
+        Some(b'{') => {
+            let Members(members) = serde_json::from_str(headers.get()).map_err(wrong)?;
+            members
+                .into_iter()
+                .map(|(name, value)| {
+                    Ok(Header {
+                        name,
+                        value: bytes((value.get() != "null").then_some(value), None)?,
+                    })
                 })
-            })
-            .collect()
-    } else {
-        let list: Vec<JsonHeader<'_>> = serde_json::from_str(headers.get()).map_err(wrong)?;
-        list.into_iter()
-            .map(|header| {
-                Ok(Header {
-                    name: header.name,
-                    value: bytes(header.value, header.value_base64)?,
-                })
-            })
-            .collect()
+                .collect()
+        }
+        Some(b'[') => {
+            let list: Vec<&RawValue> = serde_json::from_str(headers.get()).map_err(wrong)?;
+            list.into_iter().map(header).collect()
+        }
+        _ => Err(format!(
+            "headers: expected an object or a list, found {}",
+            kind(headers)
+        )),
     }
 }
 
@@ -165,11 +249,44 @@ mod tests {
             (&br#"{"valeu":1}"#[..], "valeu"),
             (br#"{"value":"a","value_base64":"AA=="}"#, "keep one"),
             (br#"{"key":"a","key":"b"}"#, "duplicate"),
-            (br#"{"headers":7}"#, "headers"),
-            (b"not json", "line 1"),
+            (
+                br#"{"headers":7}"#,
+                "headers: expected an object or a list, found 7",
+            ),
+            (
+                br#"{"headers":[["a","1",null]]}"#,
+                "headers: expected objects",
+            ),
+            (
+                br#"{"headers":[{"value":"1"}]}"#,
+                "headers: missing field `key`",
+            ),
+            (br#"{"headers":[{"key":7}]}"#, "headers: "),
+            (b"not json", "not JSON: "),
+            (br#"{"value":"a""#, "at column 12"),
+            (b"  ", "the line is empty"),
+            (br#"["k",null,"v"]"#, "expected an object, found a list"),
+            (br#""v""#, "expected an object, found a text"),
+            (b"17", "expected an object, found 17"),
+            (
+                br#"{"timestamp":"now"}"#,
+                "timestamp: expected a time in whole milliseconds since 1970, found a text",
+            ),
+            (
+                br#"{"partition":-1}"#,
+                "partition: expected the number of a partition, found -1",
+            ),
+            (
+                br#"{"value_base64":[1]}"#,
+                "value_base64: expected a text, found a list",
+            ),
         ] {
             let error = from_json(line, false).unwrap_err();
             assert!(error.contains(says), "{error}");
+            assert!(
+                !error.contains("struct") && !error.contains("line 1"),
+                "{error}"
+            );
         }
     }
 

@@ -123,7 +123,7 @@ fn file_size() -> Check {
         Some((soft, _)) if soft < FILE_BYTES => Check::failure(
             NAME,
             format!("at most {}", bytes(soft)),
-            "Log files are made up to log.segment_bytes long: longer ones are refused. Raise it: ulimit -f, or LimitFSIZE= in a systemd unit; or lower the setting.",
+            "Log files are made up to log.segment_bytes long: a broker whose files may not be so long does not start. Raise it: ulimit -f, or LimitFSIZE= in a systemd unit; or lower the setting.",
         ),
         Some((u64::MAX, _)) => Check::good(NAME, "unlimited"),
         Some((soft, _)) => Check::good(NAME, bytes(soft)),

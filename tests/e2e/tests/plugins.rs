@@ -205,6 +205,8 @@ fn a_subscriptions_filter_is_not_that_of_another_topic() -> Result<()> {
     let output = sub(&[])?;
     let told = String::from_utf8_lossy(&output.stderr);
     assert!(!output.status.success() && told.contains("expr"), "{told}");
+    Ok(())
+}
 
 /// What is there already is not replaced unasked, and where it is, that is said.
 #[test]

@@ -38,7 +38,10 @@ const BATCH_BYTES: usize = 128 << 10;
 /// Each line of standard input is a record, or each MESSAGE, or each file. A record counts as acknowledged when
 /// it is on the broker's disk. Prints how many were, and fails if any was not.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "\
+#[command(
+    override_usage = "millstream pub [OPTIONS] <TOPIC> [MESSAGE]...\n       \
+        millstream pub [OPTIONS] <TOPIC> --file <PATH>...", // the files come last: PATH takes what follows
+    after_help = "\
 JSON lines (--json) are what `sub -o json` prints: key, value, headers, timestamp, partition;
 key_base64 and value_base64 for bytes that are not text. What is not a JSON string is kept as written.
 

@@ -274,3 +274,21 @@ fn bundled_components_are_listed_without_a_broker() {
 /// A self-signed certificate that nothing uses: `openssl req -x509 -newkey ec -pkeyopt
 /// ec_paramgen_curve:P-256 -nodes -days 36500 -subj /CN=nobody`.
 const CA: &str = include_str!("nobody.pem");
+
+/// Who changes a topic is told the same settings, with their units, as who creates one.
+#[test]
+fn the_settings_of_a_topic_are_told_wherever_they_are_taken() {
+    let directory = empty();
+    let settings = |command: &str| {
+        let help = millstream(directory.path(), &["topic", command, "--help"], &[]).stdout;
+        let (_, settings) = help.split_once("Settings:").expect("settings");
+        let (settings, _) = settings.split_once("Example").expect("examples");
+        settings.to_owned()
+    };
+    let told = settings("config");
+    assert!(
+        told.contains("check.records") && told.contains("12h"),
+        "{told}"
+    );
+    assert_eq!(told, settings("create"));
+}

@@ -596,6 +596,39 @@ fn records_of_the_future_go_as_of_the_accepted_clock() {
     assert_eq!(world.offsets(), (1, 1));
 }
 
+/// The file that was open when the clock was accepted holds records of the future, and fresh ones: those
+/// are as old as they are.
+#[test]
+fn what_was_appended_after_the_acceptance_is_no_older_than_that() {
+    let mut world = World::open(retaining(), BTreeMap::new(), start());
+    world.create_topic();
+    world.now.wall.0 += 365 * 24 * HOUR_MS;
+    world.accept_clock();
+    world.produce(2);
+    world.now.wall.0 -= 365 * 24 * HOUR_MS;
+    world.accept_clock();
+    for _ in 0..9 {
+        world.pass_ms(1_000);
+        world.settle();
+    }
+    // Nine seconds later the file is full.
+    let raw = Bytes::from(vec![1; 32 << 10]);
+    for token in 3..43 {
+        world.ask(token, batch_of(world.now, &raw));
+        world.settle();
+    }
+    for _ in 0..8 {
+        world.pass_ms(1_000);
+        world.settle();
+    }
+    assert_eq!(world.offsets(), (0, 41), "a second or nine old");
+    for _ in 0..6 {
+        world.pass_ms(1_000);
+        world.settle();
+    }
+    assert_eq!(world.offsets(), (41, 41));
+}
+
 /// The load has stopped and the file is not full: what is past its time goes all the same, and its file.
 #[test]
 fn what_is_past_its_time_goes_though_nothing_fills_the_file() {

@@ -505,6 +505,26 @@ fn a_start_before_the_clock_is_set_loses_no_time_and_heals_by_itself() {
     assert_eq!(world.core.state().clock(), world.now.wall);
 }
 
+/// A first boot before the clock is set: an empty log is no reason to doubt the right clock later.
+#[test]
+fn the_first_clock_of_an_empty_log_binds_nobody() {
+    let mut now = start();
+    now.wall.0 = 5_000; // five seconds after 1970
+    let mut world = World::open(config(true), BTreeMap::new(), now);
+    world.pass_ms(30_000);
+    world.settle();
+    world.now.wall = start().wall;
+    world.pass_ms(1_000);
+    world.settle();
+    assert_eq!(world.doubt(), None);
+    world.create_topic();
+    assert_eq!(world.core.state().clock(), world.now.wall);
+    // From here on it is held against the time that passes.
+    world.now.wall.0 += 1_000 * HOUR_MS;
+    world.pass_ms(1);
+    assert!(world.doubt().expect("doubted").contains("ahead"));
+}
+
 #[test]
 fn while_the_clock_is_in_doubt_retention_and_expiry_rest() {
     for (restart, shift) in [

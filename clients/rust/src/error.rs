@@ -337,7 +337,7 @@ impl From<quinn::ConnectionError> for Error {
             C::TransportError(ref inner) if alert(inner.code).is_some() => Self::new(
                 Kind::Transport,
                 format!("no TLS connection with the broker: {inner}"),
-                "Use the context file of this broker: DIR/context.toml in its data directory; `dev` writes a new one when its CA expires.",
+                "Use the context file of this broker: DIR/context.toml in its data directory; a start writes a new one when it makes a new CA.",
                 false,
             ),
             C::TransportError(ref inner) => {
@@ -369,7 +369,7 @@ fn alert(code: quinn::TransportErrorCode) -> Option<String> {
         40 => "the two have no TLS settings in common".to_owned(),
         42 | 43 => "the client certificate is bad".to_owned(),
         44 => "the client certificate was revoked".to_owned(),
-        45 => "the client certificate has expired".to_owned(),
+        45 => "the client certificate has expired, or does not hold yet".to_owned(),
         46 => "the client certificate cannot be used".to_owned(),
         48 => "it does not know the authority of the client certificate".to_owned(),
         51 => "the client does not have the key of its certificate".to_owned(),

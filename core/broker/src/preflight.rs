@@ -44,14 +44,12 @@ pub fn check(config: &Config) -> Result<Vec<String>, Error> {
 
 /// What an operator has to hear of the broker's certificate now, if anything.
 pub(crate) fn certificate_warning(config: &Config, validity: Validity) -> Option<String> {
+    let path = config.tls.certificate.as_ref()?; // one made here has no end
     let warning = validity.warning(now_s())?;
-    Some(match &config.tls.certificate {
-        Some(path) => format!(
-            "the certificate {} {warning}: put a new one in its place and send SIGHUP",
-            path.display()
-        ),
-        None => format!("the certificate made here {warning}: SIGHUP makes a new one"),
-    })
+    Some(format!(
+        "the certificate {} {warning}: put a new one in its place and send SIGHUP",
+        path.display()
+    ))
 }
 
 /// Warn of a certificate that ends soon, once a day.

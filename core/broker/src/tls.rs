@@ -1,9 +1,10 @@
 //! Certificates and TLS settings: those configured, or ones made for this machine.
 //!
 //! Made ones live in `DIR/tls`: an authority, a certificate for the broker (localhost, 127.0.0.1, ::1
-//! and the listen address) and one for clients. They are short-lived, kept over restarts so that
-//! clients find the same broker again, and made anew in the second half of their life.
-//! `DIR/context.toml` carries what a client needs. The authority's key is never written down.
+//! and the listen address) and one for clients. Kept over restarts so that clients find the same broker
+//! again, and made anew by a start that finds them older than [`KEPT_FOR`]. No clock ends them: who cannot
+//! connect cannot set a wrong clock right. `DIR/context.toml` carries what a client needs. The authority's
+//! key is never written down.
 
 mod validity;
 
@@ -30,11 +31,8 @@ use crate::Error;
 use crate::config::Config;
 use crate::directory::{Directory, write_file};
 
-/// How long certificates made here hold. A broker that runs longer is to be restarted, or given a
-/// certificate: these are for development.
-const MADE_FOR: Duration = Duration::from_secs(90 * 24 * 3600);
-/// Allows for clocks that differ.
-const MADE_BEFORE: Duration = Duration::from_secs(3600);
+/// How old certificates made here may be at a start. They are for development.
+const KEPT_FOR: Duration = Duration::from_secs(45 * 24 * 3600);
 
 /// What the endpoint needs, and what a client on this machine needs.
 #[derive(Debug)]
@@ -232,8 +230,12 @@ fn kept(listen: IpAddr, now_s: u64, tls: &Path) -> Option<Loaded> {
     let record: Record =
         toml::from_str(&std::fs::read_to_string(tls.join("made.toml")).ok()?).ok()?;
     let age_s = now_s.checked_sub(record.made_at_s)?;
-    if record.listen != listen || age_s > MADE_FOR.as_secs() / 2 {
+    if record.listen != listen || age_s > KEPT_FOR.as_secs() {
         return None;
+    }
+    let chain = read_chain(&tls.join("broker.pem")).ok()?;
+    if Validity::of_chain(&chain)?.not_before_s > 0 {
+        return None; // of an earlier version, whose certificates a wrong clock ends
     }
     let text = |name: &str| std::fs::read_to_string(tls.join(name)).ok();
     let made = Made {
@@ -241,23 +243,19 @@ fn kept(listen: IpAddr, now_s: u64, tls: &Path) -> Option<Loaded> {
         client: text("client.pem")?,
         client_key: text("client.key")?,
     };
-    Some((
-        read_chain(&tls.join("broker.pem")).ok()?,
-        read_key(&tls.join("broker.key")).ok()?,
-        made,
-    ))
+    Some((chain, read_key(&tls.join("broker.key")).ok()?, made))
 }
 
 /// The broker's certificate and key, and what clients need, in PEM.
 fn make(listen: IpAddr) -> Result<((String, String), Made), Error> {
     let failed = |error: rcgen::Error| Error::Tls(format!("cannot make a certificate: {error}"));
-    let mut params = dated("Millstream development authority");
+    let mut params = named("Millstream development authority");
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     let authority = CertifiedIssuer::self_signed(params, KeyPair::generate().map_err(failed)?)
         .map_err(failed)?;
 
-    let mut params = dated("Millstream development broker");
+    let mut params = named("Millstream development broker");
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
     let mut addresses = vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
     if !addresses.contains(&listen) && !listen.is_unspecified() {
@@ -269,7 +267,7 @@ fn make(listen: IpAddr) -> Result<((String, String), Made), Error> {
     let broker_key = KeyPair::generate().map_err(failed)?;
     let broker = params.signed_by(&broker_key, &authority).map_err(failed)?;
 
-    let mut params = dated("Millstream development client");
+    let mut params = named("Millstream development client");
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
     params.subject_alt_names = vec![SanType::DnsName(
         "client.millstream.localhost".try_into().map_err(failed)?,
@@ -285,12 +283,12 @@ fn make(listen: IpAddr) -> Result<((String, String), Made), Error> {
     Ok(((broker.pem(), broker_key.serialize_pem()), made))
 }
 
-fn dated(name: &str) -> CertificateParams {
+/// Holds from 1970 on, without an end (RFC 5280, 4.1.2.5).
+fn named(name: &str) -> CertificateParams {
     let mut params = CertificateParams::default();
     params.distinguished_name.push(DnType::CommonName, name);
-    let now = SystemTime::now();
-    params.not_before = (now - MADE_BEFORE).into();
-    params.not_after = (now + MADE_FOR).into();
+    params.not_before = rcgen::date_time_ymd(1970, 1, 1);
+    params.not_after = rcgen::date_time_ymd(9999, 12, 31);
     params
 }
 
@@ -365,5 +363,31 @@ mod tests {
         }
         assert!(names("127.0.0.5", "127.0.0.5") && names("192.0.2.7", "192.0.2.7"));
         assert!(!names("127.0.0.1", "127.0.0.5"));
+    }
+
+    /// A client checks the certificate by a clock that may be as wrong as the broker's.
+    #[test]
+    fn no_clock_ends_a_made_certificate() {
+        let listen = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        let ((broker, _), made) = make(listen).expect("made");
+        let der = |pem: &str| CertificateDer::from_pem_slice(pem.as_bytes()).expect("PEM");
+        let (broker, authority) = (der(&broker), der(&made.authority));
+        let certificate = webpki::EndEntityCert::try_from(&broker).expect("a certificate");
+        let root = webpki::anchor_from_trusted_cert(&authority).expect("an authority");
+        for years in [0, 30, 56, 200] {
+            let since = Duration::from_secs(years * 365 * 24 * 3600);
+            let verified = certificate.verify_for_usage(
+                provider().signature_verification_algorithms.all,
+                std::slice::from_ref(&root),
+                &[],
+                rustls_pki_types::UnixTime::since_unix_epoch(since),
+                webpki::KeyUsage::server_auth(),
+                None,
+                None,
+            );
+            assert!(verified.is_ok(), "{years}: {:?}", verified.err());
+        }
+        let validity = Validity::of_chain(&[broker]).expect("read");
+        assert_eq!(validity.warning(0).or(validity.warning(1 << 33)), None);
     }
 }

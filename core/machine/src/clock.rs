@@ -23,14 +23,25 @@ pub struct Accepted {
 }
 
 impl Accepted {
-    /// How old something is that was logged up to `last` at `logged`, `now` being logged time.
+    /// When something was logged, whose entries end at `last` and whose newest time is `logged`. Logged
+    /// time is `now`; `followed` is the time of what came next, or of the last of it.
     #[must_use]
-    pub fn effective(self, logged: TimestampMs, last: Lsn, now: TimestampMs) -> TimestampMs {
-        // What lies ahead of logged time was logged before, too.
-        if last < self.lsn || logged > now {
+    pub fn effective(
+        self,
+        logged: TimestampMs,
+        last: Lsn,
+        followed: TimestampMs,
+        now: TimestampMs,
+    ) -> TimestampMs {
+        if last < self.lsn {
             logged.min(self.time)
-        } else {
+        } else if logged <= now {
             logged
+        } else if followed <= now {
+            // Its newest time is of before, and more of it may have come after: at latest then.
+            followed.max(self.time)
+        } else {
+            self.time // nothing of it came after
         }
     }
 }
@@ -113,12 +124,17 @@ mod tests {
                 time: TimestampMs(1_000),
             },
         );
-        assert_eq!(accepted.effective(t(9_000), Lsn(9), t(1_500)), t(1_000));
-        assert_eq!(accepted.effective(t(9_000), Lsn(9), t(20_000)), t(1_000));
-        assert_eq!(accepted.effective(t(500), Lsn(9), t(1_500)), t(500));
-        assert_eq!(accepted.effective(t(1_200), Lsn(11), t(1_500)), t(1_200));
-        // Logged before and after it: only what is in the future now must be of before.
-        assert_eq!(accepted.effective(t(9_000), Lsn(11), t(1_500)), t(1_000));
+        let effective = |logged, last, followed, now| {
+            accepted.effective(t(logged), Lsn(last), t(followed), t(now))
+        };
+        assert_eq!(effective(9_000, 9, 1_200, 1_500), t(1_000));
+        assert_eq!(effective(9_000, 9, 1_200, 20_000), t(1_000));
+        assert_eq!(effective(500, 9, 1_200, 1_500), t(500));
+        assert_eq!(effective(1_200, 11, 1_300, 1_500), t(1_200));
+        // Logged before and after it: at latest when the next was.
+        assert_eq!(effective(9_000, 11, 1_300, 1_500), t(1_300));
+        assert_eq!(effective(9_000, 11, 500, 1_500), t(1_000));
+        assert_eq!(effective(9_000, 11, 9_000, 1_500), t(1_000));
     }
 
     #[test]

@@ -505,6 +505,26 @@ fn a_start_before_the_clock_is_set_loses_no_time_and_heals_by_itself() {
     assert_eq!(world.core.state().clock(), world.now.wall);
 }
 
+/// A first boot before the clock is set: an empty log is no reason to doubt the right clock later.
+#[test]
+fn the_first_clock_of_an_empty_log_binds_nobody() {
+    let mut now = start();
+    now.wall.0 = 5_000; // five seconds after 1970
+    let mut world = World::open(config(true), BTreeMap::new(), now);
+    world.pass_ms(30_000);
+    world.settle();
+    world.now.wall = start().wall;
+    world.pass_ms(1_000);
+    world.settle();
+    assert_eq!(world.doubt(), None);
+    world.create_topic();
+    assert_eq!(world.core.state().clock(), world.now.wall);
+    // From here on it is held against the time that passes.
+    world.now.wall.0 += 1_000 * HOUR_MS;
+    world.pass_ms(1);
+    assert!(world.doubt().expect("doubted").contains("ahead"));
+}
+
 #[test]
 fn while_the_clock_is_in_doubt_retention_and_expiry_rest() {
     for (restart, shift) in [
@@ -594,6 +614,39 @@ fn records_of_the_future_go_as_of_the_accepted_clock() {
         world.settle();
     }
     assert_eq!(world.offsets(), (1, 1));
+}
+
+/// The file that was open when the clock was accepted holds records of the future, and fresh ones: those
+/// are as old as they are.
+#[test]
+fn what_was_appended_after_the_acceptance_is_no_older_than_that() {
+    let mut world = World::open(retaining(), BTreeMap::new(), start());
+    world.create_topic();
+    world.now.wall.0 += 365 * 24 * HOUR_MS;
+    world.accept_clock();
+    world.produce(2);
+    world.now.wall.0 -= 365 * 24 * HOUR_MS;
+    world.accept_clock();
+    for _ in 0..9 {
+        world.pass_ms(1_000);
+        world.settle();
+    }
+    // Nine seconds later the file is full.
+    let raw = Bytes::from(vec![1; 32 << 10]);
+    for token in 3..43 {
+        world.ask(token, batch_of(world.now, &raw));
+        world.settle();
+    }
+    for _ in 0..8 {
+        world.pass_ms(1_000);
+        world.settle();
+    }
+    assert_eq!(world.offsets(), (0, 41), "a second or nine old");
+    for _ in 0..6 {
+        world.pass_ms(1_000);
+        world.settle();
+    }
+    assert_eq!(world.offsets(), (41, 41));
 }
 
 /// The load has stopped and the file is not full: what is past its time goes all the same, and its file.

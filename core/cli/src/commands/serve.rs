@@ -9,7 +9,7 @@ use crate::settings::BrokerFlags;
 
 /// Run a broker
 ///
-/// On a loopback address without a certificate it makes a short-lived one and writes
+/// On a loopback address without a certificate it makes one and writes
 /// DIR/context.toml for clients on this machine. On any other address it wants a certificate and
 /// principals. Ctrl-C stops gracefully, a second one at once; what was acknowledged is on disk at any
 /// moment. SIGHUP takes changed certificates and principals from the settings, without a stop.

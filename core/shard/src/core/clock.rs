@@ -7,7 +7,7 @@
 //! **At a start** nobody can say how long the stop was. A wall clock that is a minute behind what was
 //! logged, or further ahead of it than `clock_ahead_max_ms`, is doubted. **While running** monotonic
 //! time says how far the wall may have come: one that leaps by more than a step is doubted, and so is
-//! one that falls behind logged time.
+//! one that falls behind logged time. **Until something is logged** there is nothing to doubt it by.
 //!
 //! While the clock is in doubt the shard serves. Logged time moves by one step in all, retention and
 //! the expiry of producers rest, and status says so, until the wall is right again or an operator
@@ -145,6 +145,11 @@ impl ShardCore {
             return;
         }
         let logged = self.state.clock();
+        if logged.0 == 0 {
+            // Nothing was logged that a wrong clock could hurt: as at the start.
+            self.anchor = Anchor::believed(now);
+            return;
+        }
         let doubt = self
             .anchor
             .judge(now, logged, self.config.clock_ahead_max_ms);

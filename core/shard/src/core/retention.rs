@@ -19,15 +19,18 @@ const LATE_MS_MAX: i64 = 300_000;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Age {
     pub now: TimestampMs,
+    /// Logged time: whatever is ahead of it was logged before a clock was accepted.
+    pub logged: TimestampMs,
     pub accepted: Option<Accepted>,
 }
 
 impl Age {
-    /// When a sealed range was appended, as far as retention is concerned.
-    fn of(self, range: &SealedRange) -> TimestampMs {
+    /// When a sealed range was appended, as far as retention is concerned. `followed` is the time of
+    /// the partition's next range, or of its last append.
+    fn of(self, range: &SealedRange, followed: TimestampMs) -> TimestampMs {
         let logged = range.append_time_max;
         self.accepted.map_or(logged, |accepted| {
-            accepted.effective(logged, range.file_last, self.now)
+            accepted.effective(logged, range.file_last, followed, self.logged)
         })
     }
 
@@ -35,7 +38,7 @@ impl Age {
     fn of_open(self, range: &OpenRange) -> TimestampMs {
         let logged = range.append_time_max;
         self.accepted.map_or(logged, |accepted| {
-            accepted.effective(logged, Lsn(u64::MAX), self.now)
+            accepted.effective(logged, Lsn(u64::MAX), logged, self.logged) // of a group: no time passes in it
         })
     }
 
@@ -52,11 +55,13 @@ pub(crate) struct Keep {
 }
 
 /// Where a partition's start moves to: past the last range that goes. `ranges` are of one partition,
-/// in offset order; `bytes_active` is what lies behind them in files not yet sealed. Without a bound
-/// on size, no range is looked at past the first that stays.
+/// in offset order; `bytes_active` is what lies behind them in files not yet sealed, `followed` the time
+/// of the first of that, or of the partition's last append. Without a bound on size, no range is looked
+/// at past the one after the first that stays.
 pub(crate) fn new_start(
     ranges: impl Iterator<Item = SealedRange> + Clone,
     bytes_active: u64,
+    followed: TimestampMs,
     keep: Keep,
     age: Age,
 ) -> Option<Offset> {
@@ -66,9 +71,11 @@ pub(crate) fn new_start(
         None => 0,
     };
     let mut start = None;
-    for range in ranges {
+    let mut ranges = ranges.peekable();
+    while let Some(range) = ranges.next() {
+        let followed = ranges.peek().map_or(followed, |next| next.append_time_max);
         behind = behind.saturating_sub(range.bytes);
-        let too_old = keep.ms >= 0 && age.of(&range) < age.before(keep.ms);
+        let too_old = keep.ms >= 0 && age.of(&range, followed) < age.before(keep.ms);
         let too_much = bytes_max.is_some_and(|bytes| behind >= bytes);
         if !too_old && !too_much {
             break;
@@ -107,9 +114,12 @@ mod tests {
 
     use super::*;
 
+    const LAST: TimestampMs = TimestampMs(300);
+
     fn at(now: i64) -> Age {
         Age {
             now: TimestampMs(now),
+            logged: TimestampMs(now),
             accepted: None,
         }
     }
@@ -135,20 +145,20 @@ mod tests {
         ];
         let keep = |ms| Keep { ms, bytes: -1 };
         assert_eq!(
-            new_start(ranges.into_iter(), 0, keep(100), at(301)),
+            new_start(ranges.into_iter(), 0, LAST, keep(100), at(301)),
             Some(Offset(20))
         );
         assert_eq!(
-            new_start(ranges.into_iter(), 0, keep(100), at(300)),
+            new_start(ranges.into_iter(), 0, LAST, keep(100), at(300)),
             Some(Offset(10)),
             "exactly as old as kept: stays"
         );
         assert_eq!(
-            new_start(ranges.into_iter(), 0, keep(-1), at(i64::MAX)),
+            new_start(ranges.into_iter(), 0, LAST, keep(-1), at(i64::MAX)),
             None
         );
         assert_eq!(
-            new_start(ranges.into_iter(), 0, keep(0), at(1_000)),
+            new_start(ranges.into_iter(), 0, LAST, keep(0), at(1_000)),
             Some(Offset(30))
         );
     }
@@ -160,6 +170,7 @@ mod tests {
             new_start(
                 ranges.into_iter(),
                 0,
+                LAST,
                 Keep { ms: 500, bytes: -1 },
                 at(1_000)
             ),
@@ -176,16 +187,19 @@ mod tests {
         ];
         let keep = |bytes| Keep { ms: -1, bytes };
         assert_eq!(
-            new_start(ranges.into_iter(), 0, keep(20), at(0)),
+            new_start(ranges.into_iter(), 0, LAST, keep(20), at(0)),
             Some(Offset(10))
         );
-        assert_eq!(new_start(ranges.into_iter(), 0, keep(21), at(0)), None);
         assert_eq!(
-            new_start(ranges.into_iter(), 25, keep(20), at(0)),
+            new_start(ranges.into_iter(), 0, LAST, keep(21), at(0)),
+            None
+        );
+        assert_eq!(
+            new_start(ranges.into_iter(), 25, LAST, keep(20), at(0)),
             Some(Offset(30))
         );
         assert_eq!(
-            new_start(ranges.into_iter(), 0, keep(0), at(0)),
+            new_start(ranges.into_iter(), 0, LAST, keep(0), at(0)),
             Some(Offset(30))
         );
     }
@@ -218,13 +232,14 @@ mod tests {
         let keep = Keep { ms: 500, bytes: -1 };
         let age = |now| Age {
             now: TimestampMs(now),
+            logged: TimestampMs(now),
             accepted: Some(Accepted {
                 lsn: Lsn(5),
                 time: TimestampMs(1_000),
             }),
         };
         let sealed = [range(0, 9, 90_000, 10)];
-        let start = |now| new_start(sealed.into_iter(), 0, keep, age(now));
+        let start = |now| new_start(sealed.into_iter(), 0, LAST, keep, age(now));
         assert_eq!(start(1_500), None);
         assert_eq!(start(1_501), Some(Offset(10)));
         let open = [OpenRange {
@@ -236,5 +251,56 @@ mod tests {
             open_start(open.into_iter(), keep, age(1_600)),
             Some(Offset(10))
         );
+    }
+
+    /// A file that was open when the clock was accepted holds records of the future and younger ones.
+    #[test]
+    fn what_straddles_the_acceptance_is_no_older_than_what_follows_it() {
+        let keep = Keep { ms: 500, bytes: -1 };
+        let age = |now| Age {
+            now: TimestampMs(now),
+            logged: TimestampMs(now),
+            accepted: Some(Accepted {
+                lsn: Lsn(0),
+                time: TimestampMs(1_000),
+            }),
+        };
+        let of_both = range(0, 9, 90_000, 10);
+        let start = |ranges: &[SealedRange], last, now| {
+            let ranges = ranges.iter().copied();
+            new_start(ranges, 0, TimestampMs(last), keep, age(now))
+        };
+        assert_eq!(start(&[of_both], 1_400, 1_900), None);
+        assert_eq!(start(&[of_both], 1_400, 1_901), Some(Offset(10)));
+        let next = range(10, 19, 1_400, 10);
+        assert_eq!(start(&[of_both, next], 1_800, 1_900), None);
+        assert_eq!(start(&[of_both, next], 1_800, 1_901), Some(Offset(20)));
+        assert_eq!(
+            start(&[of_both], 90_000, 1_501),
+            Some(Offset(10)),
+            "nothing came after"
+        );
+    }
+
+    /// The wall may be behind logged time by a little: what was logged then is not of before.
+    #[test]
+    fn a_wall_a_little_behind_makes_nothing_old() {
+        let age = Age {
+            now: TimestampMs(10_000),
+            logged: TimestampMs(10_030),
+            accepted: Some(Accepted {
+                lsn: Lsn(0),
+                time: TimestampMs(1_000),
+            }),
+        };
+        let keep = Keep { ms: 500, bytes: -1 };
+        let sealed = [range(0, 9, 10_020, 10)];
+        let last = TimestampMs(10_030);
+        assert_eq!(new_start(sealed.into_iter(), 0, last, keep, age), None);
+        let open = [OpenRange {
+            last_offset: Offset(9),
+            append_time_max: TimestampMs(10_030),
+        }];
+        assert_eq!(open_start(open.into_iter(), keep, age), None);
     }
 }

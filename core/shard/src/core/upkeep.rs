@@ -211,6 +211,7 @@ impl ShardCore {
         self.log.seal_dead();
         let age = Age {
             now: self.retention_now(),
+            logged: self.state.clock(),
             accepted: self.state.accepted_clock(),
         };
         let looked_at = Cell::new(0_u64);
@@ -221,7 +222,9 @@ impl ShardCore {
             let ranges = ranges.inspect(|_| looked_at.update(|n| n + 1));
             let mut ranges = ranges.filter(|range| range.last_offset >= view.start);
             let keep = self.keep(view.partition);
-            let mut start = new_start(ranges.clone(), 0, keep, age);
+            let active = self.log.open_ranges_of(view.slot).next();
+            let followed = active.map_or(view.last_append, |range| range.append_time_max);
+            let mut start = new_start(ranges.clone(), 0, followed, keep, age);
             let stays = |range: SealedRange| start.is_none_or(|start| range.last_offset >= start);
             if !ranges.any(stays) {
                 let open = self.log.open_ranges_of(view.slot);

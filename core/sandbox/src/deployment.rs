@@ -221,9 +221,14 @@ impl Deployment {
         error: FilterError,
     ) -> Result<Verdict, FilterError> {
         let (start, first) = (Instant::now(), error.clone());
-        let found = Search::new(view.timestamps.len(), error).and_then(|mut search| {
+        let budget = Duration::from_millis(self.budget.batch_ms_max.into());
+        let found = Search::new(view.timestamps.len(), error).and_then(|search| {
+            let mut search = search.of_calls_within(budget);
             while let Some(part) = search.part() {
-                search.answer(self.ask(filter, view, part))?;
+                let asked = Instant::now();
+                let answer = self.ask(filter, view, part);
+                search.spend(asked.elapsed());
+                search.answer(answer)?;
             }
             Ok(search.verdict())
         });

@@ -8,6 +8,7 @@
 //! Deliberately absent: asking (`deployment`), and what becomes of a record at fault (the policy).
 
 use std::ops::Range;
+use std::time::Duration;
 
 use crate::bitmap::Bitmap;
 use crate::error::FilterError;
@@ -18,7 +19,7 @@ const REASONS_MAX: usize = 16;
 const CALLS_MAX: u32 = 1 << 16;
 /// Instances killed by one search: a new one takes about a tenth of a millisecond.
 const KILLS_MAX: u32 = 1 << 10;
-/// Time budgets used up by one search.
+/// Time budgets used up by one search, by calls that ran out of it or by all together.
 const TIMEOUTS_MAX: u32 = 64;
 
 /// What a filter says of each record of a batch.
@@ -57,6 +58,8 @@ pub(crate) struct Search {
     calls: u32,
     kills: u32,
     timeouts: u32,
+    /// Time that it may still take.
+    left: Duration,
 }
 
 #[derive(Clone, Debug)]
@@ -81,9 +84,21 @@ impl Search {
             calls: 0,
             kills: 0,
             timeouts: 0,
+            left: Duration::MAX,
         };
         search.answer(Err(error))?;
         Ok(search)
+    }
+
+    /// A search of calls that may take so long each.
+    pub(crate) fn of_calls_within(mut self, budget: Duration) -> Self {
+        self.left = budget * TIMEOUTS_MAX;
+        self
+    }
+
+    /// The next answer took so long.
+    pub(crate) fn spend(&mut self, took: Duration) {
+        self.left = self.left.saturating_sub(took);
     }
 
     /// What to ask about next.
@@ -133,7 +148,10 @@ impl Search {
     }
 
     fn is_used_up(&self) -> bool {
-        self.calls >= CALLS_MAX || self.kills >= KILLS_MAX || self.timeouts >= TIMEOUTS_MAX
+        self.calls >= CALLS_MAX
+            || self.kills >= KILLS_MAX
+            || self.timeouts >= TIMEOUTS_MAX
+            || self.left.is_zero()
     }
 
     fn condemn(&mut self, records: Range<usize>, error: &FilterError) {
@@ -235,6 +253,26 @@ mod tests {
             verdict.failed.len(),
             records / 2,
             "the other half passes whole"
+        );
+    }
+
+    /// Answers that come just within the budget are no timeouts, and yet add up.
+    #[test]
+    fn a_search_of_slow_answers_ends() {
+        let budget = Duration::from_secs(1);
+        let mut search = Search::new(1 << 20, refused())
+            .expect("a record may be at fault")
+            .of_calls_within(budget);
+        while search.part().is_some() {
+            search.spend(budget * 9 / 10);
+            search.answer(Err(refused())).expect("it goes on");
+        }
+        let calls = search.calls;
+        assert!(calls < 2 * TIMEOUTS_MAX, "{calls}");
+        assert_eq!(
+            search.verdict().failed.len(),
+            1 << 20,
+            "all were asked about"
         );
     }
 

@@ -23,14 +23,14 @@ use crate::shards::{ask, unexpected};
 
 pub(super) async fn handle(
     session: &Session,
-    request: ResetGroupRequest,
+    mut request: ResetGroupRequest,
 ) -> Result<ResetGroupResponse, messages::Error> {
     let principal = session.principal();
     principal.check(Right::Admin, &request.group)?;
     // The answer tells the topic's bounds, and what is committed decides who reads what of it.
     principal.check(Right::Consume, &request.topic)?;
     let topic = session.thread.catalog.topic(&request.topic).await?;
-    let indexes = indexes(request.partitions.clone(), &topic)?;
+    let indexes = indexes(std::mem::take(&mut request.partitions), &topic)?;
     let members = match gather(session, &request.group)
         .await
         .and_then(Gathered::whole)
@@ -107,10 +107,14 @@ async fn set_together(
     }
     let mut set = BTreeMap::new();
     while let Some(done) = waiting.join_next().await {
-        // A task that panicked ends the thread with it.
-        if let Ok((index, outcome)) = done {
-            set.insert(index, outcome);
-        }
+        set.extend(done);
+    }
+    for &index in indexes {
+        // Its task ended badly.
+        set.entry(index).or_insert_with(|| {
+            let message = format!("partition {index} may or may not be set: see the broker's log");
+            Err(Code::Internal.error(message))
+        });
     }
     set
 }

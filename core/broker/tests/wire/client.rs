@@ -103,21 +103,22 @@ impl World {
 
     /// A connection with HELLO answered.
     pub(crate) async fn connect(&self) -> Client {
+        self.connect_with(&self.token()).await.0
+    }
+
+    /// A connection of the principal with this token, whose name the broker tells.
+    pub(crate) async fn connect_with(&self, token: &str) -> (Client, String) {
         let client = self.connect_silently().await;
-        let hello: HelloResponse = client
-            .request(
-                Kind::Hello,
-                &HelloRequest {
-                    version_min: 1,
-                    version_max: 1,
-                    token: self.token(),
-                    ..HelloRequest::default()
-                },
-            )
-            .await
-            .expect("HELLO");
+        let request = HelloRequest {
+            version_min: 1,
+            version_max: 1,
+            token: token.to_owned(),
+            ..HelloRequest::default()
+        };
+        let hello: Result<HelloResponse, _> = client.request(Kind::Hello, &request).await;
+        let hello = hello.expect("HELLO");
         assert_eq!(hello.version, 1);
-        client
+        (client, hello.principal)
     }
 
     /// A connection that has not said who it is.

@@ -6,10 +6,9 @@ use millstream_broker::PrincipalSettings;
 use millstream_protocol::frame::encode_head;
 use millstream_protocol::messages::{
     Batch, CaughtUp, DeployFilterRequest, DeployFilterResponse, DescribeTopicRequest,
-    DescribeTopicResponse, FilterInfo, HelloRequest, HelloResponse, ListFiltersRequest,
-    ListFiltersResponse, ListTopicsRequest, ListTopicsResponse, PartitionError, Produce, Produced,
-    ProducerOpen, RemoveFilterRequest, RemoveFilterResponse, Seek, Setting, StartAt, Subscribe,
-    SubscriptionFilter, start_at,
+    DescribeTopicResponse, FilterInfo, ListFiltersRequest, ListFiltersResponse, ListTopicsRequest,
+    ListTopicsResponse, PartitionError, Produce, Produced, ProducerOpen, RemoveFilterRequest,
+    RemoveFilterResponse, Seek, Setting, StartAt, Subscribe, SubscriptionFilter, start_at,
 };
 use millstream_protocol::{Code, Kind, Message as _};
 
@@ -738,18 +737,8 @@ fn values_of_parameters_are_for_those_who_may_deploy() {
         ];
     });
     world.run(async {
-        let connect = async |token: &str| {
-            let client = world.connect_silently().await;
-            let hello = HelloRequest {
-                version_min: 1,
-                version_max: 1,
-                token: token.to_owned(),
-                ..HelloRequest::default()
-            };
-            let _: HelloResponse = client.request(Kind::Hello, &hello).await.expect("known");
-            client
-        };
-        let (alice, bob) = (connect("alice").await, connect("bob").await);
+        let (alice, _) = world.connect_with("alice").await;
+        let (bob, _) = world.connect_with("bob").await;
         alice.create_topic("t", 1).await;
         deploy(
             &alice,

@@ -261,15 +261,8 @@ fn a_member_id_is_of_use_to_its_principal_alone() {
         config.principals = vec![principal("alice", ALICE, ""), principal("bob", BOB, "")];
     });
     let connect = async |token: &str| {
-        let client = world.connect_silently().await;
-        let hello = HelloRequest {
-            version_min: 1,
-            version_max: 1,
-            token: token.to_owned(),
-            ..HelloRequest::default()
-        };
-        let known: HelloResponse = client.request(Kind::Hello, &hello).await.expect("known");
-        assert_eq!(known.principal, token);
+        let (client, principal) = world.connect_with(token).await;
+        assert_eq!(principal, token);
         client
     };
     world.run(async {

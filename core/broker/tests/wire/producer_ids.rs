@@ -3,8 +3,7 @@
 use bytes::Bytes;
 use millstream_broker::PrincipalSettings;
 use millstream_protocol::messages::{
-    HelloRequest, HelloResponse, InitProducerRequest, InitProducerResponse, Produce, Produced,
-    ProducerOpen,
+    InitProducerRequest, InitProducerResponse, Produce, Produced, ProducerOpen,
 };
 use millstream_protocol::{Code, Kind};
 
@@ -25,15 +24,8 @@ fn principal(name: &str, token_sha256: &str) -> PrincipalSettings {
 }
 
 async fn connect(world: &World, token: &str) -> Client {
-    let client = world.connect_silently().await;
-    let hello = HelloRequest {
-        version_min: 1,
-        version_max: 1,
-        token: token.to_owned(),
-        ..HelloRequest::default()
-    };
-    let known: HelloResponse = client.request(Kind::Hello, &hello).await.expect("known");
-    assert_eq!(known.principal, token);
+    let (client, principal) = world.connect_with(token).await;
+    assert_eq!(principal, token);
     client
 }
 

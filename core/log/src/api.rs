@@ -4,12 +4,13 @@
 //!
 //! 1. `Log::open(config)`, then carry every [`Event::Io`] to a storage and every answer back with
 //!    `io_done`, until [`Event::Recovered`]. On the way the log gives [`Event::SnapshotPart`]s (the newest
-//!    published snapshot, whole parts in order), then every entry after the snapshot's begin as
+//!    published snapshot, whole parts in order), then every unit after the snapshot's begin as
 //!    [`Event::Replay`], in lsn order. The log rebuilds its own index: keys are stored with entries.
 //!    Then the caller says what is alive: `set_start` for each partition it knows, `drop_slot` for
 //!    each of `slots()` that it does not.
 //! 2. `append` any number of entries (they join the gathering group), then `flush` once: a group is
-//!    written when no pair is in flight, else when the one in flight is done.
+//!    written when no pair is in flight, else when the one in flight is done. Entries that hold together
+//!    are a unit (`append_unit`): one lsn, in one group, so that a crash leaves all of them or none.
 //!    [`Event::Durable`] says how far the log is safe. When there has been nothing to do for a while
 //!    (tens of milliseconds), `idle` once: it proves the last group with an empty one.
 //! 3. `fetch` batches by slot and offset; answered by [`Event::Fetched`], at once from the hot
@@ -26,6 +27,7 @@
 use bytes::Bytes;
 use millstream_batch::Parts;
 use millstream_batch::ids::{Lsn, Offset, PartitionSlot, Term, TimestampMs};
+use smallvec::SmallVec;
 
 use crate::io::{Io, IoError};
 
@@ -93,6 +95,13 @@ pub struct Entry {
     pub raw_len: usize,
 }
 
+/// All that one lsn holds, read back in the order in which it was appended. Never empty.
+#[derive(Clone, Debug)]
+pub struct Unit {
+    pub lsn: Lsn,
+    pub entries: SmallVec<[Entry; 1]>,
+}
+
 impl Entry {
     /// Copy what is held, so that the memory it was read into can go.
     pub(crate) fn let_go(&mut self) {
@@ -142,8 +151,8 @@ pub enum Event {
         begin: Lsn,
         bytes: Bytes,
     },
-    /// One entry after the snapshot's begin, during open. `raw` is empty.
-    Replay(Entry),
+    /// One unit after the snapshot's begin, during open. Each `raw` is empty.
+    Replay(Unit),
     /// Open is over; appends may begin.
     Recovered(Box<Recovery>),
     /// All entries up to here survive a crash (with `sync_each_group = false`: are written).
@@ -186,7 +195,7 @@ pub enum Event {
 pub struct Recovery {
     pub last: Lsn,
     pub term: Term,
-    /// Entries replayed, and bytes of log read for it.
+    /// Units replayed, and bytes of log read for it.
     pub replayed: u64,
     pub bytes_read: u64,
     /// Bytes of a torn last group that were cut (never acknowledged), 0 for a clean end.
@@ -219,7 +228,7 @@ pub enum Refused {
     Stopped,
     #[error("the log is read-only because a fact is damaged; see `millstream log verify`")]
     ReadOnly,
-    #[error("the entry is larger than a WAL file or a group can hold; raise the segment size")]
+    #[error("the entry, or what is to hold together with it, is larger than a WAL file or a group can hold; raise the segment size")]
     TooLarge,
     /// It does not fit into the short file that comes next. A longer one is being made.
     #[error("the entry needs a longer file than the next one, which is being made: try again")]

@@ -43,7 +43,9 @@ const GROUP_FLAGS: u16 = GROUP_MARK | GROUP_CLEAN | GROUP_UNSYNCED;
 pub const ENTRY_INDEXED: u16 = 1;
 /// The entry belongs to the log itself and takes no lsn.
 pub const ENTRY_CONTROL: u16 = 2;
-const ENTRY_FLAGS: u16 = ENTRY_INDEXED | ENTRY_CONTROL;
+/// The next entry belongs to the same unit and has the same lsn.
+pub const ENTRY_MORE: u16 = 4;
+const ENTRY_FLAGS: u16 = ENTRY_INDEXED | ENTRY_CONTROL | ENTRY_MORE;
 
 /// Control kind: a WAL file holds nothing alive any more; its fact is the file's number (u64).
 pub const CONTROL_FREED: u16 = 1;
@@ -234,6 +236,7 @@ impl EntryHeader {
         let sane = u32_at(bytes, 0) as usize == len
             && len <= GROUP_BYTES_LIMIT
             && header.flags & !ENTRY_FLAGS == 0
+            && !(header.is_control() && header.has_more())
             && header.key.base_offset <= header.key.last_offset
             && header.key.last_offset.0 <= NUMBER_MAX;
         sane.then_some(header)
@@ -271,6 +274,18 @@ impl EntryHeader {
     #[must_use]
     pub fn is_control(&self) -> bool {
         self.flags & ENTRY_CONTROL != 0
+    }
+
+    /// Whether the unit goes on with the next entry.
+    #[must_use]
+    pub fn has_more(&self) -> bool {
+        self.flags & ENTRY_MORE != 0
+    }
+
+    /// Whether this entry is the last of its lsn.
+    #[must_use]
+    pub fn ends_unit(&self) -> bool {
+        !self.is_control() && !self.has_more()
     }
 
     /// The whole entry's length.
@@ -401,6 +416,16 @@ mod tests {
             assert_eq!(EntryHeader::decode(42, &bytes), None, "bit {bit}");
             bytes[bit / 8] ^= 1 << (bit % 8);
         }
+        let both = EntryHeader {
+            flags: ENTRY_CONTROL | ENTRY_MORE,
+            ..entry
+        };
+        both.encode(42, &mut bytes);
+        assert_eq!(
+            EntryHeader::decode(42, &bytes),
+            None,
+            "the log's own entries are of no unit"
+        );
         assert_eq!(entry.raw_range(), 144..1144);
         assert_eq!(entry.len(), 1152);
     }

@@ -13,11 +13,11 @@ use millstream_batch::ids::{Lsn, PartitionSlot, Term};
 use millstream_batch::limits::BLOCK_BYTES;
 use rustc_hash::FxHashMap;
 
-use crate::api::IndexKey;
+use crate::api::{Append, IndexKey};
 use crate::buffer::{AlignedBuf, ChunkRef};
 use crate::footer::Run;
 use crate::format::{
-    ENTRY_CONTROL, ENTRY_INDEXED, EntryHeader, GROUP_HEADER_BYTES, GroupHeader, NO_KEY, checksum,
+    ENTRY_CONTROL, ENTRY_INDEXED, ENTRY_MORE, EntryHeader, GROUP_HEADER_BYTES, GroupHeader, NO_KEY, checksum,
     entry_len,
 };
 
@@ -156,7 +156,10 @@ pub(crate) struct Gather {
     pub(crate) place: Place,
     buf: AlignedBuf,
     entries: u32,
+    /// Of the last entry.
     last_lsn: Lsn,
+    /// More of its unit is to come.
+    is_unit_open: bool,
     runs: Vec<SlotRun>,
     /// Files that this group declares freed.
     pub(crate) freed: Vec<u64>,
@@ -181,6 +184,7 @@ impl Gather {
             buf,
             entries: 0,
             last_lsn: Lsn(place.first_lsn.0 - 1),
+            is_unit_open: false,
             runs: pool.runs.pop().unwrap_or_default(),
             freed: Vec::new(),
         }
@@ -195,33 +199,42 @@ impl Gather {
         self.entries
     }
 
-    /// Add an entry of the machine. Returns whether its slot is new to this group.
+    /// Add an entry of the machine; with `more`, the next one is of the same unit. Returns whether its
+    /// slot is new to this group.
     pub(crate) fn push(
         &mut self,
         lsn: Lsn,
-        kind: u16,
-        fact: &[u8],
-        raw: &[Bytes],
-        key: Option<IndexKey>,
+        entry: &Append,
+        more: bool,
         (pool, map): (&mut BufferPool, &mut RunMap),
     ) -> bool {
-        debug_assert_eq!(lsn, self.last_lsn.next());
+        let Append {
+            kind,
+            fact,
+            raw,
+            index: key,
+        } = entry;
+        debug_assert_eq!(lsn.0, self.last_lsn.0 + u64::from(!self.is_unit_open));
         self.last_lsn = lsn;
+        self.is_unit_open = more;
         let at = self.buf.len();
         let raw_len: usize = raw.iter().map(Bytes::len).sum();
-        let (flags, back, new_slot) = match key {
+        let (mut flags, back, new_slot) = match key {
             None => (0, 0, false),
             Some(key) => {
-                let (back, new_slot) = self.extend_run(&key, at, fact.len(), raw_len, map);
+                let (back, new_slot) = self.extend_run(key, at, fact.len(), raw_len, map);
                 (ENTRY_INDEXED, back, new_slot)
             }
         };
+        if more {
+            flags |= ENTRY_MORE;
+        }
         let header = EntryHeader {
             fact_len: fact.len() as u32,
             raw_len: raw_len as u32,
             lsn,
             term: self.place.term,
-            kind,
+            kind: *kind,
             flags,
             key: key.unwrap_or(NO_KEY),
             back,
@@ -235,6 +248,7 @@ impl Gather {
 
     /// Add an entry of the log itself.
     pub(crate) fn push_control(&mut self, kind: u16, fact: &[u8], pool: &mut BufferPool) {
+        debug_assert!(!self.is_unit_open, "a unit is pushed whole");
         let header = EntryHeader {
             fact_len: fact.len() as u32,
             raw_len: 0,

@@ -62,16 +62,23 @@ impl ScannedGroup {
                 .all(|e| e.fact.is_some() && e.raw.is_some())
     }
 
-    /// Lsn of the last entry, or the one before the first when there is none. Trustworthy when the
+    /// Lsn of the last whole unit, or the one before the first when there is none. Trustworthy when the
     /// chain is not broken.
     #[must_use]
     pub fn last_lsn(&self) -> u64 {
         let own = self
             .entries
             .iter()
-            .filter(|e| !e.header.is_control())
+            .filter(|e| e.header.ends_unit())
             .count() as u64;
         self.header.first_lsn.0 - 1 + own
+    }
+
+    /// Entries at the end whose unit goes on where the chain breaks.
+    #[must_use]
+    pub fn cut_unit(&self) -> usize {
+        let from_the_end = self.entries.iter().rev();
+        from_the_end.take_while(|e| e.header.has_more()).count()
     }
 
     /// The group's runs, as its writer made them.
@@ -312,11 +319,11 @@ fn parse(header: GroupHeader, at: u64, bytes: &Bytes) -> ScannedGroup {
             raw,
         });
         pos += entry.len();
-        if !entry.is_control() {
+        if entry.ends_unit() {
             lsn = lsn.next();
         }
     }
-    if pos != length {
+    if pos != length || group.cut_unit() > 0 {
         group.broken_at = Some(at + pos as u64);
     }
     group

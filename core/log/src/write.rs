@@ -17,7 +17,7 @@ use millstream_batch::ids::{Lsn, Offset, PartitionSlot, Term};
 use millstream_batch::limits::BLOCK_BYTES;
 use rustc_hash::FxHashSet;
 
-use crate::api::{Append, Event, IndexKey, Refused};
+use crate::api::{Append, Event, Refused};
 use crate::buffer::AlignedBuf;
 use crate::footer::footer_bytes;
 use crate::format::{
@@ -90,13 +90,16 @@ impl OpenFile {
         }
     }
 
-    /// Whether a group of `len` bytes at `at` fits before the footer, with a block left for a mark.
-    fn fits(&self, at: u64, len: usize, slot: Option<PartitionSlot>) -> bool {
-        let new_slot = slot.is_some_and(|s| !self.slots.contains(&s));
-        let footer = footer_bytes(
-            self.slots.len() + usize::from(new_slot),
-            self.runs + usize::from(slot.is_some()),
-        );
+    /// Whether a group of `len` bytes at `at`, these batches in it, fits before the footer, with a block
+    /// left for a mark.
+    fn fits(&self, at: u64, len: usize, keys: &[Append]) -> bool {
+        let (mut slots, mut runs) = (self.slots.len(), self.runs);
+        for key in keys.iter().filter_map(|entry| entry.index.as_ref()) {
+            // A slot that a unit names twice is counted twice: it may only be too careful.
+            slots += usize::from(!self.slots.contains(&key.slot));
+            runs += 1;
+        }
+        let footer = footer_bytes(slots, runs);
         at + (len as u64).next_multiple_of(BLOCK) + BLOCK + footer <= self.bytes
     }
 
@@ -217,7 +220,7 @@ impl Log {
         reason = "an entry is handed over, whatever becomes of it"
     )]
     pub fn append(&mut self, entry: Append) -> Result<Lsn, Refused> {
-        self.append_entry(&entry, false)
+        self.append_unit(std::slice::from_ref(&entry))
     }
 
     /// As `append`, for entries that give space back (deletes, retention, aborts): when the disk is
@@ -230,17 +233,55 @@ impl Log {
         reason = "an entry is handed over, whatever becomes of it"
     )]
     pub fn append_reserved(&mut self, entry: Append) -> Result<Lsn, Refused> {
-        self.append_entry(&entry, true)
+        self.append_unit_reserved(std::slice::from_ref(&entry))
     }
 
-    fn append_entry(&mut self, entry: &Append, reserved: bool) -> Result<Lsn, Refused> {
-        let raw_len: usize = entry.raw.iter().map(bytes::Bytes::len).sum();
-        if entry.fact.len() > FACT_BYTES_MAX || raw_len > GROUP_BYTES_LIMIT {
-            return Err(Refused::TooLarge);
+    /// Append a unit: entries that share one lsn, of which a crash leaves all or nothing. Batches of one
+    /// slot stand in the order of their offsets.
+    ///
+    /// # Errors
+    /// As `append`; [`Refused::TooLarge`] when they do not fit one group together.
+    ///
+    /// # Panics
+    /// Of a unit without entries.
+    pub fn append_unit(&mut self, entries: &[Append]) -> Result<Lsn, Refused> {
+        self.append_entries(entries, false)
+    }
+
+    /// As `append_unit`, for units that give space back.
+    ///
+    /// # Errors
+    /// As `append_reserved`.
+    ///
+    /// # Panics
+    /// As `append_unit`.
+    pub fn append_unit_reserved(&mut self, entries: &[Append]) -> Result<Lsn, Refused> {
+        self.append_entries(entries, true)
+    }
+
+    fn append_entries(&mut self, entries: &[Append], reserved: bool) -> Result<Lsn, Refused> {
+        let mut len = 0;
+        for entry in entries {
+            let raw_len: usize = entry.raw.iter().map(bytes::Bytes::len).sum();
+            if entry.fact.len() > FACT_BYTES_MAX || raw_len > GROUP_BYTES_LIMIT {
+                return Err(Refused::TooLarge);
+            }
+            len += entry_len(entry.fact.len(), raw_len);
         }
-        let len = entry_len(entry.fact.len(), raw_len);
-        self.make_room(len, entry.index.as_ref(), reserved)?;
+        let (last, before) = entries.split_last().expect("a unit has entries");
+        self.make_room(len, entries, reserved)?;
         let lsn = self.write.last.next();
+        for entry in before {
+            self.push(lsn, entry, true);
+        }
+        self.push(lsn, last, false);
+        self.write.last = lsn;
+        self.stats.entries += entries.len() as u64;
+        Ok(lsn)
+    }
+
+    /// Into the gathering group, which has room.
+    fn push(&mut self, lsn: Lsn, entry: &Append, more: bool) {
         let Writer {
             gather,
             buffers,
@@ -250,28 +291,18 @@ impl Log {
         } = &mut self.write;
         let gather = gather.as_mut().expect("made by make_room");
         let file = open.back_mut().expect("made by make_room");
-        if gather.push(
-            lsn,
-            entry.kind,
-            &entry.fact,
-            &entry.raw,
-            entry.index,
-            (buffers, run_map),
-        ) {
+        if gather.push(lsn, entry, more, (buffers, run_map)) {
             file.runs += 1;
             file.slots.extend(entry.index.map(|key| key.slot));
         }
         file.last_lsn = lsn;
-        self.write.last = lsn;
-        self.stats.entries += 1;
-        Ok(lsn)
     }
 
-    /// Have a gathering group with room for an entry of `len` bytes.
+    /// Have a gathering group with room for entries of `len` bytes in all, these batches among them.
     fn make_room(
         &mut self,
         len: usize,
-        key: Option<&IndexKey>,
+        keys: &[Append],
         reserved: bool,
     ) -> Result<(), Refused> {
         if self.failed.is_some() {
@@ -281,9 +312,9 @@ impl Log {
             return Err(Refused::ReadOnly);
         }
         assert!(self.recover.is_none(), "append before Event::Recovered");
-        let slot = key.map(|k| k.slot);
         let alone = GROUP_HEADER_BYTES + len;
-        let fresh = (alone as u64).next_multiple_of(BLOCK) + BLOCK + footer_bytes(1, 1);
+        let many = keys.len().max(1);
+        let fresh = (alone as u64).next_multiple_of(BLOCK) + BLOCK + footer_bytes(many, many);
         if alone > GROUP_BYTES_LIMIT || fresh > self.config.segment_bytes {
             return Err(Refused::TooLarge);
         }
@@ -291,7 +322,7 @@ impl Log {
             let total = gather.len() + len;
             let joins = total <= self.config.group_bytes_max || gather.entries() == 0;
             if joins
-                && file.fits(gather.place.at, total, slot)
+                && file.fits(gather.place.at, total, keys)
                 && self.may_use(file.number, reserved)
             {
                 return Ok(());
@@ -303,7 +334,7 @@ impl Log {
             .as_ref()
             .map_or(0, |g| (g.len() as u64).next_multiple_of(BLOCK));
         let in_place = self.write.open.back().is_some_and(|file| {
-            file.fits(file.end + gathered, alone, slot) && self.may_use(file.number, reserved)
+            file.fits(file.end + gathered, alone, keys) && self.may_use(file.number, reserved)
         });
         if !in_place && !self.may_roll(reserved) {
             return Err(Refused::Full);
@@ -669,7 +700,7 @@ impl Log {
     /// Put a control entry into the gathering group. Gives whether there was room.
     pub(crate) fn append_control(&mut self, kind: u16, fact: &[u8]) -> bool {
         if self
-            .make_room(entry_len(fact.len(), 0), None, true)
+            .make_room(entry_len(fact.len(), 0), &[], true)
             .is_err()
         {
             return false;

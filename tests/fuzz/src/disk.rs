@@ -69,7 +69,11 @@ impl Life {
                     let result = io.op.check().and_then(|()| self.perform(io.op));
                     self.log.io_done(IoDone { id: io.id, result });
                 }
-                Event::Replay(entry) => self.replayed.push((entry.lsn, entry.kind, entry.fact)),
+                Event::Replay(unit) => {
+                    let entries = unit.entries.into_iter();
+                    self.replayed
+                        .extend(entries.map(|entry| (entry.lsn, entry.kind, entry.fact)));
+                }
                 Event::Durable(lsn) => self.durable = lsn,
                 Event::Recovered(found) => self.recovery = Some(*found),
                 Event::Fetched { result, .. } => self.answers.push(result),

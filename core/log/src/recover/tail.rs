@@ -5,9 +5,10 @@
 use bytes::Bytes;
 use millstream_batch::ids::Lsn;
 use millstream_batch::limits::BLOCK_BYTES;
+use smallvec::SmallVec;
 
 use super::{BLOCK, Recover, Stage, Unproved};
-use crate::api::{Entry, Event};
+use crate::api::{Entry, Event, Unit};
 use crate::format::{GROUP_HEADER_BYTES, GroupHeader};
 use crate::io::{FileId, IoError, IoOp};
 use crate::log::Log;
@@ -217,6 +218,9 @@ impl Log {
             recover.damage(name, group.at, what.clone());
             recover.stop(what);
         }
+        // A unit is given out whole or not at all.
+        let mut unit: SmallVec<[Entry; 1]> = SmallVec::new();
+        let mut damaged_at = None;
         for entry in &group.entries {
             if let Some(freed) = entry.freed() {
                 // A file is declared freed in a later one.
@@ -238,31 +242,36 @@ impl Log {
                 };
                 recover.damage(name, entry.at, what);
             }
-            let Some(fact) = &entry.fact else {
-                recover.damage(
-                    name,
-                    entry.at,
-                    format!("the fact of entry {lsn} is damaged"),
-                );
-                if lsn > begin && !entry.header.is_control() {
-                    recover.stop(format!(
-                        "the fact of entry {lsn} at byte {} of {} is damaged",
-                        entry.at,
-                        name.file_name()
-                    ));
+            match &entry.fact {
+                None => {
+                    let what = format!("the fact of entry {lsn} is damaged");
+                    recover.damage(name, entry.at, what);
+                    damaged_at.get_or_insert(entry.at);
                 }
-                continue;
-            };
-            if lsn > begin && recover.stop.is_none() && !entry.header.is_control() {
-                recover.report.replayed += 1;
-                self.out.event(Event::Replay(Entry {
+                Some(fact) => unit.push(Entry {
                     lsn,
                     term: entry.header.term,
                     kind: entry.header.kind,
                     fact: fact.clone(),
                     raw: Bytes::new(),
                     raw_len: entry.header.raw_len as usize,
-                }));
+                }),
+            }
+            if entry.header.has_more() {
+                continue;
+            }
+            let (entries, damaged_at) = (std::mem::take(&mut unit), damaged_at.take());
+            if lsn <= begin || entry.header.is_control() {
+                continue;
+            }
+            if let Some(at) = damaged_at {
+                recover.stop(format!(
+                    "the fact of entry {lsn} at byte {at} of {} is damaged",
+                    name.file_name()
+                ));
+            } else if recover.stop.is_none() {
+                recover.report.replayed += 1;
+                self.out.event(Event::Replay(Unit { lsn, entries }));
             }
         }
         if let Some(at) = group.broken_at {
@@ -277,7 +286,8 @@ impl Log {
             self.reader.lost = true;
             // How many there were shows in the first lsn of the next group, or in nothing.
             let lost_after = group.last_lsn();
-            let own = group.header.entries as usize - group.entries.len();
+            let unread = group.header.entries as usize - group.entries.len();
+            let own = unread + group.cut_unit(); // several of one unit count for more than there are
             if lost_after + own as u64 > begin.0 && own > 0 {
                 recover.stop(format!(
                     "entries after {lost_after} at byte {at} of {} are damaged",

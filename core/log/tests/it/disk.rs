@@ -9,7 +9,7 @@ use millstream_batch::ids::{Lsn, Offset, PartitionSlot, TimestampMs};
 use millstream_log::buffer::AlignedBuf;
 use millstream_log::io::{FileId, Io, IoDone, IoError, IoErrorKind, IoOp, IoOutput};
 use millstream_log::{
-    Append, Config, Entry, Event, Fetch, FetchError, IndexKey, Log, Recovery, Refused, TimeQuery,
+    Append, Config, Entry, Event, Fetch, FetchError, IndexKey, Log, Recovery, Refused, TimeQuery, Unit,
 };
 
 pub(crate) const BLOCK: usize = 4096;
@@ -239,7 +239,7 @@ pub(crate) struct Shard {
     pub(crate) waiting: VecDeque<Io>,
     pub(crate) events: Vec<Event>,
     pub(crate) recovery: Option<Recovery>,
-    pub(crate) replayed: Vec<Entry>,
+    pub(crate) replayed: Vec<Unit>,
     pub(crate) snapshot: Vec<(Lsn, Bytes)>,
     next_token: u64,
 }
@@ -275,9 +275,10 @@ impl Shard {
         while let Some(event) = self.log.poll() {
             match event {
                 Event::Io(io) => self.waiting.push_back(io),
-                Event::Replay(entry) => {
+                Event::Replay(unit) => {
                     assert!(self.recovery.is_none(), "replay after recovered");
-                    self.replayed.push(entry);
+                    assert!(unit.entries.iter().all(|entry| entry.lsn == unit.lsn));
+                    self.replayed.push(unit);
                 }
                 Event::SnapshotPart { begin, bytes } => {
                     assert!(self.replayed.is_empty(), "snapshot after replay");

@@ -9,7 +9,7 @@ use millstream_batch::ids::{Lsn, Offset, PartitionSlot};
 use millstream_log::io::FileId;
 use millstream_log::{Append, Config, inspect};
 
-use crate::disk::{Disk, Shard, config, payload};
+use crate::disk::{Disk, Shard, batch, config, payload};
 
 fn golden_config() -> Config {
     Config {
@@ -48,9 +48,37 @@ fn write() -> Disk {
     shard.disk
 }
 
-fn directory() -> PathBuf {
+/// What came to the format after [`write`] was fixed: units of several entries, first in their group, in its
+/// middle and last.
+fn write_units() -> Disk {
+    let mut shard = Shard::open(Disk::default(), golden_config());
+    let fact = |text: &'static str| Append {
+        kind: 3,
+        fact: text.into(),
+        raw: vec![].into(),
+        index: None,
+    };
+    let of = |slot: u32, offset: u64| batch(slot, offset, 1, &payload(slot, offset, 200));
+    let append = |shard: &mut Shard, unit: &[Append]| {
+        shard.log.append_unit(unit).expect("appended");
+    };
+    append(&mut shard, &[of(0, 0), fact("with two batches"), of(1, 0)]);
+    append(&mut shard, &[of(0, 1)]);
+    append(&mut shard, &[of(0, 2), of(0, 3)]);
+    append(&mut shard, &[fact("alone")]);
+    append(&mut shard, &[fact("one"), fact("two")]);
+    shard.log.flush();
+    shard.run();
+    shard.log.seal();
+    shard.run();
+    shard.disk.crash();
+    shard.disk
+}
+
+fn directory(name: &str) -> PathBuf {
     PathBuf::from(std::env::var_os("CARGO_MANIFEST_DIR").expect("cargo runs this"))
-        .join("tests/golden/v1")
+        .join("tests/golden")
+        .join(name)
 }
 
 fn kept(file: &FileId, bytes: &[u8]) -> Vec<u8> {
@@ -63,20 +91,19 @@ fn kept(file: &FileId, bytes: &[u8]) -> Vec<u8> {
     }
 }
 
-#[test]
-fn version_1_opens_and_is_still_what_is_written() {
-    let written = write();
+/// The golden directory as a disk, after a look at whether it is what is written today.
+fn golden(name: &str, written: &Disk) -> Disk {
     if std::env::var_os("MILLSTREAM_BLESS").is_some() {
-        std::fs::create_dir_all(directory()).expect("a directory");
+        std::fs::create_dir_all(directory(name)).expect("a directory");
         for (file, bytes) in &written.live {
             if !matches!(file, FileId::Spare(_)) {
-                std::fs::write(directory().join(file.file_name()), kept(file, bytes))
+                std::fs::write(directory(name).join(file.file_name()), kept(file, bytes))
                     .expect("written");
             }
         }
     }
     let mut disk = Disk::default();
-    for entry in std::fs::read_dir(directory()).expect("the golden directory") {
+    for entry in std::fs::read_dir(directory(name)).expect("the golden directory") {
         let entry = entry.expect("an entry");
         let name = entry.file_name().into_string().expect("a name");
         let file = FileId::parse(&name).expect("a file of the log");
@@ -93,6 +120,25 @@ fn version_1_opens_and_is_still_what_is_written() {
         disk.live.insert(file, bytes);
     }
     disk.kill();
+    disk
+}
+
+#[test]
+fn units_open_and_are_still_what_is_written() {
+    let disk = golden("units", &write_units());
+    let mut shard = Shard::open(disk, golden_config());
+    assert!(shard.found().damage.is_empty(), "{:?}", shard.found());
+    assert_eq!(shard.found().last, Lsn(5));
+    let units: Vec<_> = shard.replayed.iter().map(|u| u.entries.len()).collect();
+    assert_eq!(units, [3, 1, 2, 1, 2]);
+    assert_eq!(shard.read_all(0, 0, 4, 1 << 20).len(), 4);
+    assert_eq!(shard.read_all(1, 0, 1, 1 << 20).len(), 1);
+    assert_eq!(shard.put(1, 1, b"goes on"), Lsn(6));
+}
+
+#[test]
+fn version_1_opens_and_is_still_what_is_written() {
+    let disk = golden("v1", &write());
     let files: Vec<_> = disk
         .live
         .iter()

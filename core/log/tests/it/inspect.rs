@@ -179,8 +179,8 @@ fn rehearsed(disk: &Disk) -> (Recovery, Vec<u64>) {
         Ok(bytes::Bytes::copy_from_slice(&bytes[start..end]))
     };
     let recovery = rehearse::rehearse(&files, &mut read, &mut |event| {
-        if let Event::Replay(entry) = event {
-            replayed.push(entry.lsn.0);
+        if let Event::Replay(unit) = event {
+            replayed.push(unit.lsn.0);
         }
     });
     (recovery.expect("it ends"), replayed)

@@ -9,3 +9,4 @@ mod model;
 mod snapshot;
 mod space;
 mod torn;
+mod units;

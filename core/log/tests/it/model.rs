@@ -7,7 +7,7 @@ use millstream_batch::ids::{Offset, PartitionSlot};
 use millstream_log::io::IoOp;
 use millstream_log::{Config, Event, Refused};
 
-use crate::disk::{Disk, Shard, fact_offsets, payload};
+use crate::disk::{Disk, Shard, batch, fact_offsets, payload};
 
 struct Random(u64);
 
@@ -37,6 +37,8 @@ struct Model {
     slots: Vec<BTreeMap<u64, Stored>>,
     starts: Vec<u64>,
     next: Vec<u64>,
+    /// The facts of each lsn.
+    units: BTreeMap<u64, Vec<bytes::Bytes>>,
     durable: u64,
     term: u32,
     snapshot: Option<u64>,
@@ -133,6 +135,11 @@ fn check_opened(shard: &mut Shard, model: &mut Model, seed: u64) {
         (first..=found.last.0).collect::<Vec<_>>(),
         "seed {seed}"
     );
+    for unit in &shard.replayed {
+        let facts: Vec<_> = unit.entries.iter().map(|entry| entry.fact.clone()).collect();
+        assert_eq!(Some(&facts), model.units.get(&unit.lsn.0), "seed {seed}");
+    }
+    model.units.split_off(&(found.last.0 + 1));
     assert!(found.term.0 >= model.term, "seed {seed}: the term fell");
     assert!(
         found.cut_bytes == 0 || found.term.0 > model.term,
@@ -156,30 +163,41 @@ fn check_opened(shard: &mut Shard, model: &mut Model, seed: u64) {
 fn act(shard: &mut Shard, model: &mut Model, random: &mut Random, seed: u64, sync: bool) {
     match random.below(22) {
         0..=8 => {
-            let slot = random.below(model.slots.len() as u64) as usize;
-            let base = model.next[slot];
-            let records = 1 + random.below(5);
-            let len = if random.below(20) == 0 {
-                20_000
+            let many = if random.below(3) == 0 {
+                1 + random.below(6)
             } else {
-                random.below(3000) as usize
+                1
             };
-            let raw = payload(slot as u32, base, len);
-            match shard.append(slot as u32, base, records, &raw) {
+            let mut unit = Vec::new();
+            let mut stored = Vec::new();
+            let mut next = model.next.clone();
+            for _ in 0..many {
+                let slot = random.below(model.slots.len() as u64) as usize;
+                let base = next[slot];
+                let records = 1 + random.below(5);
+                let len = if random.below(20) == 0 {
+                    20_000
+                } else {
+                    random.below(3000) as usize
+                };
+                let raw = payload(slot as u32, base, len);
+                unit.push(batch(slot as u32, base, records, &raw));
+                next[slot] = base + records;
+                stored.push((slot, base, base + records - 1, raw));
+            }
+            match shard.log.append_unit(&unit) {
                 Ok(lsn) => {
-                    let last = base + records - 1;
-                    model.slots[slot].insert(
-                        base,
-                        Stored {
-                            lsn: lsn.0,
-                            last,
-                            raw,
-                        },
-                    );
-                    model.next[slot] = last + 1;
+                    for (slot, base, last, raw) in stored {
+                        let lsn = lsn.0;
+                        model.slots[slot].insert(base, Stored { lsn, last, raw });
+                    }
+                    let facts = unit.into_iter().map(|entry| entry.fact).collect();
+                    model.units.insert(lsn.0, facts);
+                    model.next = next;
                 }
                 Err(e) => assert!(
-                    matches!(e, Refused::Full | Refused::Stopped | Refused::NotYet),
+                    matches!(e, Refused::Full | Refused::Stopped | Refused::NotYet)
+                        || (e == Refused::TooLarge && many > 1),
                     "seed {seed}: {e}"
                 ),
             }

@@ -228,7 +228,9 @@ pub enum Refused {
     Stopped,
     #[error("the log is read-only because a fact is damaged; see `millstream log verify`")]
     ReadOnly,
-    #[error("the entry, or what is to hold together with it, is larger than a WAL file or a group can hold; raise the segment size")]
+    #[error(
+        "the entry, or what is to hold together with it, is larger than a WAL file or a group can hold; raise the segment size"
+    )]
     TooLarge,
     /// It does not fit into the short file that comes next. A longer one is being made.
     #[error("the entry needs a longer file than the next one, which is being made: try again")]

@@ -17,8 +17,8 @@ use crate::api::{Append, IndexKey};
 use crate::buffer::{AlignedBuf, ChunkRef};
 use crate::footer::Run;
 use crate::format::{
-    ENTRY_CONTROL, ENTRY_INDEXED, ENTRY_MORE, EntryHeader, GROUP_HEADER_BYTES, GroupHeader, NO_KEY, checksum,
-    entry_len,
+    ENTRY_CONTROL, ENTRY_INDEXED, ENTRY_MORE, EntryHeader, GROUP_HEADER_BYTES, GroupHeader, NO_KEY,
+    checksum, entry_len,
 };
 
 /// Chunks that hold no group any more and are kept for the next ones.

@@ -66,11 +66,7 @@ impl ScannedGroup {
     /// chain is not broken.
     #[must_use]
     pub fn last_lsn(&self) -> u64 {
-        let own = self
-            .entries
-            .iter()
-            .filter(|e| e.header.ends_unit())
-            .count() as u64;
+        let own = self.entries.iter().filter(|e| e.header.ends_unit()).count() as u64;
         self.header.first_lsn.0 - 1 + own
     }
 

@@ -299,12 +299,7 @@ impl Log {
     }
 
     /// Have a gathering group with room for entries of `len` bytes in all, these batches among them.
-    fn make_room(
-        &mut self,
-        len: usize,
-        keys: &[Append],
-        reserved: bool,
-    ) -> Result<(), Refused> {
+    fn make_room(&mut self, len: usize, keys: &[Append], reserved: bool) -> Result<(), Refused> {
         if self.failed.is_some() {
             return Err(Refused::Stopped);
         }
@@ -699,10 +694,7 @@ impl Log {
 
     /// Put a control entry into the gathering group. Gives whether there was room.
     pub(crate) fn append_control(&mut self, kind: u16, fact: &[u8]) -> bool {
-        if self
-            .make_room(entry_len(fact.len(), 0), &[], true)
-            .is_err()
-        {
+        if self.make_room(entry_len(fact.len(), 0), &[], true).is_err() {
             return false;
         }
         let Writer {

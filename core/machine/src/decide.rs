@@ -11,7 +11,7 @@ use crate::{clock, groups, offsets, partitions, producers, topics};
 /// What was decided: facts to log and install, in order, and the answer once they are durable.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Decision {
-    /// At most one so far: what must hold together is one fact.
+    /// What must hold together: a unit, logged under one lsn. Nearly always one.
     pub facts: SmallVec<[Fact; 1]>,
     pub reply: Reply,
 }
@@ -80,12 +80,11 @@ pub fn decide(
             partition,
             offset,
         } => offsets::begin(state, time, group, *partition, *offset),
-        Request::ResetOffset {
+        Request::ResetOffsets {
             group,
-            partition,
-            offset,
+            places,
             force,
-        } => offsets::reset(state, time, group, *partition, *offset, *force),
+        } => offsets::reset(state, time, group, places, *force),
         Request::ForgetGroup { group } => offsets::forget(state, group),
 
         Request::JoinGroup {

@@ -9,17 +9,25 @@ use crate::fact::Fact;
 use crate::state::State;
 use crate::{clock, groups, offsets, partitions, producers, topics};
 
-/// Installs one fact, in log order: live, right after it was appended; at start, from the replay.
+/// Installs a unit, in log order: live, right after it was appended; at start, from the replay.
 ///
 /// # Panics
-/// When the fact does not follow from the state: the log's checksums held, so one of the two was made
+/// When a fact does not follow from the state: the log's checksums held, so one of the two was made
 /// by a bug, and going on would spread it.
-pub fn install(state: &mut State, lsn: Lsn, fact: &Fact) {
+pub fn install(state: &mut State, lsn: Lsn, unit: &[Fact]) {
     assert!(
         lsn > state.installed,
-        "fact {lsn} after {}",
+        "unit {lsn} after {}",
         state.installed
     );
+    for fact in unit {
+        install_fact(state, lsn, fact);
+    }
+    state.installed = lsn;
+    state.guard.passed(lsn);
+}
+
+fn install_fact(state: &mut State, lsn: Lsn, fact: &Fact) {
     match fact {
         Fact::BatchAppended(fact) => producers::install_batch(state, lsn, fact),
         Fact::ProducerAdvanced(fact) => producers::install_advanced(state, lsn, fact),
@@ -37,6 +45,4 @@ pub fn install(state: &mut State, lsn: Lsn, fact: &Fact) {
         Fact::GroupChanged(fact) => groups::install_changed(state, lsn, fact),
         Fact::GroupDeleted(fact) => groups::install_deleted(state, lsn, fact),
     }
-    state.installed = lsn;
-    state.guard.passed(lsn);
 }

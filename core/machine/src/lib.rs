@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! request ──decide(&state, now, term, request)──▶ facts + reply   or a refusal; looks, does not touch
-//! facts ────appended to the shard's log─────────▶ lsn
-//! facts ────install(&mut state, lsn, fact)                        in log order, at append and at replay
+//! facts ────appended to the shard's log─────────▶ lsn             one for all of them: a unit
+//! facts ────install(&mut state, lsn, facts)                       in log order, at append and at replay
 //! reply ────released when the log is durable up to the last lsn installed at its decision
 //! ```
 //!
@@ -32,6 +32,7 @@ mod snapshot;
 mod state;
 pub mod topic;
 mod topics;
+mod unit;
 
 pub use bounds::Limits;
 pub use clock::Skew;

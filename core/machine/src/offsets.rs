@@ -15,9 +15,10 @@ use crate::decide::{Decision, full};
 use crate::fact::Fact;
 use crate::fact::archive::{GroupForgotten, OffsetCommitted, OffsetReset, PartitionClaimed};
 use crate::partitions;
-use crate::request::{Commit, Refusal, Reply};
+use crate::request::{Commit, RESETS_MAX, Refusal, Reply};
 use crate::snapshot::key;
 use crate::state::State;
+use crate::unit::Draft;
 
 /// What a group has in one partition.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -47,6 +48,11 @@ impl Offsets {
 
     pub(crate) fn cell(&self, group: &str, slot: PartitionSlot) -> Option<&Held> {
         self.groups.get(group)?.get(&slot)
+    }
+
+    /// Bytes of metadata of all commits.
+    pub(crate) fn metadata_bytes(&self) -> usize {
+        self.metadata_bytes
     }
 
     pub(crate) fn groups_after(&self, after: &str) -> impl Iterator<Item = &str> + '_ {
@@ -109,6 +115,23 @@ impl Offsets {
         change(held);
         self.metadata_bytes = self.metadata_bytes + held.metadata.len() - metadata_before;
         self.count += cells.len() - before;
+    }
+
+    pub(crate) fn committed(&mut self, fact: &OffsetCommitted) {
+        self.change(&fact.group, PartitionSlot(fact.slot), |held| {
+            held.offset = Some(Offset(fact.offset));
+            held.metadata = fact.metadata.as_str().into();
+            held.committed = TimestampMs(fact.time_ms);
+        });
+    }
+
+    pub(crate) fn reset(&mut self, fact: &OffsetReset) {
+        self.change(&fact.group, PartitionSlot(fact.slot), |held| {
+            held.member = MemberId(0);
+            held.offset = Some(Offset(fact.offset));
+            held.metadata = Box::default();
+            held.committed = TimestampMs(fact.time_ms);
+        });
     }
 
     fn remove(&mut self, group: &str, slot: PartitionSlot) {
@@ -178,7 +201,7 @@ pub(crate) fn claim(
                 current: GroupEpoch(0),
             });
         }
-        None => room(state)?,
+        None => room(&Draft::new(state))?,
     }
     let fact = PartitionClaimed {
         group: group.to_owned(),
@@ -196,6 +219,18 @@ pub(crate) fn commit(
     time: TimestampMs,
     commit: &Commit,
 ) -> Result<Decision, Refusal> {
+    Ok(match commit_part(&Draft::new(state), time, commit)? {
+        Some(fact) => Decision::of(fact, Reply::Done),
+        None => Decision::look(Reply::Done),
+    })
+}
+
+/// A commit as part of a unit; nothing when it stands so already.
+pub(crate) fn commit_part(
+    draft: &Draft<'_>,
+    time: TimestampMs,
+    commit: &Commit,
+) -> Result<Option<Fact>, Refusal> {
     let Commit {
         group,
         partition,
@@ -206,8 +241,8 @@ pub(crate) fn commit(
         metadata,
     } = commit;
     named(group)?;
-    let (slot, cell) = partitions::find(state, *partition)?;
-    let held = state.offsets.cell(group, slot);
+    let (slot, cell) = partitions::find(draft.state, *partition)?;
+    let held = draft.held(group, slot);
     let (holder, current) = held.map_or((MemberId(0), GroupEpoch(0)), |held| {
         (held.member, held.epoch)
     });
@@ -227,11 +262,12 @@ pub(crate) fn commit(
             safe,
         });
     }
-    if *offset > cell.end {
+    let end = draft.end(slot, cell);
+    if *offset > end {
         return Err(Refusal::OffsetOutOfRange {
             offset: *offset,
             start: cell.start,
-            end: cell.end,
+            end,
         });
     }
     if metadata.len() > COMMIT_METADATA_BYTES_MAX {
@@ -242,18 +278,18 @@ pub(crate) fn commit(
         ));
     }
     if held.is_some_and(|held| held.offset == Some(*offset) && *held.metadata == **metadata) {
-        return Ok(Decision::look(Reply::Done));
+        return Ok(None);
     }
     if held.is_none() {
-        room(state)?;
+        room(draft)?;
     }
     let before = held.map_or(0, |held| held.metadata.len());
-    let bytes = state.offsets.metadata_bytes - before + metadata.len();
-    if bytes > state.limits.metadata_bytes {
+    let bytes = draft.metadata_bytes() - before + metadata.len();
+    if bytes > draft.state.limits.metadata_bytes {
         return Err(full(
             "bytes of commit metadata",
             bytes,
-            state.limits.metadata_bytes,
+            draft.state.limits.metadata_bytes,
         ));
     }
     let fact = OffsetCommitted {
@@ -263,10 +299,7 @@ pub(crate) fn commit(
         metadata: metadata.clone(),
         time_ms: time.0,
     };
-    Ok(Decision::of(
-        Fact::OffsetCommitted(Box::new(fact)),
-        Reply::Done,
-    ))
+    Ok(Some(Fact::OffsetCommitted(Box::new(fact))))
 }
 
 pub(crate) fn committed(
@@ -298,7 +331,7 @@ pub(crate) fn begin(
     match state.offsets.cell(group, slot) {
         Some(held) if held.offset.is_some() => return committed(state, group, partition),
         Some(_) => {}
-        None => room(state)?,
+        None => room(&Draft::new(state))?,
     }
     let offset = offset.min(cell.end);
     let fact = OffsetCommitted {
@@ -315,31 +348,52 @@ pub(crate) fn begin(
     Ok(Decision::of(Fact::OffsetCommitted(Box::new(fact)), reply))
 }
 
-/// With `force`, the member that holds the partition is fenced, and so is every claim up to the epoch
+/// With `force`, the member that holds a partition is fenced, and so is every claim up to the epoch
 /// that is answered: the group's home gives the partition out anew.
 pub(crate) fn reset(
     state: &State,
     time: TimestampMs,
     group: &str,
-    partition: Partition,
-    offset: Offset,
+    places: &[(Partition, Offset)],
     force: bool,
 ) -> Result<Decision, Refusal> {
     named(group)?;
-    let (slot, cell) = partitions::find(state, partition)?;
-    let held = state.offsets.cell(group, slot);
+    if places.len() > RESETS_MAX {
+        return Err(full("partitions in one reset", places.len(), RESETS_MAX));
+    }
+    let mut draft = Draft::new(state);
+    let mut fences = Vec::with_capacity(places.len());
+    for (partition, offset) in places {
+        let (fact, fence) = reset_part(&draft, time, group, *partition, *offset, force)?;
+        draft.add(fact);
+        fences.push(fence);
+    }
+    Ok(draft.decided(Reply::Reset { fences }))
+}
+
+fn reset_part(
+    draft: &Draft<'_>,
+    time: TimestampMs,
+    group: &str,
+    partition: Partition,
+    offset: Offset,
+    force: bool,
+) -> Result<(Fact, GroupEpoch), Refusal> {
+    let (slot, cell) = partitions::find(draft.state, partition)?;
+    let held = draft.held(group, slot);
     if !force && held.is_some_and(|held| held.member.0 != 0) {
         return Err(Refusal::GroupBusy(group.to_owned()));
     }
-    if offset < cell.start || offset > cell.end {
+    let end = draft.end(slot, cell);
+    if offset < cell.start || offset > end {
         return Err(Refusal::OffsetOutOfRange {
             offset,
             start: cell.start,
-            end: cell.end,
+            end,
         });
     }
     if held.is_none() {
-        room(state)?;
+        room(draft)?;
     }
     let fact = OffsetReset {
         group: group.to_owned(),
@@ -348,8 +402,7 @@ pub(crate) fn reset(
         time_ms: time.0,
     };
     let fence = held.map_or(GroupEpoch(0), |held| held.epoch);
-    let reply = Reply::Reset { fence };
-    Ok(Decision::of(Fact::OffsetReset(Box::new(fact)), reply))
+    Ok((Fact::OffsetReset(Box::new(fact)), fence))
 }
 
 pub(crate) fn forget(state: &State, group: &str) -> Result<Decision, Refusal> {
@@ -384,11 +437,7 @@ pub(crate) fn install_committed(state: &mut State, lsn: Lsn, fact: &OffsetCommit
     if state.guard.holds(lsn, || key::offset(&fact.group, slot)) {
         return;
     }
-    state.offsets.change(&fact.group, slot, |held| {
-        held.offset = Some(Offset(fact.offset));
-        held.metadata = fact.metadata.as_str().into();
-        held.committed = TimestampMs(fact.time_ms);
-    });
+    state.offsets.committed(fact);
 }
 
 pub(crate) fn install_reset(state: &mut State, lsn: Lsn, fact: &OffsetReset) {
@@ -397,12 +446,7 @@ pub(crate) fn install_reset(state: &mut State, lsn: Lsn, fact: &OffsetReset) {
     if state.guard.holds(lsn, || key::offset(&fact.group, slot)) {
         return;
     }
-    state.offsets.change(&fact.group, slot, |held| {
-        held.member = MemberId(0);
-        held.offset = Some(Offset(fact.offset));
-        held.metadata = Box::default();
-        held.committed = TimestampMs(fact.time_ms);
-    });
+    state.offsets.reset(fact);
 }
 
 pub(crate) fn install_forgotten(state: &mut State, lsn: Lsn, fact: &GroupForgotten) {
@@ -426,13 +470,10 @@ fn named(group: &str) -> Result<(), Refusal> {
     }
 }
 
-fn room(state: &State) -> Result<(), Refusal> {
-    if state.offsets.len() < state.limits.offsets {
+fn room(draft: &Draft<'_>) -> Result<(), Refusal> {
+    let (offsets, max) = (draft.offsets(), draft.state.limits.offsets);
+    if offsets < max {
         return Ok(());
     }
-    Err(full(
-        "groups' offsets on the shard",
-        state.offsets.len() + 1,
-        state.limits.offsets,
-    ))
+    Err(full("groups' offsets on the shard", offsets + 1, max))
 }

@@ -26,6 +26,7 @@ use crate::request::{Produce, Produced, Refusal, Reply};
 use crate::snapshot::key;
 use crate::state::{GivenEpoch, State};
 use crate::topics;
+use crate::unit::Draft;
 
 /// One producer in one partition.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -116,6 +117,23 @@ pub(crate) fn produce(
     term: Term,
     batch: &Produce,
 ) -> Result<Decision, Refusal> {
+    let (fact, produced) = part(&Draft::new(state), time, term, batch)?;
+    let reply = Reply::Produced(produced);
+    Ok(match fact {
+        Some(fact) => Decision::of(fact, reply),
+        None => Decision::look(reply),
+    })
+}
+
+/// A batch as part of a unit: nothing when it is a duplicate, or when nothing of it is kept and nobody
+/// counts it.
+pub(crate) fn part(
+    draft: &Draft<'_>,
+    time: TimestampMs,
+    term: Term,
+    batch: &Produce,
+) -> Result<(Option<Fact>, Produced), Refusal> {
+    let state = draft.state;
     let (slot, cell) = partitions::find(state, batch.partition)?;
     let config = &state
         .topics
@@ -138,18 +156,18 @@ pub(crate) fn produce(
             "a batch holds at least one record".to_owned(),
         ));
     }
-    if let Verdict::Duplicate(produced) = judge(state, slot, cell.producers, batch)? {
-        return Ok(Decision::look(Reply::Produced(produced)));
+    if let Verdict::Duplicate(produced) = judge(draft, slot, cell.producers, batch)? {
+        return Ok((None, produced));
     }
+    let base = draft.end(slot, cell);
     let produced = Produced {
-        base_offset: (batch.kept > 0).then_some(cell.end),
+        base_offset: (batch.kept > 0).then_some(base),
         append_time: time,
         duplicate: false,
     };
-    let reply = Reply::Produced(produced);
     if batch.kept == 0 {
         if batch.pid.0 == 0 {
-            return Ok(Decision::look(reply));
+            return Ok((None, produced));
         }
         let fact = ProducerAdvanced {
             slot: slot.0,
@@ -159,9 +177,9 @@ pub(crate) fn produce(
             append_time_ms: time.0,
             sent: batch.sent,
         };
-        return Ok(Decision::of(Fact::ProducerAdvanced(fact), reply));
+        return Ok((Some(Fact::ProducerAdvanced(fact)), produced));
     }
-    let end = cell.end.0.checked_add(u64::from(batch.kept));
+    let end = base.0.checked_add(u64::from(batch.kept));
     if end.is_none_or(|end| i64::try_from(end).is_err()) {
         return Err(Refusal::StateFull(format!(
             "partition {} has no offsets left",
@@ -171,7 +189,7 @@ pub(crate) fn produce(
     let fact = BatchAppended {
         slot: slot.0,
         term: term.0,
-        base_offset: cell.end.0,
+        base_offset: base.0,
         append_time_ms: time.0,
         timestamp_ms_max: batch.max_timestamp.0,
         pid: batch.pid.0,
@@ -181,11 +199,11 @@ pub(crate) fn produce(
         kept: batch.kept,
         bytes: batch.bytes,
     };
-    Ok(Decision::of(Fact::BatchAppended(fact), reply))
+    Ok((Some(Fact::BatchAppended(fact)), produced))
 }
 
 fn judge(
-    state: &State,
+    draft: &Draft<'_>,
     slot: PartitionSlot,
     known_here: u32,
     batch: &Produce,
@@ -200,12 +218,13 @@ fn judge(
     if pid.0 == 0 {
         return Ok(Verdict::New);
     }
-    let next = match state.producers.cell(slot, pid) {
+    let known = draft.producer(slot, pid);
+    let next = match known {
         None => {
-            if state.shard.is_expired(pid) {
+            if draft.state.shard.is_expired(pid) {
                 return Err(Refusal::ProducerExpired { pid });
             }
-            room(state, known_here)?;
+            room(draft, slot, known_here)?;
             Sequence(0)
         }
         Some(known) if epoch < known.epoch => {
@@ -236,27 +255,23 @@ fn judge(
             expected: next,
         })
     } else {
-        let known = state
-            .producers
-            .cell(slot, pid)
-            .expect("something is stored before `next`");
+        let known = known.expect("something is stored before `next`");
         Ok(Verdict::Duplicate(known.answer(first, sent)))
     }
 }
 
-fn room(state: &State, known_here: u32) -> Result<(), Refusal> {
-    let limits = &state.limits;
-    if state.producers.len() >= limits.producers {
-        return Err(full(
-            "producers on the shard",
-            state.producers.len() + 1,
-            limits.producers,
-        ));
+fn room(draft: &Draft<'_>, slot: PartitionSlot, known_here: u32) -> Result<(), Refusal> {
+    let limits = &draft.state.limits;
+    let (new, new_here) = draft.producers_new(slot);
+    let known = draft.state.producers.len() + new;
+    if known >= limits.producers {
+        return Err(full("producers on the shard", known + 1, limits.producers));
     }
-    if known_here as usize >= limits.producers_per_partition {
+    let known_here = known_here as usize + new_here;
+    if known_here >= limits.producers_per_partition {
         return Err(full(
             "producers in the partition",
-            known_here as usize + 1,
+            known_here + 1,
             limits.producers_per_partition,
         ));
     }
@@ -315,38 +330,52 @@ pub(crate) fn install_batch(state: &mut State, lsn: Lsn, fact: &BatchAppended) {
         cell.bytes += u64::from(fact.bytes);
         cell.last_append = TimestampMs(fact.append_time_ms);
     }
+    let (pid, epoch, batch) = remembered(fact);
+    advance(state, lsn, slot, pid, epoch, batch);
+}
+
+pub(crate) fn install_advanced(state: &mut State, lsn: Lsn, fact: &ProducerAdvanced) {
+    state.shard.tick(fact.append_time_ms);
+    let (pid, epoch, batch) = remembered_empty(fact);
+    advance(state, lsn, PartitionSlot(fact.slot), pid, epoch, batch);
+}
+
+/// What is kept of a batch for its producer.
+pub(crate) fn remembered(fact: &BatchAppended) -> (ProducerId, ProducerEpoch, Remembered) {
     let batch = Remembered {
         sequence: Sequence(fact.sequence),
         sent: fact.sent,
         base_offset: Some(Offset(fact.base_offset)),
         append_time: TimestampMs(fact.append_time_ms),
     };
-    advance(
-        state,
-        lsn,
-        slot,
-        ProducerId(fact.pid),
-        ProducerEpoch(fact.epoch),
-        batch,
-    );
+    (ProducerId(fact.pid), ProducerEpoch(fact.epoch), batch)
 }
 
-pub(crate) fn install_advanced(state: &mut State, lsn: Lsn, fact: &ProducerAdvanced) {
-    state.shard.tick(fact.append_time_ms);
+/// As [`remembered`], of a batch that filters emptied.
+pub(crate) fn remembered_empty(fact: &ProducerAdvanced) -> (ProducerId, ProducerEpoch, Remembered) {
     let batch = Remembered {
         sequence: Sequence(fact.sequence),
         sent: fact.sent,
         base_offset: None,
         append_time: TimestampMs(fact.append_time_ms),
     };
-    advance(
-        state,
-        lsn,
-        PartitionSlot(fact.slot),
-        ProducerId(fact.pid),
-        ProducerEpoch(fact.epoch),
-        batch,
-    );
+    (ProducerId(fact.pid), ProducerEpoch(fact.epoch), batch)
+}
+
+/// A producer in a partition after one more batch. `None`: it was not known there.
+pub(crate) fn advanced(
+    known: Option<Producer>,
+    epoch: ProducerEpoch,
+    batch: Remembered,
+) -> Producer {
+    let mut producer = known.unwrap_or(Producer {
+        epoch,
+        next: Sequence(0),
+        last_used: batch.append_time,
+        batches: Vec::new(),
+    });
+    producer.accept(epoch, batch);
+    producer
 }
 
 fn advance(
@@ -364,14 +393,7 @@ fn advance(
         producer.accept(epoch, batch);
         return;
     }
-    let mut producer = Producer {
-        epoch,
-        next: Sequence(0),
-        last_used: batch.append_time,
-        batches: Vec::new(),
-    };
-    producer.accept(epoch, batch);
-    state.producers.put(slot, pid, producer);
+    state.producers.put(slot, pid, advanced(None, epoch, batch));
     if let Some(cell) = state.partitions.at_mut(slot) {
         cell.producers += 1; // a partition whose creation is still to be replayed counts then
     }

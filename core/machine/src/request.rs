@@ -13,6 +13,9 @@ use crate::topic::{FilterBinding, TopicConfig, TopicMeta};
 /// Topics of one page of a listing, fewer when their filters' parameters are long.
 pub const TOPICS_A_PAGE: usize = 500;
 
+/// Partitions that one reset moves: its unit stays small.
+pub const RESETS_MAX: usize = 1_000;
+
 #[derive(Clone, Debug)]
 pub enum Request {
     // --- catalog shard only -------------------------------------------------------------------
@@ -88,12 +91,12 @@ pub enum Request {
         partition: Partition,
         offset: Offset,
     },
-    /// An operator's reset. Refused while a member holds the partition, unless `force`, which also
-    /// fences that member: the home is told with `ReassignPartitions`.
-    ResetOffset {
+    /// An operator's reset, of all these partitions or of none; at most [`RESETS_MAX`]. Refused while a
+    /// member holds one of them, unless `force`, which also fences that member: the home is told with
+    /// `ReassignPartitions`.
+    ResetOffsets {
         group: String,
-        partition: Partition,
-        offset: Offset,
+        places: Vec<(Partition, Offset)>,
         force: bool,
     },
     ForgetGroup {
@@ -244,9 +247,9 @@ pub enum Reply {
         offset: Option<Offset>,
         metadata: String,
     },
-    /// To `ResetOffset`: members under this epoch or an older one are fenced.
+    /// To `ResetOffsets`, for each partition in turn: members under this epoch or an older one are fenced.
     Reset {
-        fence: GroupEpoch,
+        fences: Vec<GroupEpoch>,
     },
     Joined {
         member: MemberId,

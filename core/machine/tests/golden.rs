@@ -272,7 +272,7 @@ fn sample_state(term: u32, without: &[u16]) -> State {
         if let Fact::BatchAppended(batch) = fact {
             batch.term = term;
         }
-        install(&mut state, Lsn(lsn), fact);
+        install(&mut state, Lsn(lsn), std::slice::from_ref(fact));
     }
     state
 }

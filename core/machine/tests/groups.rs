@@ -524,10 +524,9 @@ fn a_forced_reset_fences_the_member_that_holds_the_partition() {
     let (a, Assignment { owned, .. }) = join(&mut world, 0, &[1]).unwrap();
     let epoch = owned[0].1;
     world.claim(GROUP, at, a, epoch).unwrap();
-    let reset = |offset: u64, force: bool| Request::ResetOffset {
+    let reset = |offset: u64, force: bool| Request::ResetOffsets {
         group: GROUP.to_owned(),
-        partition: at,
-        offset: Offset(offset),
+        places: vec![(at, Offset(offset))],
         force,
     };
     assert_eq!(
@@ -540,7 +539,9 @@ fn a_forced_reset_fences_the_member_that_holds_the_partition() {
     ));
     assert_eq!(
         world.ask(&reset(3, true)),
-        Ok(Reply::Reset { fence: epoch })
+        Ok(Reply::Reset {
+            fences: vec![epoch]
+        })
     );
     assert!(matches!(
         world.commit(GROUP, at, a.0, epoch, 9),
@@ -550,6 +551,58 @@ fn a_forced_reset_fences_the_member_that_holds_the_partition() {
     leave(&mut world, a);
     let (b, Assignment { owned, .. }) = join(&mut world, 0, &[1]).unwrap();
     assert_eq!(world.claim(GROUP, at, b, owned[0].1), Ok(Some(Offset(3))));
+}
+
+/// One unit: what cannot be done for one partition is done for none.
+#[test]
+fn a_reset_moves_all_of_its_partitions_or_none() {
+    let limits = Limits {
+        offsets: 3,
+        ..Limits::default()
+    };
+    let mut world = World::new(0, 1, limits);
+    world.create(1, "t", 4);
+    for index in 0..4 {
+        world
+            .produce(batch(partition(1, index), 0, 0, 0, 10))
+            .unwrap();
+    }
+    let reset = |places: &[(u32, u64)]| Request::ResetOffsets {
+        group: GROUP.to_owned(),
+        places: places
+            .iter()
+            .map(|(index, offset)| (partition(1, *index), Offset(*offset)))
+            .collect(),
+        force: true,
+    };
+    let before = world.state.clone();
+    for (places, why) in [
+        (&[(0, 3), (1, 11), (2, 3)][..], "past the end"),
+        (&[(0, 3), (9, 0)], "no such partition"),
+        (
+            &[(0, 1), (1, 1), (2, 1), (3, 1)],
+            "one more than there is room for",
+        ),
+    ] {
+        assert!(world.ask(&reset(places)).is_err(), "{why}");
+        assert!(world.state == before, "{why}: a part of it was done");
+    }
+    assert_eq!(
+        world.ask(&reset(&[(0, 3), (1, 4), (0, 5)])),
+        Ok(Reply::Reset {
+            fences: vec![GroupEpoch(0); 3]
+        })
+    );
+    assert_eq!(world.log.last().map(|(_, unit)| unit.len()), Some(3));
+    let committed = |index: u32| world.state.committed().find(|(_, slot, _)| slot.0 == index);
+    assert_eq!(committed(0).map(|(.., offset)| offset), Some(Offset(5)));
+    assert_eq!(committed(1).map(|(.., offset)| offset), Some(Offset(4)));
+    assert!(world.replayed() == world.state);
+    let many = vec![(0, 1); millstream_machine::request::RESETS_MAX + 1];
+    assert!(matches!(
+        world.ask(&reset(&many)),
+        Err(Refusal::StateFull(_))
+    ));
 }
 
 #[test]
@@ -707,15 +760,15 @@ fn a_member_that_a_reset_fenced_is_given_its_partitions_anew() {
         world.commit(GROUP, *at, a.0, *epoch, 8).unwrap();
     }
     let (at, epoch) = owned[0];
-    let reset = Request::ResetOffset {
+    let reset = Request::ResetOffsets {
         group: GROUP.to_owned(),
-        partition: at,
-        offset: Offset(3),
+        places: vec![(at, Offset(3))],
         force: true,
     };
-    let Ok(Reply::Reset { fence }) = world.ask(&reset) else {
+    let Ok(Reply::Reset { fences }) = world.ask(&reset) else {
         panic!("the reset is refused");
     };
+    let fence = fences[0];
     let reassign = Request::ReassignPartitions {
         group: GROUP.to_owned(),
         fenced: vec![(at, fence), (partition(9, 9), fence)],

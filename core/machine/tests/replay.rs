@@ -187,12 +187,15 @@ impl Asker {
                     metadata,
                 })
             }
-            24 => Request::ResetOffset {
-                group: self.group(),
-                partition: self.partition(),
-                offset: Offset(self.rng.below(20)),
-                force: self.rng.one_in(2),
-            },
+            24 => {
+                let places = 1 + self.rng.below(4);
+                let places = (0..places).map(|_| (self.partition(), Offset(self.rng.below(20))));
+                Request::ResetOffsets {
+                    places: places.collect(),
+                    group: self.group(),
+                    force: self.rng.one_in(2),
+                }
+            }
             25 if self.rng.one_in(3) => Request::ForgetGroup {
                 group: self.group(),
             },
@@ -325,7 +328,8 @@ fn replaying_the_log_gives_the_live_state() {
             let replayed = world.replayed();
             assert!(replayed == world.state, "seed {seed}");
             assert_eq!(replayed.digest(), world.state.digest());
-            kinds.extend(world.log.iter().map(|(_, kind, _)| *kind));
+            let facts = world.log.iter().flat_map(|(_, unit)| unit);
+            kinds.extend(facts.map(|(kind, _)| *kind));
         }
     }
     assert_eq!(kinds.len(), 15, "facts of every kind were made: {kinds:?}");

@@ -48,8 +48,7 @@ pub enum Asked {
     /// An operator's, whoever holds the partition.
     Reset {
         group: String,
-        partition: Partition,
-        offset: u64,
+        places: Vec<(Partition, Offset)>,
     },
     Other(&'static str),
 }
@@ -227,16 +226,10 @@ impl Asked {
                         epoch: *epoch,
                     };
                 }
-                Request::ResetOffset {
-                    group,
-                    partition,
-                    offset,
-                    ..
-                } => {
+                Request::ResetOffsets { group, places, .. } => {
                     return Self::Reset {
                         group: group.clone(),
-                        partition: *partition,
-                        offset: offset.0,
+                        places: places.clone(),
                     };
                 }
                 _ => {}
@@ -337,20 +330,15 @@ impl History {
                     .claims
                     .push((*epoch, moment));
             }
-            (
-                Asked::Reset {
-                    group,
-                    partition,
-                    offset,
-                },
-                Answer::Reply(Reply::Reset { fence }),
-            ) => {
+            (Asked::Reset { group, places }, Answer::Reply(Reply::Reset { fences })) => {
                 let moment = self.moment;
-                let known = self.commits.entry((group.clone(), *partition)).or_default();
-                known.acked = Some(*offset);
-                known.maybe.clear();
-                // Whoever is above the fence joined, or was given the partition, since.
-                known.claims.push((GroupEpoch(fence.0 + 1), moment));
+                for ((partition, offset), fence) in places.iter().zip(fences) {
+                    let known = self.commits.entry((group.clone(), *partition)).or_default();
+                    known.acked = Some(offset.0);
+                    known.maybe.clear();
+                    // Whoever is above the fence joined, or was given the partition, since.
+                    known.claims.push((GroupEpoch(fence.0 + 1), moment));
+                }
             }
             (_, Answer::Error(_)) => {
                 self.counts.refused += 1;
@@ -461,18 +449,16 @@ impl History {
             partition,
             offset,
             ..
-        }
-        | Asked::Reset {
-            group,
-            partition,
-            offset,
         } = asked
         {
-            self.commits
-                .entry((group.clone(), *partition))
-                .or_default()
-                .maybe
-                .push(*offset);
+            let key = (group.clone(), *partition);
+            self.commits.entry(key).or_default().maybe.push(*offset);
+        }
+        if let Asked::Reset { group, places } = asked {
+            for (partition, offset) in places {
+                let key = (group.clone(), *partition);
+                self.commits.entry(key).or_default().maybe.push(offset.0);
+            }
         }
     }
 

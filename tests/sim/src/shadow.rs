@@ -57,8 +57,9 @@ struct Asked {
 
 #[derive(Debug)]
 pub struct Shadow {
-    facts: BTreeMap<u64, (u16, Vec<u8>)>,
-    /// Lsns of facts that are not of a batch.
+    /// By lsn: the facts of its unit.
+    facts: BTreeMap<u64, Vec<(u16, Vec<u8>)>>,
+    /// Lsns of units with facts that are not of a batch.
     others: BTreeSet<u64>,
     /// By slot and base offset.
     batches: BTreeMap<(PartitionSlot, u64), Place>,
@@ -155,7 +156,8 @@ impl Shadow {
             kind::PRODUCER_ADVANCED => {}
             _ => drop(self.others.insert(entry.lsn.0)),
         }
-        self.facts.insert(entry.lsn.0, (entry.kind, fact));
+        let unit = self.facts.entry(entry.lsn.0).or_default();
+        unit.push((entry.kind, fact));
     }
 
     /// This is what reaches the disk.
@@ -296,10 +298,11 @@ impl Shadow {
                 from - 1
             ));
         }
-        for (lsn, (kind, bytes)) in self.facts.range(from..last.0 + 1) {
-            let fact =
-                Fact::decode(*kind, bytes).map_err(|error| format!("fact {lsn}: {error}"))?;
-            install(&mut self.state, Lsn(*lsn), &fact);
+        for (lsn, unit) in self.facts.range(from..last.0 + 1) {
+            let decode = |(kind, bytes): &(u16, Vec<u8>)| Fact::decode(*kind, bytes);
+            let facts: Result<Vec<_>, _> = unit.iter().map(decode).collect();
+            let facts = facts.map_err(|error| format!("fact {lsn}: {error}"))?;
+            install(&mut self.state, Lsn(*lsn), &facts);
         }
         if self.state.installed() != last {
             return Err(format!(

@@ -6,8 +6,8 @@
 
 use std::collections::BTreeMap;
 
-use millstream_batch::ids::{GroupEpoch, Offset, Partition, TopicId};
-use millstream_machine::request::{Reply, Request};
+use millstream_batch::ids::{Offset, Partition, ShardId, TopicId};
+use millstream_machine::request::{RESETS_MAX, Reply, Request};
 use millstream_machine::topic::TopicMeta;
 use millstream_protocol::Code;
 use millstream_protocol::messages::{self, ResetGroupRequest, ResetGroupResponse};
@@ -45,87 +45,64 @@ pub(super) async fn handle(
         return Err(Code::GroupBusy.error(message));
     }
     let at = position_of(request.to.as_ref());
-    let mut offsets = Vec::new();
-    let mut fenced = Vec::new();
-    let mut outcome = Ok(());
+    // All places are known before the first is set.
+    let mut places = Vec::with_capacity(indexes.len());
     for together in indexes.chunks(TOGETHER) {
-        let set = set_together(session, &request, topic.id, together, at).await;
-        for (index, set) in set {
-            match set {
-                Ok(set) => {
-                    let partition = Partition {
-                        topic: topic.id,
-                        index,
-                    };
-                    fenced.extend(set.fence.map(|fence| (partition, fence)));
-                    let committed = Some((set.offset, String::new()));
-                    let (start, end) = set.bounds;
-                    let name = topic.name.clone();
-                    offsets.push(offset_row(name, index, committed, start, end, 0));
-                }
-                Err(error) => outcome = outcome.and(Err(error)),
-            }
-        }
-        if outcome.is_err() {
-            break;
+        for (_, place) in look_up(session, topic.id, together, at).await {
+            places.push(place?);
         }
     }
-    // Also when not all could be set: whoever was fenced is to go on.
-    if !fenced.is_empty() {
-        let home = session.shared.shards.home(&request.group);
-        let group = request.group;
-        ask(home, Request::ReassignPartitions { group, fenced }).await?;
+    if !request.dry_run {
+        set(session, request.group, &places).await?;
     }
-    outcome.map(|()| ResetGroupResponse { offsets })
+    let row = |place: &Place| {
+        let committed = Some((place.offset, String::new()));
+        let ((start, end), name) = (place.bounds, topic.name.clone());
+        offset_row(name, place.partition.index, committed, start, end, 0)
+    };
+    let offsets = places.iter().map(row).collect();
+    Ok(ResetGroupResponse { offsets })
 }
 
-/// A partition's place as it was, or would be, set.
-struct Set {
+/// Where the group is to go on in a partition.
+struct Place {
+    partition: Partition,
     offset: Offset,
     bounds: (Offset, Offset),
-    /// Members up to this epoch are fenced.
-    fence: Option<GroupEpoch>,
 }
 
-/// Set these partitions, in the order of their numbers.
-async fn set_together(
+/// The places in these partitions, in the order of their numbers.
+async fn look_up(
     session: &Session,
-    request: &ResetGroupRequest,
     topic: TopicId,
     indexes: &[u32],
     at: At,
-) -> BTreeMap<u32, Result<Set, messages::Error>> {
+) -> BTreeMap<u32, Result<Place, messages::Error>> {
     let mut waiting = tokio::task::JoinSet::new();
     for &index in indexes {
         let partition = Partition { topic, index };
         let shard = session.shared.shards.of(partition).clone();
-        let (group, dry_run) = (request.group.clone(), request.dry_run);
-        waiting.spawn_local(async move {
-            let set = reset(&shard, group, partition, at, dry_run).await;
-            (index, set)
-        });
+        waiting.spawn_local(async move { (index, place(&shard, partition, at).await) });
     }
-    let mut set = BTreeMap::new();
+    let mut places = BTreeMap::new();
     while let Some(done) = waiting.join_next().await {
-        set.extend(done);
+        places.extend(done);
     }
     for &index in indexes {
         // Its task ended badly.
-        set.entry(index).or_insert_with(|| {
-            let message = format!("partition {index} may or may not be set: see the broker's log");
+        places.entry(index).or_insert_with(|| {
+            let message = format!("partition {index} was not looked up: see the broker's log");
             Err(Code::Internal.error(message))
         });
     }
-    set
+    places
 }
 
-async fn reset(
+async fn place(
     shard: &ShardHandle,
-    group: String,
     partition: Partition,
     at: At,
-    dry_run: bool,
-) -> Result<Set, messages::Error> {
+) -> Result<Place, messages::Error> {
     let bounds = bounds_at(shard, partition).await?;
     let offset = match at {
         At::Offset(offset, _) => Offset(offset.0.clamp(bounds.0.0, bounds.1.0)),
@@ -134,26 +111,51 @@ async fn reset(
             other => return Err(refusals::unexpected(&other)),
         },
     };
-    let mut fence = None;
-    if !dry_run {
-        // The group is empty, or was to be overruled: a claim that its last owner left behind is
-        // nobody's, and is fenced.
-        let request = Request::ResetOffset {
-            group,
-            partition,
-            offset,
-            force: true,
-        };
-        match ask(shard, request).await? {
-            Reply::Reset { fence: at } => fence = Some(at),
-            other => return Err(unexpected(&other)),
-        }
-    }
-    Ok(Set {
+    Ok(Place {
+        partition,
         offset,
         bounds,
-        fence,
     })
+}
+
+/// Set all places of a shard together, [`RESETS_MAX`] at a time. The first error ends it; the group's home is
+/// told of what was set before.
+async fn set(session: &Session, group: String, places: &[Place]) -> Result<(), messages::Error> {
+    let shards = &session.shared.shards;
+    let mut by_shard: BTreeMap<ShardId, Vec<(Partition, Offset)>> = BTreeMap::new();
+    for place in places {
+        let shard = place.partition.shard(session.shared.meta.shards);
+        let of_shard = by_shard.entry(shard).or_default();
+        of_shard.push((place.partition, place.offset));
+    }
+    let mut fenced = Vec::with_capacity(places.len());
+    let mut outcome = Ok(());
+    let together = by_shard.values().flat_map(|all| all.chunks(RESETS_MAX));
+    for together in together {
+        // The group is empty, or was to be overruled: a claim that its last owner left behind is
+        // nobody's, and is fenced.
+        let request = Request::ResetOffsets {
+            group: group.clone(),
+            places: together.to_vec(),
+            force: true,
+        };
+        match ask(shards.of(together[0].0), request).await {
+            Ok(Reply::Reset { fences }) => {
+                let partitions = together.iter().map(|(partition, _)| *partition);
+                fenced.extend(partitions.zip(fences));
+            }
+            Ok(other) => outcome = Err(unexpected(&other)),
+            Err(error) => outcome = Err(error),
+        }
+        if outcome.is_err() {
+            break;
+        }
+    }
+    if !fenced.is_empty() {
+        let home = shards.home(&group);
+        ask(home, Request::ReassignPartitions { group, fenced }).await?;
+    }
+    outcome
 }
 
 /// The partitions that are meant: those that are named, each once, or all.

@@ -576,10 +576,14 @@ impl Printer<'_> {
             Some(raw) => bytes(raw.len() as u64),
         };
         self.put(
-            || format!("    lsn {}  {words}  {raw}", header.lsn),
+            || {
+                let more = if header.has_more() { "+" } else { "" }; // the unit goes on
+                format!("    lsn {}{more}  {words}  {raw}", header.lsn)
+            },
             || {
                 json!({ "entry": {
                     "lsn": header.lsn.0, "at": entry.at, "kind": header.kind, "control": header.is_control(),
+                    "more": header.has_more(),
                     "fact": fact, "raw_bytes": header.raw_len, "damaged": entry.fact.is_none() || entry.raw.is_none(),
                 } })
             },

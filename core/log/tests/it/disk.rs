@@ -9,7 +9,8 @@ use millstream_batch::ids::{Lsn, Offset, PartitionSlot, TimestampMs};
 use millstream_log::buffer::AlignedBuf;
 use millstream_log::io::{FileId, Io, IoDone, IoError, IoErrorKind, IoOp, IoOutput};
 use millstream_log::{
-    Append, Config, Entry, Event, Fetch, FetchError, IndexKey, Log, Recovery, Refused, TimeQuery, Unit,
+    Append, Config, Entry, Event, Fetch, FetchError, IndexKey, Log, Recovery, Refused, TimeQuery,
+    Unit,
 };
 
 pub(crate) const BLOCK: usize = 4096;

@@ -126,7 +126,12 @@ fn everything_is_replayed_and_served_after_a_restart() {
     assert_eq!(shard.found().cut_bytes, 0);
     let lsns: Vec<u64> = shard.replayed.iter().map(|e| e.lsn.0).collect();
     assert_eq!(lsns, (1..=21).collect::<Vec<_>>());
-    assert!(shard.replayed.iter().all(|unit| unit.entries[0].raw.is_empty()));
+    assert!(
+        shard
+            .replayed
+            .iter()
+            .all(|unit| unit.entries[0].raw.is_empty())
+    );
     assert_eq!(shard.replayed[0].entries[0].raw_len, 500);
     assert_eq!(shard.replayed[20].entries[0].fact, "no batch");
     for slot in 0..3u32 {

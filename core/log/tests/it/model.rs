@@ -136,7 +136,11 @@ fn check_opened(shard: &mut Shard, model: &mut Model, seed: u64) {
         "seed {seed}"
     );
     for unit in &shard.replayed {
-        let facts: Vec<_> = unit.entries.iter().map(|entry| entry.fact.clone()).collect();
+        let facts: Vec<_> = unit
+            .entries
+            .iter()
+            .map(|entry| entry.fact.clone())
+            .collect();
         assert_eq!(Some(&facts), model.units.get(&unit.lsn.0), "seed {seed}");
     }
     model.units.split_off(&(found.last.0 + 1));

@@ -71,7 +71,11 @@ fn a_unit_has_one_lsn_and_comes_back_whole() {
     assert_eq!((shard.found().last, shard.found().replayed), (Lsn(3), 3));
     let counts: Vec<_> = shard.replayed.iter().map(|u| u.entries.len()).collect();
     assert_eq!(counts, [4, 1, 4]);
-    let offsets: Vec<u64> = shard.read_all(0, 0, 5, 1).iter().map(|(at, _)| *at).collect();
+    let offsets: Vec<u64> = shard
+        .read_all(0, 0, 5, 1)
+        .iter()
+        .map(|(at, _)| *at)
+        .collect();
     assert_eq!(offsets, [0, 1, 2, 3, 4]);
     let entries = shard.fetch(1, 0, 5, 1 << 20).expect("served");
     let lsns: Vec<u64> = entries.iter().map(|entry| entry.lsn.0).collect();
@@ -110,8 +114,16 @@ fn a_torn_write_leaves_all_of_a_unit_or_nothing() {
         let shard = Shard::open(disk, small());
         let context = format!("block {lost}");
         is_prefix(&shard, &units, &context);
-        assert!(shard.found().damage.is_empty(), "{context}: {:?}", shard.found());
-        assert_eq!(shard.found().last.0, shard.replayed.len() as u64, "{context}");
+        assert!(
+            shard.found().damage.is_empty(),
+            "{context}: {:?}",
+            shard.found()
+        );
+        assert_eq!(
+            shard.found().last.0,
+            shard.replayed.len() as u64,
+            "{context}"
+        );
         lasts.push(shard.found().last.0);
     }
     lasts.sort_unstable();
@@ -122,8 +134,7 @@ fn a_torn_write_leaves_all_of_a_unit_or_nothing() {
 /// Below the durable point: what a unit lost cannot be installed, and no part of it is.
 #[test]
 fn damage_in_a_unit_stops_before_its_first_entry() {
-    let units: BTreeMap<u64, Vec<Append>> =
-        (0..6).map(|n| (n + 1, unit(2 * n, 300))).collect();
+    let units: BTreeMap<u64, Vec<Append>> = (0..6).map(|n| (n + 1, unit(2 * n, 300))).collect();
     let mut shard = Shard::open(Disk::default(), small());
     for (lsn, unit) in &units {
         assert_eq!(put(&mut shard, unit).0, *lsn);
@@ -133,7 +144,10 @@ fn damage_in_a_unit_stops_before_its_first_entry() {
     let mut disk = shard.disk;
     disk.crash();
     let file = FileId::Wal(disk.wal_files()[0]);
-    let end = disk.live[&file].iter().rposition(|b| *b != 0).expect("written");
+    let end = disk.live[&file]
+        .iter()
+        .rposition(|b| *b != 0)
+        .expect("written");
     let (mut stopped, mut served) = (0, 0);
     for at in (0..end).step_by(37) {
         let mut damaged = disk.clone();
@@ -147,7 +161,10 @@ fn damage_in_a_unit_stops_before_its_first_entry() {
         assert!(whole || found.read_only.is_some(), "{context}: {found:?}");
         if !whole {
             stopped += 1;
-            assert!(!found.damage.is_empty() && !verified.damage.is_empty(), "{context}");
+            assert!(
+                !found.damage.is_empty() && !verified.damage.is_empty(),
+                "{context}"
+            );
             let again = shard.log.append_unit(&unit(20, 1));
             assert_eq!(again, Err(Refused::ReadOnly), "{context}");
         }
@@ -185,9 +202,8 @@ fn a_unit_that_no_entry_ends_is_damage() {
         let file = plane.get_mut(&FileId::Wal(number)).expect("there");
         let group = millstream_log::format::GroupHeader::decode(&file[BLOCK..]).expect("a group");
         let at = BLOCK + GROUP_HEADER_BYTES;
-        let mut entry =
-            millstream_log::format::EntryHeader::decode(group.incarnation, &file[at..])
-                .expect("an entry");
+        let mut entry = millstream_log::format::EntryHeader::decode(group.incarnation, &file[at..])
+            .expect("an entry");
         entry.flags |= ENTRY_MORE;
         entry.encode(group.incarnation, &mut file[at..]);
     }

@@ -44,10 +44,16 @@ impl Rng {
 
 pub(crate) struct World {
     pub(crate) state: State,
-    pub(crate) log: Vec<(Lsn, u16, Vec<u8>)>,
+    /// Units: facts that share an lsn.
+    pub(crate) log: Vec<(Lsn, Vec<(u16, Vec<u8>)>)>,
     pub(crate) now: TimestampMs,
     /// Of the log: rises with every unclean start.
     pub(crate) term: Term,
+}
+
+fn decoded(unit: &[(u16, Vec<u8>)]) -> Vec<Fact> {
+    let fact = |(kind, bytes): &(u16, Vec<u8>)| Fact::decode(*kind, bytes).expect("it was encoded");
+    unit.iter().map(fact).collect()
 }
 
 impl World {
@@ -67,16 +73,20 @@ impl World {
 
     pub(crate) fn ask(&mut self, request: &Request) -> Result<Reply, Refusal> {
         let decision = decide(&self.state, self.now, self.term, request)?;
-        for fact in decision.facts {
+        if decision.facts.is_empty() {
+            return Ok(decision.reply);
+        }
+        let encode = |fact: &Fact| {
             let (kind, bytes) = (fact.kind(), fact.encode().to_vec());
             let mut again = vec![7; 3];
             fact.encode_into(&mut again);
             assert_eq!(again[3..], bytes, "both ways to encode give the same bytes");
-            let lsn = self.lsn().next();
-            let fact = Fact::decode(kind, &bytes).expect("an encoded fact decodes");
-            self.log.push((lsn, kind, bytes));
-            install(&mut self.state, lsn, &fact);
-        }
+            (kind, bytes)
+        };
+        let unit: Vec<_> = decision.facts.iter().map(encode).collect();
+        let lsn = self.lsn().next();
+        install(&mut self.state, lsn, &decoded(&unit));
+        self.log.push((lsn, unit));
         Ok(decision.reply)
     }
 
@@ -92,12 +102,8 @@ impl World {
 
     /// The tail after `begin`, installed on top of a restored state.
     pub(crate) fn replay_onto(&self, mut state: State, begin: Lsn) -> State {
-        for (lsn, kind, bytes) in self.log.iter().filter(|(lsn, ..)| *lsn > begin) {
-            install(
-                &mut state,
-                *lsn,
-                &Fact::decode(*kind, bytes).expect("a logged fact decodes"),
-            );
+        for (lsn, unit) in self.log.iter().filter(|(lsn, _)| *lsn > begin) {
+            install(&mut state, *lsn, &decoded(unit));
         }
         state
     }

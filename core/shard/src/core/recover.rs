@@ -1,9 +1,9 @@
 //! The way from a directory to a state: snapshot parts, then facts, then what readers may see.
 
 use millstream_batch::ids::{Lsn, PartitionSlot};
-use millstream_log::{Entry, Recovery};
-
+use millstream_log::{Entry, Recovery, Unit};
 use millstream_machine::{Fact, install};
+use smallvec::SmallVec;
 
 use super::{Effect, Phase, ShardCore, Shown, Writes, catalog_version};
 
@@ -28,17 +28,19 @@ impl ShardCore {
         }
     }
 
-    pub(super) fn recover_entry(&mut self, entry: &Entry) {
+    pub(super) fn recover_unit(&mut self, unit: &Unit) {
         self.parts_over();
-        let fact = match Fact::decode(entry.kind, &entry.fact) {
-            Ok(fact) => fact,
+        let decode = |entry: &Entry| Fact::decode(entry.kind, &entry.fact);
+        let facts: Result<SmallVec<[Fact; 1]>, _> = unit.entries.iter().map(decode).collect();
+        let facts = match facts {
+            Ok(facts) => facts,
             Err(error) => {
-                return self.halt_recovery(format!("fact {} cannot be read: {error}", entry.lsn));
+                return self.halt_recovery(format!("fact {} cannot be read: {error}", unit.lsn));
             }
         };
         if self.writes == Writes::Open {
-            install(&mut self.state, entry.lsn, &fact);
-            self.installed = entry.lsn;
+            install(&mut self.state, unit.lsn, &facts);
+            self.installed = unit.lsn;
         } // else: what follows a fact that cannot be read cannot be understood
     }
 

@@ -24,7 +24,7 @@ impl ShardCore {
                 self.effects.push_back(Effect::Io(io));
             }
             Event::SnapshotPart { begin, bytes } => self.recover_part(begin, &bytes),
-            Event::Replay(entry) => self.recover_entry(&entry),
+            Event::Replay(unit) => self.recover_unit(&unit),
             Event::Recovered(recovery) => self.recovered(*recovery),
             Event::Durable(lsn) => self.durable(lsn),
             Event::Fetched { token, result } => self.fetched(token, result),

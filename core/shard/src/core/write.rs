@@ -7,6 +7,7 @@ use millstream_log::{Append, IndexKey, Refused};
 use millstream_machine::fact::BatchPlace;
 use millstream_machine::request::{Produce, Refusal, Reply, Request};
 use millstream_machine::{Fact, decide, install};
+use smallvec::SmallVec;
 
 use super::gate::Held;
 use super::{ShardCore, Writes};
@@ -61,7 +62,7 @@ impl Class {
             | R::ClaimPartition { .. }
             | R::Commit(_)
             | R::BeginOffset { .. }
-            | R::ResetOffset { .. }
+            | R::ResetOffsets { .. }
             | R::JoinGroup { .. } => Self::Write,
         }
     }
@@ -88,22 +89,18 @@ impl ShardCore {
             unreachable!("a batch is answered with what was produced");
         };
         let mut end = None;
-        if let Some(fact) = only(decision.facts) {
-            let place = fact.index_key();
-            end = place.map(|place| (place.slot, Offset(place.last_offset.0 + 1)));
-            let raw = if place.is_some() {
-                raw
-            } else {
-                Parts::default()
-            };
-            if let Err(error) = self.append(&fact, raw, place.map(index_key), false) {
+        if decision.facts.is_empty() {
+            self.counters.duplicates += u64::from(produced.duplicate);
+        } else {
+            for place in decision.facts.iter().filter_map(Fact::index_key) {
+                end = Some((place.slot, Offset(place.last_offset.0 + 1)));
+            }
+            if let Err(error) = self.append(&decision.facts, raw, false) {
                 return self.fail(token, error);
             }
             self.counters.batches_in += 1;
             self.counters.records_in += u64::from(request.kept);
             self.counters.bytes_in += u64::from(request.bytes);
-        } else {
-            self.counters.duplicates += u64::from(produced.duplicate);
         }
         let started_us = self.now.mono_us;
         self.hold(Held::Produced {
@@ -155,49 +152,56 @@ impl ShardCore {
     pub(super) fn carry_out(&mut self, request: &Request) -> Result<(Reply, bool), Error> {
         let class = Class::of(request);
         let decision = decide(&self.state, self.now.wall, self.term, request)?;
-        let Some(fact) = only(decision.facts) else {
+        if decision.facts.is_empty() {
             return Ok((decision.reply, false));
-        };
+        }
         assert!(
             class != Class::Look,
             "a look-up decided a fact: {request:?}"
         );
-        self.append(&fact, Parts::default(), None, class == Class::Reserved)?;
+        self.append(&decision.facts, Parts::default(), class == Class::Reserved)?;
         self.installed_other = self.installed;
-        self.follow(&fact);
+        for fact in &decision.facts {
+            self.follow(fact);
+        }
         Ok((decision.reply, true))
     }
 
-    fn append(
-        &mut self,
-        fact: &Fact,
-        raw: Parts,
-        index: Option<IndexKey>,
-        reserved: bool,
-    ) -> Result<(), Error> {
+    /// Log a unit and install it. `raw` are the bytes of the batch in it, if there is one.
+    fn append(&mut self, unit: &[Fact], raw: Parts, reserved: bool) -> Result<(), Error> {
         if let Writes::Full(error) = &self.writes
             && !reserved
         {
             return Err(full(error));
         }
-        let encoded = if let Fact::BatchAppended(_) = fact {
-            fact.encode_into(&mut self.encoded);
-            // The log copies it and lets go of it, so that its memory serves the next one.
-            self.encoded.split().freeze()
-        } else {
-            fact.encode()
-        };
-        let bytes = encoded.len() + raw.bytes();
-        let append = Append {
-            kind: fact.kind(),
-            fact: encoded,
-            raw,
-            index,
-        };
+        let mut raw = Some(raw);
+        let mut bytes = 0;
+        let mut entries: SmallVec<[Append; 1]> = SmallVec::new();
+        for fact in unit {
+            let index = fact.index_key().map(index_key);
+            let raw = match index {
+                Some(_) => raw.take().expect("a unit has one batch"),
+                None => Parts::default(),
+            };
+            let fact_bytes = if let Fact::BatchAppended(_) = fact {
+                fact.encode_into(&mut self.encoded);
+                // The log copies it and lets go of it, so that its memory serves the next one.
+                self.encoded.split().freeze()
+            } else {
+                fact.encode()
+            };
+            bytes += fact_bytes.len() + raw.bytes();
+            entries.push(Append {
+                kind: fact.kind(),
+                fact: fact_bytes,
+                raw,
+                index,
+            });
+        }
         let taken = if reserved {
-            self.log.append_reserved(append)
+            self.log.append_unit_reserved(&entries)
         } else {
-            self.log.append(append)
+            self.log.append_unit(&entries)
         };
         let lsn = taken.map_err(|refused| match (refused, &self.writes) {
             (Refused::Full, Writes::Full(error)) => full(error),
@@ -209,7 +213,7 @@ impl ShardCore {
             (refused @ Refused::ReadOnly, _) => Error::ReadOnly(refused.to_string()),
             (refused @ Refused::Stopped, _) => Error::Stopped(refused.to_string()),
         })?;
-        self.install(lsn, fact);
+        self.install(lsn, unit);
         self.snapshot.grown(bytes);
         self.upkeep.busy(self.now);
         self.undurable_bytes += bytes as u64;
@@ -217,13 +221,13 @@ impl ShardCore {
         Ok(())
     }
 
-    fn install(&mut self, lsn: Lsn, fact: &Fact) {
+    fn install(&mut self, lsn: Lsn, unit: &[Fact]) {
         assert!(
             lsn == self.installed.next(),
             "the log gave {lsn} after {}",
             self.installed
         );
-        install(&mut self.state, lsn, fact);
+        install(&mut self.state, lsn, unit);
         self.installed = lsn;
     }
 
@@ -327,15 +331,6 @@ impl ShardCore {
             self.log.flush();
         }
     }
-}
-
-/// The one fact of a decision. What must hold together is one fact: two could be torn apart by a full
-/// disk or a crash between them.
-fn only(facts: impl IntoIterator<Item = Fact>) -> Option<Fact> {
-    let mut facts = facts.into_iter();
-    let fact = facts.next();
-    assert!(facts.next().is_none(), "a decision of two facts");
-    fact
 }
 
 /// Whether it says that something is not there.

@@ -143,6 +143,12 @@ pub const BUGS: &[Bug] = &[
         plant: || Box::new(recovery::ChangedFact),
     },
     Bug {
+        name: "unit_is_torn",
+        stands_for: "a restart installs a part of what was decided together",
+        caught_by: &["rebuilt_equals_live", "told_is_kept"],
+        plant: || Box::new(recovery::TornUnit),
+    },
+    Bug {
         name: "acknowledged_before_durable",
         stands_for: "a batch is acknowledged when it is decided",
         caught_by: &["no_acked_loss"],

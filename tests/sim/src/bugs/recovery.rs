@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use millstream_batch::ids::Lsn;
 use millstream_log::buffer::AlignedBuf;
 use millstream_log::format::{
-    ENTRY_HEADER_BYTES, EntryHeader, GROUP_CLEAN, GROUP_HEADER_BYTES, GroupHeader, checksum,
+    ENTRY_CONTROL, ENTRY_HEADER_BYTES, ENTRY_MORE, EntryHeader, GROUP_CLEAN, GROUP_HEADER_BYTES,
+    GroupHeader, checksum,
 };
 use millstream_log::io::{FileId, Io, IoDone, IoId, IoOp, IoOutput};
 use millstream_machine::fact::kind;
@@ -171,6 +172,56 @@ impl Layer for ChangedFact {
             }
         }
     }
+}
+
+/// Before a restart the newest unit of several facts loses all but its first, with every checksum in order.
+#[derive(Debug)]
+pub(super) struct TornUnit;
+
+impl Layer for TornUnit {
+    fn restarting(&mut self, disk: &mut SimDisk) {
+        for file in wal_files(disk).into_iter().rev() {
+            for (at, group) in groups(disk, file).into_iter().rev() {
+                if tear(disk, file, at, &group) {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// End the group's first unit of several entries behind the first of them, and make of the others what the
+/// log writes for itself.
+fn tear(disk: &mut SimDisk, file: FileId, at: u64, group: &GroupHeader) -> bool {
+    let Some(bytes) = disk.durable(file).map(<[u8]>::to_vec) else {
+        return false;
+    };
+    let mut place = at as usize + GROUP_HEADER_BYTES;
+    let mut torn = None;
+    for _ in 0..group.entries {
+        let Some(entry) = EntryHeader::decode(group.incarnation, &bytes[place..]) else {
+            return false;
+        };
+        let (flags, lsn) = match torn {
+            None if entry.has_more() => (entry.flags & !ENTRY_MORE, entry.lsn),
+            Some(unit) if unit == entry.lsn => (ENTRY_CONTROL, entry.lsn.next()),
+            Some(_) => break,
+            None => (entry.flags, entry.lsn),
+        };
+        if (flags, lsn) != (entry.flags, entry.lsn) {
+            torn.get_or_insert(entry.lsn);
+            let mut head = [0; ENTRY_HEADER_BYTES];
+            let changed = EntryHeader {
+                flags,
+                lsn,
+                ..entry
+            };
+            changed.encode(group.incarnation, &mut head);
+            write(disk, file, place as u64, &head);
+        }
+        place += entry.len();
+    }
+    torn.is_some()
 }
 
 /// Make a batch's producer another one: the last bit of its id.

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use millstream_batch::ids::{Offset, TopicId};
+use millstream_batch::ids::{Offset, Partition, TopicId};
 use millstream_machine::request::{Reply, Request};
 use millstream_machine::topic::TopicConfig;
 use millstream_shard::call::{Answer, Call};
@@ -73,7 +73,7 @@ impl Admin {
             });
         }
         let (id, name, partitions) = scene.dice.pick(&topics)?.clone();
-        let partition = millstream_batch::ids::Partition {
+        let partition = Partition {
             topic: id,
             index: scene.dice.range(0, u64::from(partitions)) as u32,
         };
@@ -97,12 +97,20 @@ impl Admin {
                     start: Offset(scene.dice.range(0, end + 1)),
                 }
             }
-            9 => Request::ResetOffset {
-                group: scene.dice.pick(&self.groups)?.clone(),
-                partition,
-                offset: Offset(scene.dice.range(0, scene.history.end_known(partition) + 1)),
-                force: true,
-            },
+            9 => {
+                let mut places = Vec::new();
+                for _ in 0..scene.dice.range(1, 4) {
+                    let index = scene.dice.range(0, u64::from(partitions)) as u32;
+                    let partition = Partition { topic: id, index };
+                    let end = scene.history.end_known(partition);
+                    places.push((partition, Offset(scene.dice.range(0, end + 1))));
+                }
+                Request::ResetOffsets {
+                    group: scene.dice.pick(&self.groups)?.clone(),
+                    places,
+                    force: true,
+                }
+            }
             10..=12 => Request::DescribePartition { partition },
             13 => Request::DescribeTopic { name },
             14 => Request::ListGroups {
@@ -136,14 +144,13 @@ impl Client for Admin {
     fn answer(&mut self, scene: &mut Scene<'_>, tag: u64, answer: Answer) {
         let asked = self.flying.remove(&tag);
         if let (
-            Some(Request::ResetOffset {
-                group, partition, ..
-            }),
-            Answer::Reply(Reply::Reset { fence }),
+            Some(Request::ResetOffsets { group, places, .. }),
+            Answer::Reply(Reply::Reset { fences }),
         ) = (asked, &answer)
         {
             // As the broker does: whoever was fenced is given the partition anew.
-            let fenced = vec![(partition, *fence)];
+            let partitions = places.iter().map(|(partition, _)| *partition);
+            let fenced = partitions.zip(fences.iter().copied()).collect();
             self.send(scene, Request::ReassignPartitions { group, fenced });
         }
         match answer {

@@ -8,7 +8,7 @@ use millstream_broker::read_meta;
 use millstream_log::inspect::ReadAt;
 use millstream_log::io::FileId;
 use millstream_log::rehearse::rehearse;
-use millstream_log::{Damage, Event};
+use millstream_log::{Damage, Entry, Event};
 use millstream_machine::fact::Fact;
 use millstream_machine::{Limits, SnapshotError, State, install};
 
@@ -86,12 +86,20 @@ impl Replay {
                     self.halt(format!("snapshot {begin} cannot be restored: {error}"));
                 }
             }
-            Event::Replay(entry) => {
+            Event::Replay(unit) => {
                 self.parts_over();
-                match Fact::decode(entry.kind, &entry.fact) {
-                    Ok(fact) if self.halted.is_none() => install(&mut self.state, entry.lsn, &fact),
+                let decode = |entry: &Entry| Fact::decode(entry.kind, &entry.fact);
+                match unit
+                    .entries
+                    .iter()
+                    .map(decode)
+                    .collect::<Result<Vec<_>, _>>()
+                {
+                    Ok(facts) if self.halted.is_none() => {
+                        install(&mut self.state, unit.lsn, &facts);
+                    }
                     Ok(_) => {}
-                    Err(error) => self.halt(format!("fact {} cannot be read: {error}", entry.lsn)),
+                    Err(error) => self.halt(format!("fact {} cannot be read: {error}", unit.lsn)),
                 }
             }
             _ => {}

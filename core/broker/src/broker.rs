@@ -13,7 +13,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use millstream_batch::ids::ShardId;
-use millstream_machine::topic::TopicMeta;
+use millstream_machine::topics::TopicMeta;
 use millstream_shard::call::{Answer, Call};
 use millstream_shard::core::CoreConfig;
 use millstream_shard::driver::{Deployments, Peers, Plugins, ShardConfig, Workers};

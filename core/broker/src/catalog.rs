@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use millstream_batch::ids::{CATALOG_SHARD, TopicId};
 use millstream_machine::request::{Reply, Request};
-use millstream_machine::topic::TopicMeta;
+use millstream_machine::topics::TopicMeta;
 use millstream_protocol::{Code, messages};
 use millstream_shard::call::{Answer, Call};
 use millstream_shard::handle::ShardHandle;

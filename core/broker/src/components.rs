@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, OnceLock, Weak};
 
 use bytes::Bytes;
 use millstream_batch::limits::COMPONENT_BYTES_MAX;
-use millstream_machine::topic::FilterBinding;
+use millstream_machine::topics::FilterBinding;
 use millstream_protocol::{Code, messages};
 use millstream_sandbox::{
     Component, Digest, Engine, EngineConfig, Parameters, Placement, StartError,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use millstream_batch::ids::TopicId;
-use millstream_machine::topic::TopicMeta;
+use millstream_machine::topics::TopicMeta;
 use millstream_protocol::messages;
 use millstream_shard::driver::{self, FilterHost, ShardConfig};
 use millstream_shard::handle::Message;

@@ -4,7 +4,7 @@
 
 use millstream_batch::ids::TopicId;
 use millstream_batch::{Batch, BatchHeader, Compression, Parts};
-use millstream_machine::topic::CheckRecords;
+use millstream_machine::topics::CheckRecords;
 use millstream_protocol::{Code, messages};
 use millstream_shard::driver::Turn;
 use tokio::sync::oneshot;

@@ -9,9 +9,11 @@ use millstream_batch::ids::{Lsn, TimestampMs};
 
 use crate::bounds::CLOCK_STEP_MS_MAX;
 use crate::decide::Decision;
-use crate::fact::Fact;
-use crate::fact::archive::{ClockAccepted, ClockAdvanced};
+use crate::fact::archive::{ClockAccepted, ClockAdvanced, archived};
+use crate::fact::{Fact, Sound};
 use crate::request::{Refusal, Reply};
+use crate::snapshot::key::{self, Key};
+use crate::snapshot::table::Section;
 use crate::state::State;
 
 /// A clock that an operator accepted.
@@ -43,6 +45,21 @@ impl Accepted {
         } else {
             self.time // nothing of it came after
         }
+    }
+}
+
+/// Logged time of a shard.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Clock {
+    /// Time of the newest fact that has one. 0: none yet.
+    pub(crate) logged: TimestampMs,
+    /// The clock that was accepted last.
+    pub(crate) accepted: Option<Accepted>,
+}
+
+impl Clock {
+    pub(crate) fn tick(&mut self, time_ms: i64) {
+        self.logged = self.logged.max(TimestampMs(time_ms));
     }
 }
 
@@ -84,7 +101,7 @@ pub(crate) fn skew(last: TimestampMs, now: TimestampMs) -> Skew {
 
 /// Logged time up to `now`, however far.
 pub(crate) fn advance(state: &State, now: TimestampMs) -> Decision {
-    if now <= state.shard.clock {
+    if now <= state.clock.logged {
         return Decision::look(Reply::Done);
     }
     let time_ms = now.0;
@@ -107,8 +124,76 @@ pub(crate) fn accept(now: TimestampMs) -> Result<Decision, Refusal> {
 /// on and facts after it will.
 pub(crate) fn install_accepted(state: &mut State, lsn: Lsn, fact: &ClockAccepted) {
     let time = TimestampMs(fact.time_ms);
-    state.shard.clock = time;
-    state.shard.accepted = Some(Accepted { lsn, time });
+    state.clock.logged = time;
+    state.clock.accepted = Some(Accepted { lsn, time });
+}
+
+impl Sound for ClockAdvanced {
+    fn is_sound(&self) -> bool {
+        true
+    }
+}
+
+impl Sound for ClockAccepted {
+    fn is_sound(&self) -> bool {
+        self.time_ms > 0
+    }
+}
+
+// --- in a snapshot -------------------------------------------------------------------------------
+
+archived! {
+    pub struct ClockRecord {
+        pub logged_ms: i64,
+        /// The clock accepted last: when, and with which fact.
+        pub accepted: Option<AcceptedRecord>,
+    }
+
+    pub struct AcceptedRecord {
+        pub lsn: u64,
+        pub time_ms: i64,
+    }
+}
+
+/// One cell.
+pub(crate) struct ClockSection;
+
+impl Section for ClockSection {
+    type Cell<'a> = &'a Clock;
+    type Record = ClockRecord;
+
+    fn after<'a>(state: &'a State, last: Option<&[u8]>) -> impl Iterator<Item = &'a Clock> + 'a {
+        last.is_none().then_some(&state.clock).into_iter()
+    }
+
+    fn key(_: &Clock) -> Key {
+        key::of::<Self>(&[])
+    }
+
+    fn record(clock: &Clock) -> ClockRecord {
+        ClockRecord {
+            logged_ms: clock.logged.0,
+            accepted: clock.accepted.map(|accepted| AcceptedRecord {
+                lsn: accepted.lsn.0,
+                time_ms: accepted.time.0,
+            }),
+        }
+    }
+
+    fn bytes(_: &Clock) -> usize {
+        32
+    }
+
+    fn restore(state: &mut State, record: ClockRecord) -> Result<(), &'static str> {
+        state.clock = Clock {
+            logged: TimestampMs(record.logged_ms),
+            accepted: record.accepted.map(|accepted| Accepted {
+                lsn: Lsn(accepted.lsn),
+                time: TimestampMs(accepted.time_ms),
+            }),
+        };
+        Ok(())
+    }
 }
 
 #[cfg(test)]

@@ -42,7 +42,7 @@ pub fn decide(
     term: Term,
     request: &Request,
 ) -> Result<Decision, Refusal> {
-    let time = clock::logged(state.shard.clock, now);
+    let time = clock::logged(state.clock.logged, now);
     match request {
         Request::CreateTopic {
             id,

@@ -8,7 +8,7 @@ use millstream_batch::ids::{
     Term, TimestampMs, TopicId,
 };
 
-use crate::topic::{FilterBinding, TopicConfig, TopicMeta};
+use crate::topics::{FilterBinding, TopicConfig, TopicMeta};
 
 /// Topics of one page of a listing, fewer when their filters' parameters are long.
 pub const TOPICS_A_PAGE: usize = 500;

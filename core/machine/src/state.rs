@@ -1,7 +1,7 @@
 //! One shard's state: cells, and the look-ups of the driver.
 //!
 //! ```text
-//!   shard      clock, counters, floors                    one cell
+//!   clock, catalogue, identities, floors                  one cell each
 //!   topics     id → description, slots owned here         ┐
 //!   partitions slot → start, end, bytes                   │
 //!   producers  (slot, pid) → epoch, sequence, memory      │ one cell a key, sorted: a snapshot
@@ -17,20 +17,17 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use millstream_batch::ids::{
-    CATALOG_SHARD, GroupEpoch, Lsn, MemberId, Offset, Partition, PartitionSlot, ProducerEpoch,
-    ProducerId, ShardId, Term, TimestampMs, TopicId, group_home,
+    CATALOG_SHARD, GroupEpoch, Lsn, MemberId, Offset, Partition, PartitionSlot, ProducerId, ShardId, Term, TimestampMs, TopicId, group_home,
 };
 
 use crate::bounds::{Limits, SURVIVORS_MAX};
-use crate::clock::{self, Accepted, Skew};
+use crate::clock::{self, Accepted, Clock, Skew};
 use crate::groups::Group;
 use crate::offsets::Offsets;
 use crate::partitions::Partitions;
-use crate::producers::Producers;
-use crate::shard::ShardCell;
+use crate::producers::{Identities, ProducerFloor, Producers};
 use crate::snapshot::Guard;
-use crate::topic::{FilterBinding, TopicMeta};
-use crate::topics::Topics;
+use crate::topics::{Catalogue, FilterBinding, TopicMeta, Topics};
 
 /// The state of one shard. Two states are equal when the same facts made them, whether live or from
 /// a snapshot and the tail.
@@ -43,20 +40,17 @@ pub struct State {
     pub(crate) installed: Lsn,
     /// While the tail is replayed: what the snapshot holds already.
     pub(crate) guard: Guard,
-    pub(crate) shard: ShardCell,
+    pub(crate) clock: Clock,
+    pub(crate) catalogue: Catalogue,
     pub(crate) topics: Topics,
     pub(crate) partitions: Partitions,
+    pub(crate) identities: Identities,
+    pub(crate) producer_floor: ProducerFloor,
     pub(crate) producers: Producers,
-    pub(crate) epochs: BTreeMap<ProducerId, GivenEpoch>,
     pub(crate) offsets: Offsets,
+    /// A group created anew starts above this, so that no fence of its namesake outranks it.
+    pub(crate) group_floor: GroupEpoch,
     pub(crate) groups: BTreeMap<Box<str>, Group>,
-}
-
-/// The epoch the catalog gave a producer last, and when. Ids still at epoch 0 have none.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct GivenEpoch {
-    pub(crate) epoch: ProducerEpoch,
-    pub(crate) given: TimestampMs,
 }
 
 /// A partition as the driver sees it.
@@ -96,12 +90,15 @@ impl State {
             limits,
             installed: Lsn(0),
             guard: Guard::default(),
-            shard: ShardCell::default(),
+            clock: Clock::default(),
+            catalogue: Catalogue::default(),
             topics: Topics::default(),
             partitions: Partitions::default(),
+            identities: Identities::default(),
+            producer_floor: ProducerFloor::default(),
             producers: Producers::default(),
-            epochs: BTreeMap::new(),
             offsets: Offsets::default(),
+            group_floor: GroupEpoch(0),
             groups: BTreeMap::new(),
         }
     }
@@ -130,19 +127,19 @@ impl State {
     /// Logged time: that of the newest fact.
     #[must_use]
     pub fn clock(&self) -> TimestampMs {
-        self.shard.clock
+        self.clock.logged
     }
 
     /// The clock that an operator accepted last.
     #[must_use]
     pub fn accepted_clock(&self) -> Option<Accepted> {
-        self.shard.accepted
+        self.clock.accepted
     }
 
     /// How the wall stands to logged time: for a warning and a metric.
     #[must_use]
     pub fn clock_skew(&self, now: TimestampMs) -> Skew {
-        clock::skew(self.shard.clock, now)
+        clock::skew(self.clock.logged, now)
     }
 
     #[must_use]
@@ -231,7 +228,7 @@ impl State {
     pub fn producer_floor_bound(&self, before: TimestampMs) -> ProducerId {
         let survivors_max = if self.shards == 1 { SURVIVORS_MAX } else { 0 };
         let living = self.producers_living(before).into_iter().nth(survivors_max);
-        let given = (self.id == CATALOG_SHARD).then(|| self.shard.given_since(before));
+        let given = (self.id == CATALOG_SHARD).then(|| self.identities.given_since(before));
         living
             .into_iter()
             .chain(given)
@@ -243,7 +240,8 @@ impl State {
     pub(crate) fn producers_living(&self, before: TimestampMs) -> BTreeSet<ProducerId> {
         let mut living = self.producers.used_since(before);
         living.extend(
-            self.epochs
+            self.identities
+                .epochs
                 .iter()
                 .filter(|(_, given)| given.given >= before)
                 .map(|(pid, _)| *pid),
@@ -254,7 +252,7 @@ impl State {
     /// Producers below this are forgotten and refused, except those that lived when it was raised.
     #[must_use]
     pub fn producer_floor(&self) -> ProducerId {
-        self.shard.producer_floor
+        self.producer_floor.floor
     }
 
     // --- groups --------------------------------------------------------------------------------
@@ -332,12 +330,15 @@ impl PartialEq for State {
     fn eq(&self, other: &Self) -> bool {
         self.id == other.id
             && self.shards == other.shards
-            && self.shard == other.shard
+            && self.clock == other.clock
+            && self.catalogue == other.catalogue
             && self.topics == other.topics
             && self.partitions == other.partitions
+            && self.identities == other.identities
+            && self.producer_floor == other.producer_floor
             && self.producers == other.producers
-            && self.epochs == other.epochs
             && self.offsets == other.offsets
+            && self.group_floor == other.group_floor
             && self.groups == other.groups
     }
 }

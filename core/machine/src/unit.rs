@@ -155,7 +155,7 @@ mod tests {
 
     use super::*;
     use crate::request::{Commit, Produce, Refusal, Request};
-    use crate::topic::TopicConfig;
+    use crate::topics::TopicConfig;
     use crate::{Limits, decide, install, offsets};
 
     const NOW: TimestampMs = TimestampMs(1_700_000_000_000);

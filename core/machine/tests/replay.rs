@@ -10,7 +10,7 @@ use millstream_batch::ids::{
     TimestampMs, TopicId,
 };
 use millstream_machine::request::{Commit, Produce, Refusal, Reply, Request};
-use millstream_machine::topic::{Budget, FilterBinding, OnError, Stage, TopicConfig, TopicMeta};
+use millstream_machine::topics::{Budget, FilterBinding, OnError, Stage, TopicConfig, TopicMeta};
 use millstream_machine::{Cursor, Limits, State, decide};
 use world::{Rng, World, batch};
 

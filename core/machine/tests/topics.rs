@@ -7,7 +7,7 @@ use millstream_batch::ids::{
 };
 use millstream_batch::limits::TOPIC_PARTITIONS_MAX;
 use millstream_machine::request::{Refusal, Reply, Request};
-use millstream_machine::topic::{Budget, FilterBinding, OnError, Stage, TopicConfig, TopicMeta};
+use millstream_machine::topics::{Budget, FilterBinding, OnError, Stage, TopicConfig, TopicMeta};
 use millstream_machine::{Fact, Limits, decide};
 use world::{TERM, World, batch, partition};
 

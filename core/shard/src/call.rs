@@ -9,7 +9,7 @@ use millstream_batch::ids::{
     GroupEpoch, MemberId, Offset, Partition, ShardId, Term, TimestampMs, TopicId,
 };
 use millstream_machine::request::{Assignment, Produced, Refusal, Reply, Request};
-use millstream_machine::topic::{Stage, TopicMeta};
+use millstream_machine::topics::{Stage, TopicMeta};
 
 /// One call. Each gets exactly one [`Answer`], unless it is cancelled or the shard is gone.
 #[derive(Debug)]

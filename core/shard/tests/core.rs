@@ -11,7 +11,7 @@ use millstream_log::Config;
 use millstream_log::buffer::AlignedBuf;
 use millstream_log::io::{FileId, Io, IoDone, IoError, IoErrorKind, IoOp, IoOutput};
 use millstream_machine::request::{Produce, Refusal, Reply, Request};
-use millstream_machine::topic::TopicConfig;
+use millstream_machine::topics::TopicConfig;
 use millstream_shard::call::{Answer, Call, Error, Fetch};
 use millstream_shard::core::{CoreConfig, Effect, Now, ShardCore};
 

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 
 use millstream_batch::ids::{Offset, TimestampMs};
 use millstream_batch::{Codec, Records};
-use millstream_machine::topic::{FilterBinding, OnError, Stage};
+use millstream_machine::topics::{FilterBinding, OnError, Stage};
 use millstream_sandbox::Parameters;
 use millstream_shard::call::{Answer, Call, Error};
 use millstream_shard::driver::{ComponentSource, Deployments, FilterCounts, FilterHost, Own, Site};

@@ -14,7 +14,7 @@ use millstream_batch::ids::{
     Offset, Partition, ProducerEpoch, ProducerId, Sequence, TimestampMs, TopicId,
 };
 use millstream_machine::request::{Produce, Request};
-use millstream_machine::topic::{FilterBinding, OnError, Stage};
+use millstream_machine::topics::{FilterBinding, OnError, Stage};
 use millstream_sandbox::Placement;
 use millstream_shard::call::{Answer, Call, Error, FilterStatus};
 use millstream_shard::driver::{

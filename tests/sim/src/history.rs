@@ -10,7 +10,7 @@ use millstream_batch::ids::{
     GroupEpoch, MemberId, Offset, Partition, ProducerEpoch, ProducerId, Term, TopicId,
 };
 use millstream_machine::request::{Refusal, Reply, Request};
-use millstream_machine::topic::TopicMeta;
+use millstream_machine::topics::TopicMeta;
 use millstream_shard::call::{Answer, Call, Error, Fetch};
 
 use crate::payload::Payload;

@@ -135,7 +135,7 @@ pub enum CheckRecords {
     All,
 }
 
-impl From<CheckRecords> for millstream_machine::topic::CheckRecords {
+impl From<CheckRecords> for millstream_machine::topics::CheckRecords {
     fn from(which: CheckRecords) -> Self {
         match which {
             CheckRecords::Plain => Self::Plain,

@@ -1,8 +1,8 @@
 //! Between the machine's topics and the wire's.
 
 use bytes::Bytes;
-use millstream_machine::settings;
-use millstream_machine::topic::{FilterBinding, OnError, Stage, TopicConfig, TopicMeta};
+use millstream_machine::topics::settings;
+use millstream_machine::topics::{FilterBinding, OnError, Stage, TopicConfig, TopicMeta};
 use millstream_protocol::Code;
 use millstream_protocol::messages::{self, FilterInfo, Setting, TopicInfo};
 use millstream_shard::call::Error;

@@ -2,7 +2,7 @@
 
 use millstream_batch::ids::TopicId;
 use millstream_machine::request::{Reply, Request};
-use millstream_machine::topic::TopicConfig;
+use millstream_machine::topics::TopicConfig;
 use millstream_protocol::Code;
 use millstream_protocol::messages::{self, CreateTopicRequest, CreateTopicResponse};
 

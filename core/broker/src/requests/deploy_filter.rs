@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use millstream_batch::limits::is_name;
 use millstream_machine::request::{Reply, Request};
-use millstream_machine::topic::{Budget, FilterBinding, OnError, Stage};
+use millstream_machine::topics::{Budget, FilterBinding, OnError, Stage};
 use millstream_protocol::messages::{self, DeployFilterRequest, DeployFilterResponse, FilterInfo};
 use millstream_protocol::{Code, Payload};
 use millstream_sandbox::Parameters;

@@ -2,7 +2,7 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use millstream_machine::topic::{FilterBinding, TopicMeta};
+use millstream_machine::topics::{FilterBinding, TopicMeta};
 use millstream_protocol::messages::{self, FilterInfo, ListFiltersRequest, ListFiltersResponse};
 use millstream_sandbox::Placement;
 

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use millstream_batch::ids::TopicId;
 use millstream_machine::request::{Reply, Request};
-use millstream_machine::topic::TopicMeta;
+use millstream_machine::topics::TopicMeta;
 use millstream_protocol::Code;
 use millstream_protocol::messages::{self, ListTopicsRequest, ListTopicsResponse};
 

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use millstream_batch::ids::{Offset, Partition, ShardId, TopicId};
 use millstream_machine::request::{RESETS_MAX, Reply, Request};
-use millstream_machine::topic::TopicMeta;
+use millstream_machine::topics::TopicMeta;
 use millstream_protocol::Code;
 use millstream_protocol::messages::{self, ResetGroupRequest, ResetGroupResponse};
 use millstream_shard::call::{Answer, Call};

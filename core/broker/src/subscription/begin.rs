@@ -11,7 +11,7 @@ use std::rc::Rc;
 
 use millstream_batch::ids::{Offset, Partition};
 use millstream_machine::request::{Reply, Request};
-use millstream_machine::topic::TopicMeta;
+use millstream_machine::topics::TopicMeta;
 use millstream_protocol::{Code, messages};
 use tokio::task::JoinSet;
 

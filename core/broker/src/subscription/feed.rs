@@ -6,7 +6,7 @@ use std::rc::Rc;
 use bytes::Bytes;
 use millstream_batch::HEAD_BYTES;
 use millstream_batch::ids::{GroupEpoch, Offset, Partition, Term};
-use millstream_machine::topic::TopicMeta;
+use millstream_machine::topics::TopicMeta;
 use millstream_protocol::messages;
 use tokio::time::Instant;
 

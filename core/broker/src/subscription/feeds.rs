@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use millstream_batch::ids::{GroupEpoch, Offset, Partition, Term};
 use millstream_batch::{Batch, served_head};
-use millstream_machine::topic::TopicMeta;
+use millstream_machine::topics::TopicMeta;
 use millstream_protocol::messages::{self, CaughtUp, OnLost, PartitionError, Passed, RecordsLost};
 use millstream_protocol::{Code, Kind};
 use millstream_shard::call::{Answer, Call, Error, Fetch, Fetched, Served};
@@ -735,7 +735,7 @@ mod tests {
     use std::time::Duration;
 
     use millstream_batch::ids::TopicId;
-    use millstream_machine::topic::TopicConfig;
+    use millstream_machine::topics::TopicConfig;
 
     use super::*;
 

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use millstream_batch::Batch;
 use millstream_batch::ids::{Offset, TimestampMs};
-use millstream_machine::topic::{Budget, FilterBinding, OnError, Stage, TopicMeta};
+use millstream_machine::topics::{Budget, FilterBinding, OnError, Stage, TopicMeta};
 use millstream_protocol::Code;
 use millstream_protocol::messages::{self, Subscribe};
 use millstream_sandbox::Parameters;

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use millstream_batch::ids::{GroupEpoch, MemberId, Partition};
 use millstream_machine::request::{Assignment, Refusal, Reply, Request};
-use millstream_machine::topic::TopicMeta;
+use millstream_machine::topics::TopicMeta;
 use millstream_protocol::messages::{self, Assigned, Revoke};
 use millstream_protocol::{Code, Kind};
 use millstream_shard::call::{Answer, Call, Error, Position};

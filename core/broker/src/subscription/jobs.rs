@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use millstream_batch::ids::{GroupEpoch, MemberId, Offset, Partition, TimestampMs};
 use millstream_machine::request::{Assignment, Commit, Reply, Request};
-use millstream_machine::topic::TopicMeta;
+use millstream_machine::topics::TopicMeta;
 use millstream_protocol::messages::{
     self, Assigned, AssignedPartition, Committed, PartitionError, Sought,
 };

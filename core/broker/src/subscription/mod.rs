@@ -26,7 +26,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use millstream_batch::ids::{MemberId, Partition, TopicId};
-use millstream_machine::topic::TopicMeta;
+use millstream_machine::topics::TopicMeta;
 use millstream_protocol::messages::{self, OnLost, Revoke, Subscribe, Subscribed};
 use millstream_protocol::{Code, Kind};
 use millstream_shard::call::Answer;

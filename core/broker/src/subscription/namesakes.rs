@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use millstream_machine::request::{Assignment, Reply};
-use millstream_machine::topic::TopicMeta;
+use millstream_machine::topics::TopicMeta;
 use millstream_protocol::messages;
 
 use super::Subscription;

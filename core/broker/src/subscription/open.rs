@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use millstream_batch::ids::{GroupEpoch, MemberId, Partition, TopicId};
 use millstream_batch::limits::is_name;
-use millstream_machine::topic::TopicMeta;
+use millstream_machine::topics::TopicMeta;
 use millstream_protocol::Code;
 use millstream_protocol::messages::{self, Subscribe};
 use millstream_shard::call::Position;

@@ -163,7 +163,7 @@ archived! {
         pub filters: Vec<FilterRecord>,
     }
 
-    /// As kind 16 and the snapshots before version 3 have it.
+    /// As kind 16 has it.
     pub struct TopicRecord16 {
         pub id: [u8; 16],
         pub name: String,

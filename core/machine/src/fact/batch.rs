@@ -11,7 +11,7 @@ use rkyv::ser::writer::Buffer;
 use rkyv::util::Align;
 
 use super::archive::{ArchivedBatchAppended, BatchAppended};
-use super::{FactError, kind};
+use super::{FactError, Sound, kind};
 
 /// Length of an archived [`BatchAppended`].
 pub(super) const BYTES: usize = size_of::<ArchivedBatchAppended>();
@@ -103,9 +103,12 @@ pub fn batch_meta(fact: &[u8]) -> Result<BatchMeta, FactError> {
     })
 }
 
-pub(super) fn is_sound(fact: &BatchAppended) -> bool {
-    let sequence_end = fact.sequence.checked_add(fact.sent.into());
-    last_offset(fact.base_offset, fact.kept).is_some() && (fact.pid == 0 || sequence_end.is_some())
+impl Sound for BatchAppended {
+    fn is_sound(&self) -> bool {
+        let sequence_end = self.sequence.checked_add(self.sent.into());
+        last_offset(self.base_offset, self.kept).is_some()
+            && (self.pid == 0 || sequence_end.is_some())
+    }
 }
 
 /// A struct of integers needs no scratch space, so nothing is allocated.

@@ -1,12 +1,12 @@
 //! A change of a group being decided: what was asked, and the assignment that follows from it, in one
-//! fact. Absent on purpose: who should own what ([`crate::assign`]).
+//! fact. Absent on purpose: who should own what ([`super::assign`]).
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use millstream_batch::ids::{GroupEpoch, MemberId, Partition, TimestampMs, TopicId};
 
 use super::cell::{Group, Hold};
-use crate::assign::{self, Owner};
+use super::assign::{self, Owner};
 use crate::decide::Decision;
 use crate::fact::Fact;
 use crate::fact::archive::{GroupChanged, HoldRecord, MemberRecord, PartitionRecord};
@@ -31,7 +31,7 @@ pub(super) struct Change<'a> {
 impl<'a> Change<'a> {
     pub(super) fn new(state: &'a State, time: TimestampMs, name: &'a str) -> Self {
         let before = state.groups.get(name).cloned().unwrap_or_else(|| Group {
-            epoch: state.shard.group_epoch_floor,
+            epoch: state.group_floor,
             ..Group::default()
         });
         let epoch = GroupEpoch(before.epoch.0 + 1);

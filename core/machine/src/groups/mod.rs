@@ -12,8 +12,10 @@
 //! its stream of before is fenced, and what that one still asks here is refused.
 //! Absent on purpose: heartbeats and who waits for an answer, which are volatile and the driver's.
 
+mod assign;
 mod cell;
 mod change;
+mod section;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -22,14 +24,15 @@ use millstream_batch::limits::is_name;
 
 use crate::bounds::{CLIENT_BYTES_MAX, SESSION_TIMEOUT_MS_MAX};
 use crate::decide::{Decision, full};
-use crate::fact::Fact;
-use crate::fact::archive::{GroupChanged, GroupDeleted, MemberRecord};
+use crate::fact::archive::{GroupChanged, GroupDeleted, MemberRecord, PartitionRecord};
+use crate::fact::{Fact, Sound};
 use crate::partitions;
 use crate::request::{GroupInfo, GroupSummary, MemberInfo, Refusal, Reply};
-use crate::snapshot::key;
 use crate::state::State;
 pub(crate) use cell::{Group, Hold, Member};
 use change::Change;
+use section::key;
+pub(crate) use section::{FloorSection, GroupsSection};
 
 pub(crate) fn join(
     state: &State,
@@ -330,8 +333,7 @@ pub(crate) fn describe(state: &State, name: &str) -> Result<Decision, Refusal> {
 }
 
 pub(crate) fn install_changed(state: &mut State, lsn: Lsn, fact: &GroupChanged) {
-    state.shard.tick(fact.time_ms);
-    if state.guard.holds(lsn, || key::group(&fact.group)) {
+    if state.guard.holds(lsn, || key(&fact.group)) {
         return;
     }
     if !state.groups.contains_key(fact.group.as_str()) {
@@ -347,9 +349,39 @@ pub(crate) fn install_changed(state: &mut State, lsn: Lsn, fact: &GroupChanged) 
 }
 
 pub(crate) fn install_deleted(state: &mut State, lsn: Lsn, fact: &GroupDeleted) {
-    state.shard.group_epoch_floor = state.shard.group_epoch_floor.max(GroupEpoch(fact.epoch));
-    if !state.guard.holds(lsn, || key::group(&fact.group)) {
+    state.group_floor = state.group_floor.max(GroupEpoch(fact.epoch));
+    if !state.guard.holds(lsn, || key(&fact.group)) {
         state.groups.remove(fact.group.as_str());
+    }
+}
+
+impl Sound for GroupChanged {
+    fn is_sound(&self) -> bool {
+        is_name(&self.group)
+    }
+}
+
+impl Sound for GroupDeleted {
+    fn is_sound(&self) -> bool {
+        is_name(&self.group)
+    }
+}
+
+impl From<Partition> for PartitionRecord {
+    fn from(partition: Partition) -> Self {
+        Self {
+            topic: partition.topic.0,
+            index: partition.index,
+        }
+    }
+}
+
+impl From<&PartitionRecord> for Partition {
+    fn from(record: &PartitionRecord) -> Self {
+        Self {
+            topic: TopicId(record.topic),
+            index: record.index,
+        }
     }
 }
 

@@ -1,54 +1,32 @@
 //! Names of cells as byte strings that sort as the snapshot lists them.
 //!
 //! ```text
-//!   section u8 │ topic id, slot, pid: big-endian │ group names end with a zero, which none holds
+//!   section's number u8 │ topic id, slot, pid: big-endian │ group names end with a zero, which none holds
 //! ```
 
-use millstream_batch::ids::{PartitionSlot, ProducerId, TopicId};
+use super::table::Numbered;
 
 pub(crate) type Key = Vec<u8>;
 
-pub(super) const SHARD: u8 = 1;
-pub(super) const TOPICS: u8 = 2;
-pub(super) const PARTITIONS: u8 = 3;
-pub(super) const PRODUCERS: u8 = 4;
-pub(super) const EPOCHS: u8 = 5;
-pub(super) const OFFSETS: u8 = 6;
-pub(super) const GROUPS: u8 = 7;
 /// Past every key.
-pub(super) const END: u8 = u8::MAX;
+const END: u8 = u8::MAX;
 
-pub(crate) fn shard() -> Key {
-    vec![SHARD]
+/// The key of a cell, from what names it within its section.
+pub(crate) fn of<S: Numbered>(rest: &[u8]) -> Key {
+    let mut key = Key::with_capacity(1 + rest.len());
+    key.push(S::NUMBER);
+    key.extend_from_slice(rest);
+    key
 }
 
-pub(crate) fn topic(id: TopicId) -> Key {
-    [&[TOPICS], id.0.as_slice()].concat()
+/// A part of a cursor's key, which was made here.
+pub(crate) fn fixed<const N: usize>(key: &[u8]) -> [u8; N] {
+    key.try_into().expect("a cursor's key was made here")
 }
 
-pub(crate) fn partition(slot: PartitionSlot) -> Key {
-    [&[PARTITIONS], slot.0.to_be_bytes().as_slice()].concat()
-}
-
-pub(crate) fn producer(slot: PartitionSlot, pid: ProducerId) -> Key {
-    [
-        &[PRODUCERS],
-        slot.0.to_be_bytes().as_slice(),
-        &pid.0.to_be_bytes(),
-    ]
-    .concat()
-}
-
-pub(crate) fn epoch(pid: ProducerId) -> Key {
-    [&[EPOCHS], pid.0.to_be_bytes().as_slice()].concat()
-}
-
-pub(crate) fn offset(group: &str, slot: PartitionSlot) -> Key {
-    [&[OFFSETS], group.as_bytes(), &[0], &slot.0.to_be_bytes()].concat()
-}
-
-pub(crate) fn group(name: &str) -> Key {
-    [&[GROUPS], name.as_bytes()].concat()
+/// As [`fixed`], of a name.
+pub(crate) fn text(key: &[u8]) -> &str {
+    std::str::from_utf8(key).expect("a cursor's key was made from a name")
 }
 
 pub(super) fn end() -> Key {

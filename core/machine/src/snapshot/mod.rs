@@ -1,21 +1,22 @@
 //! Snapshots: cut into slices while facts go on, each slice as of its own lsn.
 //!
 //! ```text
-//!   slice:  magic "MSTSNAP3" │ shard u16 │ shards u16 │ 0 u32 │ archived `Slice3`
+//!   slice:  magic "MSTSNAP4" │ shard u16 │ shards u16 │ 0 u32 │ archived `Slice`
 //!           8 bytes            2           2            4       aligned to 16
+//!   Slice:  as of │ from, to: keys │ (section, version, archived vector of its cells) …
 //! ```
 //!
 //! The driver begins a snapshot at lsn B, takes slices until [`Cut::next`] is none, writing each as
 //! one part, and publishes once the log is durable up to the last slice's `as_of`. To restore it gives
 //! the parts in order and replays the tail after B: a fact that a cell's slice holds already is
 //! passed over for that cell. Slices are as long as asked, so that taking one stays under a
-//! millisecond. Absent on purpose: files, checksums (the log's).
+//! millisecond. What is in them stands in the table of sections ([`table`]). Absent on purpose: files,
+//! checksums (the log's).
 
-mod archive;
 mod guard;
 pub(crate) mod key;
-mod load;
-mod save;
+mod slice;
+pub(crate) mod table;
 
 use bytes::Bytes;
 use millstream_batch::ids::{Lsn, ShardId};
@@ -25,11 +26,7 @@ use crate::state::State;
 pub(crate) use guard::Guard;
 use key::Key;
 
-const MAGIC: [u8; 8] = *b"MSTSNAP3";
-/// Without the accepted clock and the epoch of a member's last join. Still read.
-const MAGIC_2: [u8; 8] = *b"MSTSNAP2";
-/// Without leader epochs. Still read.
-const MAGIC_1: [u8; 8] = *b"MSTSNAP1";
+const MAGIC: [u8; 8] = *b"MSTSNAP4";
 const HEAD_BYTES: usize = 16;
 
 /// Longest slice, in bytes: so that one archive can always be read back into memory at once.
@@ -73,7 +70,7 @@ impl State {
     /// `None` begins.
     #[must_use]
     pub fn snapshot(&self, cursor: Option<&Cursor>, bytes_target: usize) -> Cut {
-        save::cut(
+        slice::cut(
             self,
             cursor.map(|cursor| &cursor.0),
             bytes_target.min(SLICE_BYTES_MAX / 2),
@@ -105,13 +102,13 @@ impl State {
     ) -> Result<Self, SnapshotError> {
         let mut parts = parts.into_iter().peekable();
         let first = parts.peek().map(AsRef::as_ref).unwrap_or_default();
-        let (shard, shards) = load::shard_of(first)?;
+        let (shard, shards) = slice::shard_of(first)?;
         Self::restore(shard, shards, limits, begin, parts)
     }
 
     /// Loads the next part into a new state: for a driver that is given parts one by one.
     pub fn restore_part(&mut self, bytes: &[u8]) -> Result<(), SnapshotError> {
-        load::part(self, bytes)
+        slice::restore(self, bytes)
     }
 
     /// Ends a restore by parts: checks that none is missing.
@@ -124,10 +121,10 @@ impl State {
         Ok(())
     }
 
-    /// A fingerprint of the whole state, for comparing two runs: FNV-1a of its snapshot, lsns left
-    /// out.
+    /// A fingerprint of the whole state, for comparing two runs: FNV-1a of its snapshot, the lsn
+    /// of which is left out.
     #[must_use]
     pub fn digest(&self) -> u64 {
-        save::digest(self)
+        slice::digest(self)
     }
 }

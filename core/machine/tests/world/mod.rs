@@ -8,7 +8,7 @@ use millstream_batch::ids::{
     Term, TimestampMs, TopicId,
 };
 use millstream_machine::request::{Commit, Produce, Produced, Refusal, Reply, Request};
-use millstream_machine::topic::{TopicConfig, TopicMeta};
+use millstream_machine::topics::{TopicConfig, TopicMeta};
 use millstream_machine::{Fact, Limits, State, decide, install};
 
 pub(crate) const TERM: Term = Term(3);

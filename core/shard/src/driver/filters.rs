@@ -21,7 +21,7 @@ use std::time::Instant;
 
 use millstream_batch::ids::{Offset, TimestampMs, TopicId};
 use millstream_batch::{Batch, Codec, KeptOffsets, OpenBatch, RecordIndex};
-use millstream_machine::topic::{FilterBinding, OnError, Stage};
+use millstream_machine::topics::{FilterBinding, OnError, Stage};
 use millstream_sandbox::{
     Context, Deployment, Erred, Filter, FilterError, Parameters, Placement, StartError, Verdict,
     View,

@@ -12,7 +12,7 @@ use millstream_batch::ids::{
 use millstream_batch::{Batch, BatchBuilder, Codec, Encoding, Records};
 use millstream_log::Recovery;
 use millstream_machine::request::{Produce, Produced, Reply, Request};
-use millstream_machine::topic::{Budget, FilterBinding, OnError, Stage, TopicConfig};
+use millstream_machine::topics::{Budget, FilterBinding, OnError, Stage, TopicConfig};
 use millstream_sandbox::{Component, Engine, EngineConfig};
 use millstream_shard::call::{Answer, Call, Fetch};
 use millstream_shard::core::CoreConfig;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use millstream_batch::ids::{Offset, Partition, TopicId};
 use millstream_machine::request::{Reply, Request};
-use millstream_machine::topic::TopicConfig;
+use millstream_machine::topics::TopicConfig;
 use millstream_shard::call::{Answer, Call};
 
 use crate::clients::{Client, Scene};

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use millstream_batch::ids::{CATALOG_SHARD, ShardId};
-use millstream_machine::topic::Stage;
+use millstream_machine::topics::Stage;
 use millstream_sandbox::Placement;
 use millstream_shard::call::TopicTotals;
 

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use millstream_batch::ids::TopicId;
-use millstream_machine::topic::FilterBinding;
+use millstream_machine::topics::FilterBinding;
 use millstream_sandbox::{Budget, Component, Deployment, Parameters, Placement, StartError};
 use rustc_hash::FxHashMap;
 

@@ -15,7 +15,7 @@ use std::task::{Context, Poll, ready};
 use millstream_batch::ids::{Offset, Partition, TimestampMs};
 use millstream_batch::{Batch, Parts};
 use millstream_machine::request::Produce;
-use millstream_machine::topic::{FilterBinding, OnError, Stage, TopicMeta};
+use millstream_machine::topics::{FilterBinding, OnError, Stage, TopicMeta};
 use rustc_hash::FxHashMap;
 use tokio::sync::mpsc;
 

@@ -9,7 +9,7 @@
 //! Absent on purpose: faults that are no record's, for which the policy speaks of the whole batch.
 
 use millstream_batch::ids::Offset;
-use millstream_machine::topic::OnError;
+use millstream_machine::topics::OnError;
 use millstream_sandbox::{Bitmap, FilterError, Verdict};
 
 /// See the module's header.

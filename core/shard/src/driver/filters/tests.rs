@@ -1,7 +1,7 @@
 //! Whose instances a host keeps, and how many.
 
 use millstream_batch::{BatchBuilder, Encoding};
-use millstream_machine::topic::Budget;
+use millstream_machine::topics::Budget;
 use millstream_sandbox::{Component, Engine, EngineConfig};
 
 use super::deployments::{ComponentSource, Lookup};

@@ -6,7 +6,7 @@ use millstream_batch::ids::{
     Lsn, Partition, ProducerEpoch, ProducerId, Sequence, ShardId, Term, TimestampMs, TopicId,
 };
 use millstream_machine::request::{Produce, Reply, Request};
-use millstream_machine::topic::TopicConfig;
+use millstream_machine::topics::TopicConfig;
 use millstream_machine::{Limits, State, decide, install};
 
 use super::Work;

@@ -4,117 +4,30 @@
 //! copy; on each it gives slots to the partitions that the shard owns. Absent on purpose: carrying
 //! the description from shard to shard (the broker does, and repeats it at start).
 
-use std::collections::BTreeMap;
+mod archive;
+mod cell;
+pub mod meta;
+mod section;
+pub mod settings;
+
 use std::ops::Bound;
 
 use millstream_batch::ids::{CATALOG_SHARD, Lsn, Partition, PartitionSlot, TimestampMs, TopicId};
 use millstream_batch::limits::{TOPIC_PARTITIONS_MAX, is_name};
-use rustc_hash::FxHashMap;
 
 use crate::decide::{Decision, full};
 use crate::fact::Fact;
 use crate::fact::archive::{SlotRecord, TopicApplied, TopicForgotten};
 use crate::request::{Refusal, Reply, TOPICS_A_PAGE};
-use crate::settings;
-use crate::snapshot::key;
 use crate::state::State;
-use crate::topic::{FilterBinding, TopicConfig, TopicMeta};
+pub(crate) use cell::{Catalogue, Topics};
+use cell::Topic;
+pub use meta::{Budget, CheckRecords, FilterBinding, OnError, Stage, TopicConfig, TopicMeta};
+pub(crate) use section::{CatalogueSection, TopicsSection};
+use section::{catalogue_key, key};
 
 /// A page of topics is full with so many bytes of descriptions.
 const PAGE_BYTES: usize = 1 << 20;
-
-/// A topic and where this shard keeps its part of it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Topic {
-    pub(crate) meta: TopicMeta,
-    /// (index, slot) of the partitions owned here, by index.
-    pub(crate) slots: Vec<(u32, PartitionSlot)>,
-}
-
-impl Topic {
-    pub(crate) fn slot(&self, index: u32) -> Option<PartitionSlot> {
-        let at = self
-            .slots
-            .binary_search_by_key(&index, |(index, _)| *index)
-            .ok()?;
-        Some(self.slots[at].1)
-    }
-}
-
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Topics {
-    cells: BTreeMap<TopicId, Topic>,
-    /// Ids by name. More than one while a deletion has not reached this shard yet.
-    names: FxHashMap<String, Vec<TopicId>>,
-}
-
-impl Topics {
-    pub(crate) fn len(&self) -> usize {
-        self.cells.len()
-    }
-
-    pub(crate) fn cell(&self, id: TopicId) -> Option<&Topic> {
-        self.cells.get(&id)
-    }
-
-    /// The topic of that name; the newest if a deleted namesake is still here.
-    pub(crate) fn by_name(&self, name: &str) -> Option<&Topic> {
-        let ids = self.names.get(name)?;
-        ids.iter()
-            .filter_map(|id| self.cells.get(id))
-            .max_by_key(|topic| topic.meta.revision)
-    }
-
-    pub(crate) fn iter(&self) -> impl Iterator<Item = &Topic> + '_ {
-        self.cells.values()
-    }
-
-    pub(crate) fn after(&self, id: Option<TopicId>) -> impl Iterator<Item = &Topic> + '_ {
-        use std::ops::Bound::{Excluded, Unbounded};
-        self.cells
-            .range((id.map_or(Unbounded, Excluded), Unbounded))
-            .map(|(_, topic)| topic)
-    }
-
-    /// Puts a description in place of an older one and adds slots.
-    pub(crate) fn put(
-        &mut self,
-        meta: TopicMeta,
-        added: impl Iterator<Item = (u32, PartitionSlot)>,
-    ) {
-        let ids = self.names.entry(meta.name.clone()).or_default();
-        if let Err(at) = ids.binary_search(&meta.id) {
-            ids.insert(at, meta.id);
-        }
-        match self.cells.entry(meta.id) {
-            std::collections::btree_map::Entry::Occupied(cell) => {
-                let cell = cell.into_mut();
-                cell.meta = meta;
-                cell.slots.extend(added);
-            }
-            std::collections::btree_map::Entry::Vacant(cell) => {
-                cell.insert(Topic {
-                    meta,
-                    slots: added.collect(),
-                });
-            }
-        }
-    }
-
-    fn remove(&mut self, id: TopicId) {
-        let Some(topic) = self.cells.remove(&id) else {
-            return;
-        };
-        let ids = self
-            .names
-            .get_mut(&topic.meta.name)
-            .expect("every topic is listed under its name");
-        ids.retain(|other| *other != id);
-        if ids.is_empty() {
-            self.names.remove(&topic.meta.name);
-        }
-    }
-}
 
 // --- the catalog ---------------------------------------------------------------------------------
 
@@ -133,7 +46,7 @@ pub(crate) fn create(
     if state.topics.by_name(name).is_some() {
         return Err(Refusal::TopicExists(name.to_owned()));
     }
-    if state.topics.cell(id).is_some() || state.shard.forgotten.contains(&id) {
+    if state.topics.cell(id).is_some() || state.catalogue.forgotten.contains(&id) {
         return Err(Refusal::BadConfig(format!(
             "topic id {id} was used before: draw another"
         )));
@@ -323,7 +236,7 @@ pub(crate) fn apply(
 ) -> Result<Decision, Refusal> {
     let known = state.topics.cell(meta.id);
     if known.is_some_and(|topic| topic.meta.revision >= meta.revision)
-        || state.shard.forgotten.contains(&meta.id)
+        || state.catalogue.forgotten.contains(&meta.id)
     {
         return Ok(Decision::look(Reply::Done));
     }
@@ -347,7 +260,7 @@ pub(crate) fn apply(
 pub(crate) fn forget(state: &State, time: TimestampMs, id: TopicId) -> Decision {
     match state.topics.cell(id) {
         Some(topic) => Decision::of(gone(topic, time), Reply::Done),
-        None if state.shard.forgotten.contains(&id) => Decision::look(Reply::Done),
+        None if state.catalogue.forgotten.contains(&id) => Decision::look(Reply::Done),
         None => {
             let fact = TopicForgotten {
                 id: id.0,
@@ -361,47 +274,26 @@ pub(crate) fn forget(state: &State, time: TimestampMs, id: TopicId) -> Decision 
 
 pub(crate) fn install_applied(state: &mut State, lsn: Lsn, fact: &TopicApplied) {
     let id = TopicId(fact.topic.id);
-    state.shard.tick(fact.time_ms);
-    state.shard.revision = state.shard.revision.max(fact.topic.revision);
+    state.catalogue.revision = state.catalogue.revision.max(fact.topic.revision);
     if let Some(last) = fact.added.last() {
-        state.shard.slot_next = state.shard.slot_next.max(PartitionSlot(last.slot + 1));
+        state.catalogue.slot_next = state.catalogue.slot_next.max(PartitionSlot(last.slot + 1));
     }
-    if !state.guard.holds(lsn, || key::topic(id)) {
+    if !state.guard.holds(lsn, || key(id)) {
         let added = fact
             .added
             .iter()
             .map(|added| (added.index, PartitionSlot(added.slot)));
         state.topics.put(TopicMeta::from(&fact.topic), added);
     }
-    for added in &fact.added {
-        let slot = PartitionSlot(added.slot);
-        if !state.guard.holds(lsn, || key::partition(slot)) {
-            let producers = state.producers.count(slot);
-            state.partitions.create(
-                slot,
-                Partition {
-                    topic: id,
-                    index: added.index,
-                },
-                producers,
-            );
-        }
-    }
 }
 
 pub(crate) fn install_forgotten(state: &mut State, lsn: Lsn, fact: &TopicForgotten) {
     let id = TopicId(fact.id);
-    state.shard.tick(fact.time_ms);
-    if !state.guard.holds(lsn, key::shard) {
-        state.shard.forget(id);
+    if !state.guard.holds(lsn, catalogue_key) {
+        state.catalogue.forget(id);
     }
-    // Neither ids nor slots are used again, so what a snapshot holds of them was taken before this fact.
+    // Ids are not used again, so what a snapshot holds of them was taken before this fact.
     state.topics.remove(id);
-    for slot in fact.slots.iter().map(|slot| PartitionSlot(*slot)) {
-        state.partitions.remove(slot);
-        state.producers.remove_slot(slot);
-    }
-    state.offsets.remove_slots(&fact.slots);
 }
 
 // --- helpers -------------------------------------------------------------------------------------
@@ -423,7 +315,7 @@ fn by_name<'a>(state: &'a State, name: &str) -> Result<&'a Topic, Refusal> {
 
 /// Gives the description the next revision.
 fn change(state: &State, time: TimestampMs, mut meta: TopicMeta) -> Result<Decision, Refusal> {
-    meta.revision = state.shard.revision + 1;
+    meta.revision = state.catalogue.revision + 1;
     Ok(Decision::of(
         applied(state, time, &meta)?,
         Reply::Topic(meta),
@@ -445,7 +337,7 @@ fn applied(state: &State, time: TimestampMs, meta: &TopicMeta) -> Result<Fact, R
         .shard(state.shards)
             == state.id
     };
-    let first = state.shard.slot_next.0;
+    let first = state.catalogue.slot_next.0;
     let added: Vec<_> = (from..meta.partitions)
         .filter(owned)
         .zip(first..u32::MAX)

@@ -12,16 +12,16 @@ use millstream_batch::ids::{MemberId, Partition, TopicId};
 
 /// Who owns a partition now, as the plan needs it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Owner {
-    pub(crate) member: MemberId,
+pub(super) struct Owner {
+    pub(super) member: MemberId,
     /// Already asked to let go: the first to move again.
-    pub(crate) revoking: bool,
+    pub(super) revoking: bool,
 }
 
 /// The wanted owner of every partition in `partitions`; none when nobody subscribes to its topic.
 ///
 /// `subscriptions` holds sorted topics by member; `owners` the partitions that a living member owns.
-pub(crate) fn plan(
+pub(super) fn plan(
     subscriptions: &BTreeMap<MemberId, &[TopicId]>,
     partitions: &BTreeSet<Partition>,
     owners: &BTreeMap<Partition, Owner>,

@@ -4,7 +4,8 @@
 //! against it alone: a member that was replaced is refused here whatever it believes. Absent on
 //! purpose: who should own what (the group's home, [`crate::groups`]).
 
-use std::collections::BTreeMap;
+mod cell;
+mod section;
 
 use millstream_batch::ids::{
     GroupEpoch, Lsn, MemberId, Offset, Partition, PartitionSlot, TimestampMs,
@@ -12,162 +13,17 @@ use millstream_batch::ids::{
 use millstream_batch::limits::{COMMIT_METADATA_BYTES_MAX, is_name};
 
 use crate::decide::{Decision, full};
-use crate::fact::Fact;
-use crate::fact::archive::{GroupForgotten, OffsetCommitted, OffsetReset, PartitionClaimed};
+use crate::fact::archive::{
+    GroupForgotten, OffsetCommitted, OffsetReset, PartitionClaimed, TopicForgotten,
+};
+use crate::fact::{Fact, Sound};
 use crate::partitions;
 use crate::request::{Commit, RESETS_MAX, Refusal, Reply};
-use crate::snapshot::key;
 use crate::state::State;
 use crate::unit::Draft;
-
-/// What a group has in one partition.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Held {
-    /// 0: nobody; consumers with fixed partitions may commit.
-    pub(crate) member: MemberId,
-    /// Of the last claim, also after it was given up: never goes back.
-    pub(crate) epoch: GroupEpoch,
-    /// The next offset to read.
-    pub(crate) offset: Option<Offset>,
-    pub(crate) metadata: Box<str>,
-    pub(crate) committed: TimestampMs,
-}
-
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Offsets {
-    groups: BTreeMap<Box<str>, BTreeMap<PartitionSlot, Held>>,
-    /// Counted, not archived.
-    count: usize,
-    metadata_bytes: usize,
-}
-
-impl Offsets {
-    pub(crate) fn len(&self) -> usize {
-        self.count
-    }
-
-    pub(crate) fn cell(&self, group: &str, slot: PartitionSlot) -> Option<&Held> {
-        self.groups.get(group)?.get(&slot)
-    }
-
-    /// Bytes of metadata of all commits.
-    pub(crate) fn metadata_bytes(&self) -> usize {
-        self.metadata_bytes
-    }
-
-    pub(crate) fn groups_after(&self, after: &str) -> impl Iterator<Item = &str> + '_ {
-        use std::ops::Bound::{Excluded, Unbounded};
-        let groups = self.groups.range::<str, _>((Excluded(after), Unbounded));
-        groups.map(|(group, _)| &**group)
-    }
-
-    pub(crate) fn of_group(
-        &self,
-        group: &str,
-    ) -> impl Iterator<Item = (PartitionSlot, &Held)> + '_ {
-        self.groups
-            .get(group)
-            .into_iter()
-            .flatten()
-            .map(|(slot, held)| (*slot, held))
-    }
-
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, PartitionSlot, &Held)> + '_ {
-        self.after(None)
-    }
-
-    pub(crate) fn after(
-        &self,
-        last: Option<(&str, PartitionSlot)>,
-    ) -> impl Iterator<Item = (&str, PartitionSlot, &Held)> + '_ {
-        use std::ops::Bound::{Excluded, Unbounded};
-        let rest = last.and_then(|(group, slot)| Some((self.groups.get_key_value(group)?, slot)));
-        let rest = rest.into_iter().flat_map(|((group, cells), slot)| {
-            cells
-                .range((Excluded(slot), Unbounded))
-                .map(move |(slot, held)| (&**group, *slot, held))
-        });
-        let groups = self.groups.range::<str, _>((
-            last.map_or(Unbounded, |(group, _)| Excluded(group)),
-            Unbounded,
-        ));
-        rest.chain(groups.flat_map(|(group, cells)| {
-            cells
-                .iter()
-                .map(move |(slot, held)| (&**group, *slot, held))
-        }))
-    }
-
-    /// Changes a cell, made empty if there is none.
-    pub(crate) fn change(
-        &mut self,
-        group: &str,
-        slot: PartitionSlot,
-        change: impl FnOnce(&mut Held),
-    ) {
-        if !self.groups.contains_key(group) {
-            self.groups.insert(group.into(), BTreeMap::new());
-        }
-        let cells = self.groups.get_mut(group).expect("inserted above");
-        let before = cells.len();
-        let held = cells.entry(slot).or_default();
-        let metadata_before = held.metadata.len();
-        change(held);
-        self.metadata_bytes = self.metadata_bytes + held.metadata.len() - metadata_before;
-        self.count += cells.len() - before;
-    }
-
-    pub(crate) fn committed(&mut self, fact: &OffsetCommitted) {
-        self.change(&fact.group, PartitionSlot(fact.slot), |held| {
-            held.offset = Some(Offset(fact.offset));
-            held.metadata = fact.metadata.as_str().into();
-            held.committed = TimestampMs(fact.time_ms);
-        });
-    }
-
-    pub(crate) fn reset(&mut self, fact: &OffsetReset) {
-        self.change(&fact.group, PartitionSlot(fact.slot), |held| {
-            held.member = MemberId(0);
-            held.offset = Some(Offset(fact.offset));
-            held.metadata = Box::default();
-            held.committed = TimestampMs(fact.time_ms);
-        });
-    }
-
-    fn remove(&mut self, group: &str, slot: PartitionSlot) {
-        let Some(cells) = self.groups.get_mut(group) else {
-            return;
-        };
-        if let Some(held) = cells.remove(&slot) {
-            self.count -= 1;
-            self.metadata_bytes -= held.metadata.len();
-        }
-        if cells.is_empty() {
-            self.groups.remove(group);
-        }
-    }
-
-    /// `slots` are sorted.
-    pub(crate) fn remove_slots(&mut self, slots: &[u32]) {
-        let (Some(first), Some(last)) = (slots.first(), slots.last()) else {
-            return;
-        };
-        let range = PartitionSlot(*first)..=PartitionSlot(*last);
-        let gone: Vec<(Box<str>, PartitionSlot)> = self
-            .groups
-            .iter()
-            .flat_map(|(group, cells)| {
-                cells
-                    .range(range.clone())
-                    .map(move |(slot, _)| (group.clone(), *slot))
-            })
-            .filter(|(_, slot)| slots.binary_search(&slot.0).is_ok())
-            .collect();
-        for (group, slot) in gone {
-            self.remove(&group, slot);
-        }
-    }
-}
+pub(crate) use cell::{Held, Offsets};
+pub(crate) use section::OffsetsSection;
+use section::key;
 
 /// Fences whoever held the partition before. Repeating the claim that holds changes nothing.
 pub(crate) fn claim(
@@ -421,7 +277,7 @@ pub(crate) fn forget(state: &State, group: &str) -> Result<Decision, Refusal> {
 
 pub(crate) fn install_claimed(state: &mut State, lsn: Lsn, fact: &PartitionClaimed) {
     let slot = PartitionSlot(fact.slot);
-    if state.guard.holds(lsn, || key::offset(&fact.group, slot)) {
+    if state.guard.holds(lsn, || key(&fact.group, slot)) {
         return;
     }
     state.offsets.change(&fact.group, slot, |held| {
@@ -433,8 +289,7 @@ pub(crate) fn install_claimed(state: &mut State, lsn: Lsn, fact: &PartitionClaim
 
 pub(crate) fn install_committed(state: &mut State, lsn: Lsn, fact: &OffsetCommitted) {
     let slot = PartitionSlot(fact.slot);
-    state.shard.tick(fact.time_ms);
-    if state.guard.holds(lsn, || key::offset(&fact.group, slot)) {
+    if state.guard.holds(lsn, || key(&fact.group, slot)) {
         return;
     }
     state.offsets.committed(fact);
@@ -442,8 +297,7 @@ pub(crate) fn install_committed(state: &mut State, lsn: Lsn, fact: &OffsetCommit
 
 pub(crate) fn install_reset(state: &mut State, lsn: Lsn, fact: &OffsetReset) {
     let slot = PartitionSlot(fact.slot);
-    state.shard.tick(fact.time_ms);
-    if state.guard.holds(lsn, || key::offset(&fact.group, slot)) {
+    if state.guard.holds(lsn, || key(&fact.group, slot)) {
         return;
     }
     state.offsets.reset(fact);
@@ -456,9 +310,38 @@ pub(crate) fn install_forgotten(state: &mut State, lsn: Lsn, fact: &GroupForgott
         .map(|(slot, _)| slot)
         .collect();
     for slot in slots {
-        if !state.guard.holds(lsn, || key::offset(&fact.group, slot)) {
+        if !state.guard.holds(lsn, || key(&fact.group, slot)) {
             state.offsets.remove(&fact.group, slot);
         }
+    }
+}
+
+/// Slots are not used again, so what a snapshot holds of them was taken before this fact.
+pub(crate) fn install_topic_forgotten(state: &mut State, _: Lsn, fact: &TopicForgotten) {
+    state.offsets.remove_slots(&fact.slots);
+}
+
+impl Sound for PartitionClaimed {
+    fn is_sound(&self) -> bool {
+        is_name(&self.group)
+    }
+}
+
+impl Sound for OffsetCommitted {
+    fn is_sound(&self) -> bool {
+        is_name(&self.group)
+    }
+}
+
+impl Sound for OffsetReset {
+    fn is_sound(&self) -> bool {
+        is_name(&self.group)
+    }
+}
+
+impl Sound for GroupForgotten {
+    fn is_sound(&self) -> bool {
+        is_name(&self.group)
     }
 }
 

@@ -1,19 +1,11 @@
-//! Partitions: where each starts and ends, by slot.
-//!
-//! Absent on purpose: batches and where they lie (the log's index); retention's choice of what to
-//! trim (the driver's, from the log's files).
+//! The cells of partitions, by slot.
 
 use std::collections::BTreeMap;
 
-use millstream_batch::ids::{Lsn, Offset, Partition, PartitionSlot, Term, TimestampMs};
+use millstream_batch::ids::{Offset, Partition, PartitionSlot, Term, TimestampMs};
 
-use crate::decide::Decision;
-use crate::epochs::LeaderEpochs;
-use crate::fact::Fact;
-use crate::fact::archive::PartitionTrimmed;
-use crate::request::{PartitionInfo, Refusal, Reply};
-use crate::snapshot::key;
-use crate::state::{PartitionView, State};
+use super::leader_epochs::LeaderEpochs;
+use crate::state::PartitionView;
 
 /// ```text
 ///   0 ── trimmed ── start ── stored ── end
@@ -113,92 +105,6 @@ impl Partitions {
     pub(crate) fn remove(&mut self, slot: PartitionSlot) {
         self.cells.remove(&slot);
     }
-}
-
-/// The slot and cell of a partition, or why this shard has none.
-pub(crate) fn find(
-    state: &State,
-    partition: Partition,
-) -> Result<(PartitionSlot, &PartitionCell), Refusal> {
-    let topic = state
-        .topics
-        .cell(partition.topic)
-        .ok_or(Refusal::UnknownPartition(partition))?;
-    if let Some(slot) = topic.slot(partition.index) {
-        let cell = state
-            .partitions
-            .at(slot)
-            .expect("a topic's slot holds its partition");
-        return Ok((slot, cell));
-    }
-    if partition.shard(state.shards) == state.id {
-        Err(Refusal::UnknownPartition(partition))
-    } else {
-        Err(Refusal::NotHome)
-    }
-}
-
-pub(crate) fn describe(
-    state: &State,
-    term: Term,
-    partition: Partition,
-) -> Result<Decision, Refusal> {
-    let (slot, cell) = find(state, partition)?;
-    let PartitionCell {
-        start, end, bytes, ..
-    } = *cell;
-    Ok(Decision::look(Reply::Partition(PartitionInfo {
-        partition,
-        slot,
-        start,
-        end,
-        term,
-        bytes,
-    })))
-}
-
-/// A start that is not above the present one does nothing.
-pub(crate) fn trim(
-    state: &State,
-    partition: Partition,
-    start: Offset,
-) -> Result<Decision, Refusal> {
-    let (slot, cell) = find(state, partition)?;
-    if start > cell.end {
-        return Err(Refusal::OffsetOutOfRange {
-            offset: start,
-            start: cell.start,
-            end: cell.end,
-        });
-    }
-    if start <= cell.start {
-        return Ok(Decision::look(Reply::Done));
-    }
-    Ok(Decision::of(
-        Fact::PartitionTrimmed(PartitionTrimmed {
-            slot: slot.0,
-            start: start.0,
-        }),
-        Reply::Done,
-    ))
-}
-
-pub(crate) fn install_trimmed(state: &mut State, lsn: Lsn, fact: &PartitionTrimmed) {
-    let slot = PartitionSlot(fact.slot);
-    if state.guard.holds(lsn, || key::partition(slot)) {
-        return;
-    }
-    let cell = state
-        .partitions
-        .at_mut(slot)
-        .expect("a trimmed partition is known");
-    assert!(
-        cell.start.0 < fact.start && fact.start <= cell.end.0,
-        "trim of slot {slot} to {}",
-        fact.start
-    );
-    cell.start = Offset(fact.start);
-    cell.epochs.trim(cell.start);
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use millstream_batch::limits::BATCH_BYTES_MAX;
 use millstream_batch::units;
 
 use crate::request::Refusal;
-use crate::topic::{CheckRecords, TopicConfig};
+use super::meta::{CheckRecords, TopicConfig};
 
 /// The settings a topic has, in the order in which they are shown.
 pub const NAMES: [&str; 4] = [

@@ -1,13 +1,14 @@
 //! Between the descriptions requests carry and the records that are archived.
 
-use millstream_batch::ids::{Partition, TopicId};
+use millstream_batch::ids::TopicId;
 
-use super::archive::{
-    FilterRecord, ParameterRecord, PartitionRecord, TopicApplied, TopicApplied16, TopicRecord,
+use crate::fact::archive::{
+    FilterRecord, ParameterRecord, TopicApplied, TopicApplied16, TopicForgotten, TopicRecord,
     TopicRecord16,
 };
-use crate::settings;
-use crate::topic::{Budget, FilterBinding, OnError, Stage, TopicConfig, TopicMeta};
+use crate::fact::{Fact, Sound};
+use super::settings;
+use super::meta::{Budget, FilterBinding, OnError, Stage, TopicConfig, TopicMeta};
 
 impl From<&TopicMeta> for TopicRecord {
     fn from(meta: &TopicMeta) -> Self {
@@ -66,13 +67,28 @@ impl From<TopicRecord16> for TopicRecord {
     }
 }
 
-impl From<TopicApplied16> for TopicApplied {
+impl From<TopicApplied16> for Fact {
     fn from(fact: TopicApplied16) -> Self {
-        Self {
+        Self::TopicApplied(Box::new(TopicApplied {
             topic: fact.topic.into(),
             added: fact.added,
             time_ms: fact.time_ms,
-        }
+        }))
+    }
+}
+
+impl Sound for TopicApplied {
+    fn is_sound(&self) -> bool {
+        let sorted = self
+            .added
+            .is_sorted_by(|a, b| a.index < b.index && a.slot < b.slot);
+        self.topic.is_sound() && sorted && self.added.last().is_none_or(|last| last.slot < u32::MAX)
+    }
+}
+
+impl Sound for TopicForgotten {
+    fn is_sound(&self) -> bool {
+        self.slots.is_sorted_by(|a, b| a < b)
     }
 }
 
@@ -87,7 +103,7 @@ impl TopicRecord {
     }
 
     /// Whether every code in it is one this version knows.
-    pub(crate) fn is_sound(&self) -> bool {
+    pub(super) fn is_sound(&self) -> bool {
         millstream_batch::limits::is_name(&self.name)
             && self.config().is_some()
             && self
@@ -149,24 +165,6 @@ impl From<&FilterRecord> for FilterBinding {
                 2 => OnError::Drop,
                 _ => OnError::Reject,
             },
-        }
-    }
-}
-
-impl From<Partition> for PartitionRecord {
-    fn from(partition: Partition) -> Self {
-        Self {
-            topic: partition.topic.0,
-            index: partition.index,
-        }
-    }
-}
-
-impl From<&PartitionRecord> for Partition {
-    fn from(record: &PartitionRecord) -> Self {
-        Self {
-            topic: TopicId(record.topic),
-            index: record.index,
         }
     }
 }

@@ -1,0 +1,122 @@
+//! The cells of topics, and what the shard knows of the catalogue as a whole.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use millstream_batch::ids::{PartitionSlot, TopicId};
+use rustc_hash::FxHashMap;
+
+use super::meta::TopicMeta;
+use crate::bounds::FORGOTTEN_TOPICS_REMEMBERED;
+
+/// Counters that never go back, and the topics that are gone.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Catalogue {
+    /// Newest revision of any topic; on the catalog's shard the next change takes the one after.
+    pub(crate) revision: u64,
+    pub(crate) slot_next: PartitionSlot,
+    /// The topics deleted last, oldest first.
+    pub(crate) forgotten: VecDeque<TopicId>,
+}
+
+impl Catalogue {
+    pub(super) fn forget(&mut self, id: TopicId) {
+        if self.forgotten.len() == FORGOTTEN_TOPICS_REMEMBERED {
+            self.forgotten.pop_front();
+        }
+        self.forgotten.push_back(id);
+    }
+}
+
+/// A topic and where this shard keeps its part of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Topic {
+    pub(crate) meta: TopicMeta,
+    /// (index, slot) of the partitions owned here, by index.
+    pub(crate) slots: Vec<(u32, PartitionSlot)>,
+}
+
+impl Topic {
+    pub(crate) fn slot(&self, index: u32) -> Option<PartitionSlot> {
+        let at = self
+            .slots
+            .binary_search_by_key(&index, |(index, _)| *index)
+            .ok()?;
+        Some(self.slots[at].1)
+    }
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Topics {
+    pub(super) cells: BTreeMap<TopicId, Topic>,
+    /// Ids by name. More than one while a deletion has not reached this shard yet.
+    names: FxHashMap<String, Vec<TopicId>>,
+}
+
+impl Topics {
+    pub(crate) fn len(&self) -> usize {
+        self.cells.len()
+    }
+
+    pub(crate) fn cell(&self, id: TopicId) -> Option<&Topic> {
+        self.cells.get(&id)
+    }
+
+    /// The topic of that name; the newest if a deleted namesake is still here.
+    pub(crate) fn by_name(&self, name: &str) -> Option<&Topic> {
+        let ids = self.names.get(name)?;
+        ids.iter()
+            .filter_map(|id| self.cells.get(id))
+            .max_by_key(|topic| topic.meta.revision)
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Topic> + '_ {
+        self.cells.values()
+    }
+
+    pub(crate) fn after(&self, id: Option<TopicId>) -> impl Iterator<Item = &Topic> + '_ {
+        use std::ops::Bound::{Excluded, Unbounded};
+        self.cells
+            .range((id.map_or(Unbounded, Excluded), Unbounded))
+            .map(|(_, topic)| topic)
+    }
+
+    /// Puts a description in place of an older one and adds slots.
+    pub(crate) fn put(
+        &mut self,
+        meta: TopicMeta,
+        added: impl Iterator<Item = (u32, PartitionSlot)>,
+    ) {
+        let ids = self.names.entry(meta.name.clone()).or_default();
+        if let Err(at) = ids.binary_search(&meta.id) {
+            ids.insert(at, meta.id);
+        }
+        match self.cells.entry(meta.id) {
+            std::collections::btree_map::Entry::Occupied(cell) => {
+                let cell = cell.into_mut();
+                cell.meta = meta;
+                cell.slots.extend(added);
+            }
+            std::collections::btree_map::Entry::Vacant(cell) => {
+                cell.insert(Topic {
+                    meta,
+                    slots: added.collect(),
+                });
+            }
+        }
+    }
+
+    pub(super) fn remove(&mut self, id: TopicId) {
+        let Some(topic) = self.cells.remove(&id) else {
+            return;
+        };
+        let ids = self
+            .names
+            .get_mut(&topic.meta.name)
+            .expect("every topic is listed under its name");
+        ids.retain(|other| *other != id);
+        if ids.is_empty() {
+            self.names.remove(&topic.meta.name);
+        }
+    }
+}
+

@@ -117,12 +117,19 @@ impl Shadow {
         };
         let mut place = GROUP_HEADER_BYTES;
         let mut last = Lsn(header.first_lsn.0 - 1);
+        let mut unit = Vec::new();
         for _ in 0..header.entries {
             let bytes = &buf[place..*len];
             let entry = EntryHeader::decode(header.incarnation, bytes)
                 .expect("an entry that was just written");
             if !entry.is_control() {
-                self.entry(&entry, bytes[entry.fact_range()].to_vec());
+                let fact = bytes[entry.fact_range()].to_vec();
+                self.entry(&entry, &fact);
+                unit.push((entry.kind, fact));
+                if entry.ends_unit() {
+                    // Once more what was found at a start, or another one after a cut.
+                    self.facts.insert(entry.lsn.0, std::mem::take(&mut unit));
+                }
                 last = entry.lsn;
             }
             place += entry.len();
@@ -142,10 +149,10 @@ impl Shadow {
         });
     }
 
-    fn entry(&mut self, entry: &EntryHeader, fact: Vec<u8>) {
+    fn entry(&mut self, entry: &EntryHeader, fact: &[u8]) {
         match entry.kind {
             kind::BATCH_APPENDED => {
-                let meta = batch_meta(&fact).expect("a fact that was just written");
+                let meta = batch_meta(fact).expect("a fact that was just written");
                 let place = Place {
                     lsn: entry.lsn,
                     last_offset: meta.last_offset.0,
@@ -156,8 +163,6 @@ impl Shadow {
             kind::PRODUCER_ADVANCED => {}
             _ => drop(self.others.insert(entry.lsn.0)),
         }
-        let unit = self.facts.entry(entry.lsn.0).or_default();
-        unit.push((entry.kind, fact));
     }
 
     /// This is what reaches the disk.

@@ -17,7 +17,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use millstream_batch::ids::{
-    CATALOG_SHARD, GroupEpoch, Lsn, MemberId, Offset, Partition, PartitionSlot, ProducerId, ShardId, Term, TimestampMs, TopicId, group_home,
+    CATALOG_SHARD, GroupEpoch, Lsn, MemberId, Offset, Partition, PartitionSlot, ProducerId,
+    ShardId, Term, TimestampMs, TopicId, group_home,
 };
 
 use crate::bounds::{Limits, SURVIVORS_MAX};

@@ -239,7 +239,7 @@ fn old_facts_decode() {
     let files = fs::read_dir(file("x").parent().unwrap()).unwrap().count();
     assert_eq!(
         files,
-        samples().len() + 4,
+        samples().len() + 2,
         "every file is of a kind tested here, one of before, or a snapshot"
     );
 }
@@ -256,22 +256,18 @@ fn old_topics_decode() {
     assert_eq!(read, now);
 }
 
-/// The state that the samples make, its batch of this term, without facts of these kinds.
-fn sample_state(term: u32, without: &[u16]) -> State {
+/// The state that the samples make.
+fn sample_state() -> State {
     let mut state = State::new(ShardId(0), 1, Limits::default());
     let order = ["018", "001", "002", "003", "032", "048", "049", "064"];
     let mut samples = samples();
-    samples.retain(|(_, fact)| !without.contains(&fact.kind()));
     samples.sort_by_key(|(name, _)| {
         order
             .iter()
             .position(|kind| name.starts_with(kind))
             .unwrap_or(order.len())
     });
-    for (lsn, (_, fact)) in (1..).zip(&mut samples) {
-        if let Fact::BatchAppended(batch) = fact {
-            batch.term = term;
-        }
+    for (lsn, (_, fact)) in (1..).zip(&samples) {
         install(&mut state, Lsn(lsn), std::slice::from_ref(fact));
     }
     state
@@ -284,25 +280,13 @@ fn restored(state: &State, bytes: &[u8]) -> State {
 
 #[test]
 fn old_snapshots_open() {
-    // Version 1 knew nothing of leader epochs: they begin at 0.
-    let state = sample_state(0, &[35]);
-    let first = restored(&state, &golden("snapshot-1", &[]));
-    assert!(first == state);
-    assert_eq!(first.installed(), state.installed());
-
-    // Version 2 knew no accepted clock, and no joins but the first.
-    let state = sample_state(4, &[35]);
-    let second = restored(&state, &golden("snapshot-2", &[]));
-    assert!(second == state && second != first);
-    assert_eq!(second.installed(), state.installed());
-
-    let state = sample_state(4, &[]);
-    let bytes = golden("snapshot-3", &state.snapshot(None, usize::MAX).bytes);
-    let third = restored(&state, &bytes);
-    assert!(third == state && third != second);
-    assert_eq!(third.digest(), state.digest());
+    let state = sample_state();
+    let bytes = golden("snapshot-4", &state.snapshot(None, usize::MAX).bytes);
+    let restored = restored(&state, &bytes);
+    assert!(restored == state);
+    assert_eq!(restored.digest(), state.digest());
     assert_eq!(state.snapshot(None, usize::MAX).bytes, bytes);
-    assert_eq!(third.installed(), state.installed());
+    assert_eq!(restored.installed(), state.installed());
 }
 
 /// The pinned features of rkyv, as bytes: little-endian, aligned, 32-bit relative pointers.

@@ -14,7 +14,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use millstream_batch::ids::{Lsn, PartitionSlot, ShardId, Term};
 use millstream_log::format::{EntryHeader, GROUP_HEADER_BYTES, GroupHeader};
 use millstream_log::io::{FileId, Io, IoDone, IoId, IoOp};
-use millstream_machine::{Fact, Limits, State, batch_meta, fact::kind, install};
+use millstream_machine::fact::{self, Class, kind};
+use millstream_machine::{Fact, Limits, State, batch_meta, install};
 
 /// Where a group was written: what bits may be flipped in.
 #[derive(Clone, Copy, Debug)]
@@ -59,7 +60,7 @@ struct Asked {
 pub struct Shadow {
     /// By lsn: the facts of its unit.
     facts: BTreeMap<u64, Vec<(u16, Vec<u8>)>>,
-    /// Lsns of units with facts that are not of a batch.
+    /// Lsns of units with a fact of class `State`.
     others: BTreeSet<u64>,
     /// By slot and base offset.
     batches: BTreeMap<(PartitionSlot, u64), Place>,
@@ -149,19 +150,18 @@ impl Shadow {
         });
     }
 
-    fn entry(&mut self, entry: &EntryHeader, fact: &[u8]) {
-        match entry.kind {
-            kind::BATCH_APPENDED => {
-                let meta = batch_meta(fact).expect("a fact that was just written");
-                let place = Place {
-                    lsn: entry.lsn,
-                    last_offset: meta.last_offset.0,
-                    epoch: meta.term,
-                };
-                self.batches.insert((meta.slot, meta.base_offset.0), place);
-            }
-            kind::PRODUCER_ADVANCED => {}
-            _ => drop(self.others.insert(entry.lsn.0)),
+    fn entry(&mut self, entry: &EntryHeader, bytes: &[u8]) {
+        if entry.kind == kind::BATCH_APPENDED {
+            let meta = batch_meta(bytes).expect("a fact that was just written");
+            let place = Place {
+                lsn: entry.lsn,
+                last_offset: meta.last_offset.0,
+                epoch: meta.term,
+            };
+            self.batches.insert((meta.slot, meta.base_offset.0), place);
+        }
+        if fact::class(entry.kind) == Some(Class::State) {
+            self.others.insert(entry.lsn.0);
         }
     }
 

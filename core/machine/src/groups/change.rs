@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use millstream_batch::ids::{GroupEpoch, MemberId, Partition, TimestampMs, TopicId};
 
-use super::cell::{Group, Hold};
 use super::assign::{self, Owner};
+use super::cell::{Group, Hold};
 use crate::decide::Decision;
 use crate::fact::Fact;
 use crate::fact::archive::{GroupChanged, HoldRecord, MemberRecord, PartitionRecord};

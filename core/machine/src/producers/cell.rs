@@ -119,4 +119,3 @@ impl Producer {
         self.batches.push(batch);
     }
 }
-

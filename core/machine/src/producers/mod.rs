@@ -32,8 +32,8 @@ pub(crate) use cell::{Producer, Producers, Remembered};
 pub(crate) use identities::{
     Identities, ProducerFloor, expire, init, install_expired, install_given,
 };
-pub(crate) use section::{EpochsSection, FloorSection, IdentitiesSection, ProducersSection};
 use section::key;
+pub(crate) use section::{EpochsSection, FloorSection, IdentitiesSection, ProducersSection};
 
 /// What the sequence of a batch says about it.
 enum Verdict {

@@ -225,7 +225,10 @@ impl Section for EpochsSection {
             epoch: ProducerEpoch(record.epoch),
             given: TimestampMs(record.given_ms),
         };
-        state.identities.epochs.insert(ProducerId(record.pid), given);
+        state
+            .identities
+            .epochs
+            .insert(ProducerId(record.pid), given);
         Ok(())
     }
 }

@@ -2,13 +2,13 @@
 
 use millstream_batch::ids::TopicId;
 
+use super::meta::{Budget, FilterBinding, OnError, Stage, TopicConfig, TopicMeta};
+use super::settings;
 use crate::fact::archive::{
     FilterRecord, ParameterRecord, TopicApplied, TopicApplied16, TopicForgotten, TopicRecord,
     TopicRecord16,
 };
 use crate::fact::{Fact, Sound};
-use super::settings;
-use super::meta::{Budget, FilterBinding, OnError, Stage, TopicConfig, TopicMeta};
 
 impl From<&TopicMeta> for TopicRecord {
     fn from(meta: &TopicMeta) -> Self {

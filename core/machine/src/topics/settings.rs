@@ -3,8 +3,8 @@
 use millstream_batch::limits::BATCH_BYTES_MAX;
 use millstream_batch::units;
 
-use crate::request::Refusal;
 use super::meta::{CheckRecords, TopicConfig};
+use crate::request::Refusal;
 
 /// The settings a topic has, in the order in which they are shown.
 pub const NAMES: [&str; 4] = [

@@ -136,9 +136,9 @@ pub struct ShardCore {
     effects: VecDeque<Effect>,
     /// The last lsn installed.
     installed: Lsn,
-    /// The last lsn installed that was not a batch: what look-ups other than of a partition's end
+    /// The last lsn installed with a fact of class `State`: what look-ups other than of a partition's end
     /// depend on.
-    installed_other: Lsn,
+    installed_state: Lsn,
     gate: Gate,
     shown: FxHashMap<PartitionSlot, Shown>,
     /// Fetches that the log is reading.
@@ -189,7 +189,7 @@ impl ShardCore {
             term: Term(0),
             effects: VecDeque::new(),
             installed: Lsn(0),
-            installed_other: Lsn(0),
+            installed_state: Lsn(0),
             gate: Gate::default(),
             shown: FxHashMap::default(),
             reading: FxHashMap::default(),

@@ -263,7 +263,7 @@ impl ShardCore {
 
     fn unknown_partition(&mut self, token: u64, partition: Partition) {
         match &self.writes {
-            Writes::Stopped(why) if self.installed_other > self.settled() => {
+            Writes::Stopped(why) if self.installed_state > self.settled() => {
                 self.fail(token, Error::Stopped(why.clone()));
             }
             _ => self.refuse(token, Refusal::UnknownPartition(partition)),

@@ -64,7 +64,7 @@ impl ShardCore {
             );
         }
         self.installed = recovery.last;
-        self.installed_other = recovery.last;
+        self.installed_state = recovery.last;
         self.term = recovery.term;
         self.catalog_version = catalog_version(recovery.last);
         if !unproved {

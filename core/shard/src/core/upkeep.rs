@@ -307,7 +307,7 @@ impl ShardCore {
     /// partitions may commit there again. What other shards are told is durable here first.
     fn claim_unowned(&mut self) {
         if self.upkeep.changed_groups.is_empty()
-            || self.installed_other > self.settled()
+            || self.installed_state > self.settled()
             || !self.may_write()
         {
             return;

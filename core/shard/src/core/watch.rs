@@ -158,7 +158,7 @@ impl ShardCore {
 
     fn show_catalog(&mut self, token: u64) {
         if let Writes::Stopped(why) = &self.writes
-            && self.installed_other > self.settled()
+            && self.installed_state > self.settled()
         {
             return self.fail(token, Error::Stopped(why.clone()));
         }

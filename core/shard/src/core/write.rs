@@ -4,7 +4,7 @@ use millstream_batch::Parts;
 use millstream_batch::ids::{Lsn, Offset, Partition, PartitionSlot, TopicId};
 use millstream_log::io::{IoError, IoErrorKind};
 use millstream_log::{Append, IndexKey, Refused};
-use millstream_machine::fact::BatchPlace;
+use millstream_machine::fact::{BatchPlace, Class};
 use millstream_machine::request::{Produce, Refusal, Reply, Request};
 use millstream_machine::{Fact, decide, install};
 use smallvec::SmallVec;
@@ -15,7 +15,7 @@ use crate::call::{Answer, Error};
 
 /// How a request stands to the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Class {
+enum Use {
     /// Never writes.
     Look,
     Write,
@@ -23,7 +23,7 @@ enum Class {
     Reserved,
 }
 
-impl Class {
+impl Use {
     fn of(request: &Request) -> Self {
         use Request as R;
         match request {
@@ -122,11 +122,11 @@ impl ShardCore {
         if let Writes::Stopped(why) = &self.writes {
             // What is installed beyond the durable point never happened, so nothing that may depend
             // on it is told.
-            let mut speculative = self.installed_other > self.settled();
+            let mut speculative = self.installed_state > self.settled();
             if let Request::DescribePartition { .. } = request {
                 speculative |= self.installed > self.gate.durable(); // it tells an end
             }
-            if Class::of(request) != Class::Look || speculative {
+            if Use::of(request) != Use::Look || speculative {
                 return self.fail(token, Error::Stopped(why.clone()));
             }
         }
@@ -150,17 +150,13 @@ impl ShardCore {
 
     /// Decide, append, install, and hold what follows. The reply is for the caller to hold.
     pub(super) fn carry_out(&mut self, request: &Request) -> Result<(Reply, bool), Error> {
-        let class = Class::of(request);
+        let of_log = Use::of(request);
         let decision = decide(&self.state, self.now.wall, self.term, request)?;
         if decision.facts.is_empty() {
             return Ok((decision.reply, false));
         }
-        assert!(
-            class != Class::Look,
-            "a look-up decided a fact: {request:?}"
-        );
-        self.append(&decision.facts, Parts::default(), class == Class::Reserved)?;
-        self.installed_other = self.installed;
+        assert!(of_log != Use::Look, "a look-up decided a fact: {request:?}");
+        self.append(&decision.facts, Parts::default(), of_log == Use::Reserved)?;
         for fact in &decision.facts {
             self.follow(fact);
         }
@@ -229,6 +225,9 @@ impl ShardCore {
         );
         install(&mut self.state, lsn, unit);
         self.installed = lsn;
+        if unit.iter().any(|fact| fact.class() == Class::State) {
+            self.installed_state = lsn;
+        }
     }
 
     /// Note what changes outside the machine when the fact just installed is durable.
@@ -294,8 +293,8 @@ impl ShardCore {
         );
         if !self.config.log.sync_each_group && is_told {
             self.gate
-                .hold_synced(self.installed, self.installed_other, held);
-            self.sync_due |= self.installed_other > self.synced();
+                .hold_synced(self.installed, self.installed_state, held);
+            self.sync_due |= self.installed_state > self.synced();
         } else {
             self.gate.hold(self.installed, held);
         }

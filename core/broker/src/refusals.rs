@@ -59,6 +59,7 @@ fn of_machine(refusal: &Refusal) -> Code {
         Refusal::UnknownMember { .. } => Code::UnknownMember,
         Refusal::MemberFenced { .. } | Refusal::MemberReplaced { .. } => Code::MemberFenced,
         Refusal::GroupBusy(_) => Code::GroupBusy,
+        Refusal::GroupForgotten(_) | Refusal::OutboxFull { .. } => Code::Busy,
         Refusal::OffsetOutOfRange { .. } => Code::OffsetOutOfRange,
         Refusal::OffsetTruncated { .. } => Code::OffsetTruncated,
         Refusal::UnknownFilter(_) => Code::UnknownFilter,

@@ -26,6 +26,8 @@ pub struct Limits {
     pub offsets: usize,
     /// Bytes of all commits' metadata together.
     pub metadata_bytes: usize,
+    /// Messages that wait for one other shard, in one row.
+    pub outbox: usize,
     /// Filters bound to one topic.
     pub filters_per_topic: usize,
     /// Bytes of one filter binding's parameters, keys and values together.
@@ -46,6 +48,7 @@ impl Default for Limits {
             topics_per_member: 1_000,
             offsets: 1_000_000,
             metadata_bytes: 32 << 20,
+            outbox: 4_096,
             filters_per_topic: 16,
             parameter_bytes: 64 << 10,
             batch_bytes: BATCH_BYTES_MAX as u32,

@@ -6,7 +6,7 @@ use smallvec::{SmallVec, smallvec};
 use crate::fact::Fact;
 use crate::request::{Refusal, Reply, Request};
 use crate::state::State;
-use crate::{clock, groups, offsets, partitions, producers, topics};
+use crate::{clock, couriers, groups, offsets, partitions, producers, topics};
 
 /// What was decided: facts to log and install, in order, and the answer once they are durable.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -85,7 +85,6 @@ pub fn decide(
             places,
             force,
         } => offsets::reset(state, time, group, places, *force),
-        Request::ForgetGroup { group } => offsets::forget(state, group),
 
         Request::JoinGroup {
             group,
@@ -124,6 +123,16 @@ pub fn decide(
         Request::ExpireMembers { group, members } => groups::expire(state, time, group, members),
         Request::RebalanceGroup { group } => groups::rebalance(state, time, group),
         Request::DeleteGroup { group, force } => groups::delete(state, group, *force),
+
+        Request::ApplyCourier {
+            from,
+            row,
+            k,
+            message,
+        } => couriers::apply(state, *from, *row, *k, message),
+        Request::CourierAcknowledged { to, row, last } => {
+            couriers::acknowledged(state, *to, *row, *last)
+        }
 
         Request::ListTopics => Ok(topics::list(state)),
         Request::TopicsAfter { after } => Ok(topics::list_after(state, *after)),

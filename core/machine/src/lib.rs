@@ -7,7 +7,7 @@
 //! reply ────released when the log is durable up to the last lsn installed at its decision
 //! ```
 //!
-//! A folder (a file while it is short) a feature: topics, partitions, producers, offsets, groups, clock. Each
+//! A folder (a file while it is short) a feature: topics, partitions, producers, offsets, groups, couriers, clock. Each
 //! owns its cells of the state (`cell`), decides its requests and installs its facts (`mod`), and says how its
 //! cells are archived (`section`). What there is stands once in two tables: facts (`fact/table.rs`) and
 //! sections of the snapshot (`snapshot/table.rs`). What one request does to several features is a unit
@@ -18,6 +18,7 @@
 
 pub mod bounds;
 pub mod clock;
+mod couriers;
 mod decide;
 pub mod fact;
 mod groups;
@@ -32,6 +33,7 @@ mod unit;
 
 pub use bounds::Limits;
 pub use clock::Skew;
+pub use couriers::{Message, Row};
 pub use decide::{Decision, decide};
 pub use fact::{BatchMeta, BatchPlace, Fact, FactError, batch_meta, install};
 pub use snapshot::{Cursor, Cut, SLICE_BYTES_MAX, SnapshotError};

@@ -5,9 +5,10 @@
 
 use millstream_batch::ids::{
     GroupEpoch, MemberId, Offset, Partition, PartitionSlot, ProducerEpoch, ProducerId, Sequence,
-    Term, TimestampMs, TopicId,
+    ShardId, Term, TimestampMs, TopicId,
 };
 
+use crate::couriers::{Message, Row};
 use crate::topics::{FilterBinding, TopicConfig, TopicMeta};
 
 /// Topics of one page of a listing, fewer when their filters' parameters are long.
@@ -99,9 +100,6 @@ pub enum Request {
         places: Vec<(Partition, Offset)>,
         force: bool,
     },
-    ForgetGroup {
-        group: String,
-    },
 
     // --- the group's home shard --------------------------------------------------------------
     /// `member` 0 asks for a new one; a known member joins again and keeps what it owns, under a new
@@ -147,11 +145,26 @@ pub enum Request {
     RebalanceGroup {
         group: String,
     },
-    /// Done also for a group that is not known: its offsets may lie on other shards, where
-    /// `ForgetGroup` follows. Refused while it has members, unless `force`.
+    /// Done also for a group that is not known: its offsets may lie on other shards, which are sent word. Refused
+    /// while it has members, unless `force`. Until all have forgotten it, see `State::is_forgetting`.
     DeleteGroup {
         group: String,
         force: bool,
+    },
+
+    // --- between shards ------------------------------------------------------------------------
+    /// Message `k` of another shard. Answered with `CourierTaken`, however often it comes.
+    ApplyCourier {
+        from: ShardId,
+        row: Row,
+        k: u64,
+        message: Message,
+    },
+    /// A shard has applied, durably, all messages up to `last`.
+    CourierAcknowledged {
+        to: ShardId,
+        row: Row,
+        last: u64,
     },
 
     // --- look-ups --------------------------------------------------------------------------
@@ -262,6 +275,10 @@ pub enum Reply {
         more: bool,
     },
     Group(GroupInfo),
+    /// All messages up to this one are applied here.
+    CourierTaken {
+        last: u64,
+    },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -438,6 +455,12 @@ pub enum Refusal {
     },
     #[error("no filter `{0}` on this topic")]
     UnknownFilter(String),
+    #[error(
+        "group `{0}` was deleted, and not every shard has forgotten it yet: try again in a moment"
+    )]
+    GroupForgotten(String),
+    #[error("shard {to} has not taken what is queued for it: try again when it answers")]
+    OutboxFull { to: ShardId },
     #[error("the shard's state is full: {0}")]
     StateFull(String),
     #[error("this shard is not the home of what was asked")]

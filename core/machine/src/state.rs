@@ -7,7 +7,8 @@
 //!   producers  (slot, pid) → epoch, sequence, memory      │ one cell a key, sorted: a snapshot
 //!   epochs     pid → epoch given (catalog)                │ is cut anywhere between two keys
 //!   offsets    (group, slot) → fence, committed offset    │
-//!   groups     name → members, holds (home)               ┘
+//!   groups     name → members, holds (home)               │
+//!   outboxes   (to, row) → messages; inboxes (from, row)  ┘
 //! ```
 //!
 //! Protocol of use: [`State::new`] (or [`State::restore`]), then [`crate::install`] for every fact in
@@ -23,6 +24,7 @@ use millstream_batch::ids::{
 
 use crate::bounds::{Limits, SURVIVORS_MAX};
 use crate::clock::{self, Accepted, Clock, Skew};
+use crate::couriers::{Couriers, Message, Row};
 use crate::groups::Group;
 use crate::offsets::Offsets;
 use crate::partitions::Partitions;
@@ -52,6 +54,7 @@ pub struct State {
     /// A group created anew starts above this, so that no fence of its namesake outranks it.
     pub(crate) group_floor: GroupEpoch,
     pub(crate) groups: BTreeMap<Box<str>, Group>,
+    pub(crate) couriers: Couriers,
 }
 
 /// A partition as the driver sees it.
@@ -101,6 +104,7 @@ impl State {
             offsets: Offsets::default(),
             group_floor: GroupEpoch(0),
             groups: BTreeMap::new(),
+            couriers: Couriers::default(),
         }
     }
 
@@ -318,6 +322,35 @@ impl State {
             .filter_map(|(group, slot, held)| Some((group, slot, held.offset?)))
     }
 
+    /// Whether a deleted group has still offsets on some shard: until all have forgotten it, no group of its
+    /// name begins.
+    #[must_use]
+    pub fn is_forgetting(&self, group: &str) -> bool {
+        self.couriers.is_forgetting(group)
+    }
+
+    // --- couriers --------------------------------------------------------------------------------
+
+    /// The shards that have not acknowledged all that was queued for them, by row.
+    pub fn outboxes(&self) -> impl Iterator<Item = (ShardId, Row)> + '_ {
+        self.couriers.waiting().map(|(to, row, _)| (to, row))
+    }
+
+    /// Messages to a shard that it has not acknowledged, behind this one, in order.
+    pub fn outbox(
+        &self,
+        to: ShardId,
+        row: Row,
+        after: u64,
+    ) -> impl Iterator<Item = (u64, &Message)> + '_ {
+        let outbox = self.couriers.outbox(to, row).into_iter();
+        outbox.flat_map(move |outbox| {
+            let from = after.max(outbox.trimmed) + 1;
+            let messages = outbox.messages.range(from..);
+            messages.map(|(k, message)| (*k, message))
+        })
+    }
+
     pub(crate) fn partition_count(&self, topic: TopicId) -> u32 {
         self.topic(topic).map_or(0, |meta| meta.partitions)
     }
@@ -341,5 +374,6 @@ impl PartialEq for State {
             && self.offsets == other.offsets
             && self.group_floor == other.group_floor
             && self.groups == other.groups
+            && self.couriers == other.couriers
     }
 }

@@ -1,18 +1,19 @@
 //! A unit while it is decided: what its parts so far would make of the state.
 //!
 //! ```text
-//!   rule(&draft, …) ──▶ part (one fact, no answer) ──add──▶ draft      again, for each part
+//!   rule(view, …) ──▶ part (one fact, no answer) ──add──▶ draft      again, for each part
 //!   composite: draft.decided(answer) ──▶ one lsn: all of its facts, or none
 //! ```
-//! A rule that a plain request and a composite share looks at the draft only, so that the second commit
+//! A rule that a plain request and a composite share looks at a [`View`] only, so that the second commit
 //! of a unit sees the first. What a part changes is laid over the state by the same code that installs
 //! its fact. Absent on purpose: answers (the composite's), bytes of batches.
 
 use std::collections::BTreeMap;
 
-use millstream_batch::ids::{Offset, PartitionSlot, ProducerId};
+use millstream_batch::ids::{Offset, PartitionSlot, ProducerId, ShardId};
 use smallvec::SmallVec;
 
+use crate::couriers::Row;
 use crate::decide::Decision;
 use crate::fact::Fact;
 use crate::offsets::{Held, Offsets};
@@ -21,10 +22,9 @@ use crate::producers::{self, Producer};
 use crate::request::Reply;
 use crate::state::State;
 
-/// The state, with what was decided for this unit so far laid over it.
-pub(crate) struct Draft<'a> {
-    pub(crate) state: &'a State,
-    facts: SmallVec<[Fact; 1]>,
+/// What a unit has changed so far.
+#[derive(Default)]
+struct Changed {
     ends: BTreeMap<PartitionSlot, Offset>,
     producers: BTreeMap<(PartitionSlot, ProducerId), Producer>,
     /// Cells that this unit changed, whole.
@@ -32,35 +32,45 @@ pub(crate) struct Draft<'a> {
     /// Those of them that are new, and bytes of metadata that the others had.
     offsets_new: usize,
     metadata_before: usize,
+    /// Messages to other shards.
+    queued: BTreeMap<(ShardId, Row), u64>,
 }
 
-impl<'a> Draft<'a> {
-    pub(crate) fn new(state: &'a State) -> Self {
-        Self {
-            state,
-            facts: SmallVec::new(),
-            ends: BTreeMap::new(),
-            producers: BTreeMap::new(),
-            offsets: Offsets::default(),
-            offsets_new: 0,
-            metadata_before: 0,
-        }
+/// What a rule looks at: the state, with what was decided for this unit so far laid over it.
+#[derive(Clone, Copy)]
+pub(crate) struct View<'a> {
+    pub(crate) state: &'a State,
+    /// `None`: nothing yet, as for a plain request.
+    changed: Option<&'a Changed>,
+}
+
+impl<'a> View<'a> {
+    /// The state alone.
+    pub(crate) fn plain(state: &'a State) -> Self {
+        let changed = None;
+        Self { state, changed }
     }
 
     /// The next offset of a partition.
-    pub(crate) fn end(&self, slot: PartitionSlot, cell: &PartitionCell) -> Offset {
-        self.ends.get(&slot).copied().unwrap_or(cell.end)
+    pub(crate) fn end(self, slot: PartitionSlot, cell: &PartitionCell) -> Offset {
+        let over = self.changed.and_then(|changed| changed.ends.get(&slot));
+        over.copied().unwrap_or(cell.end)
     }
 
-    pub(crate) fn producer(&self, slot: PartitionSlot, pid: ProducerId) -> Option<&Producer> {
-        let over = self.producers.get(&(slot, pid));
+    pub(crate) fn producer(self, slot: PartitionSlot, pid: ProducerId) -> Option<&'a Producer> {
+        let over = self
+            .changed
+            .and_then(|changed| changed.producers.get(&(slot, pid)));
         over.or_else(|| self.state.producers.cell(slot, pid))
     }
 
     /// Producers that this unit makes known: on the shard, and in one partition.
-    pub(crate) fn producers_new(&self, slot: PartitionSlot) -> (usize, usize) {
+    pub(crate) fn producers_new(self, slot: PartitionSlot) -> (usize, usize) {
         let base = &self.state.producers;
-        let new = self.producers.keys();
+        let new = self
+            .changed
+            .into_iter()
+            .flat_map(|changed| changed.producers.keys());
         let new = new.filter(|(slot, pid)| base.cell(*slot, *pid).is_none());
         new.fold((0, 0), |(all, here), (at, _)| {
             (all + 1, here + usize::from(*at == slot))
@@ -68,19 +78,57 @@ impl<'a> Draft<'a> {
     }
 
     /// What a group has in a partition.
-    pub(crate) fn held(&self, group: &str, slot: PartitionSlot) -> Option<&Held> {
-        let over = self.offsets.cell(group, slot);
+    pub(crate) fn held(self, group: &str, slot: PartitionSlot) -> Option<&'a Held> {
+        let over = self
+            .changed
+            .and_then(|changed| changed.offsets.cell(group, slot));
         over.or_else(|| self.state.offsets.cell(group, slot))
     }
 
     /// Offsets of groups on the shard.
-    pub(crate) fn offsets(&self) -> usize {
-        self.state.offsets.len() + self.offsets_new
+    pub(crate) fn offsets(self) -> usize {
+        self.state.offsets.len() + self.changed.map_or(0, |changed| changed.offsets_new)
     }
 
     /// Bytes of commit metadata on the shard.
-    pub(crate) fn metadata_bytes(&self) -> usize {
-        self.state.offsets.metadata_bytes() - self.metadata_before + self.offsets.metadata_bytes()
+    pub(crate) fn metadata_bytes(self) -> usize {
+        let before = self.state.offsets.metadata_bytes();
+        self.changed.map_or(before, |changed| {
+            before - changed.metadata_before + changed.offsets.metadata_bytes()
+        })
+    }
+
+    /// Messages that this unit sends to a shard.
+    pub(crate) fn queued(self, to: ShardId, row: Row) -> u64 {
+        let over = self
+            .changed
+            .and_then(|changed| changed.queued.get(&(to, row)));
+        over.copied().unwrap_or(0)
+    }
+}
+
+/// A unit being put together.
+pub(crate) struct Draft<'a> {
+    state: &'a State,
+    facts: SmallVec<[Fact; 1]>,
+    changed: Changed,
+}
+
+impl<'a> Draft<'a> {
+    pub(crate) fn new(state: &'a State) -> Self {
+        Self {
+            state,
+            facts: SmallVec::new(),
+            changed: Changed::default(),
+        }
+    }
+
+    /// What the next part looks at.
+    pub(crate) fn view(&self) -> View<'_> {
+        View {
+            state: self.state,
+            changed: Some(&self.changed),
+        }
     }
 
     /// Take a part in.
@@ -88,7 +136,8 @@ impl<'a> Draft<'a> {
         match &fact {
             Fact::BatchAppended(batch) => {
                 let slot = PartitionSlot(batch.slot);
-                self.ends
+                self.changed
+                    .ends
                     .insert(slot, Offset(batch.base_offset + u64::from(batch.kept)));
                 let (pid, epoch, batch) = producers::remembered(batch);
                 self.advance(slot, pid, |known| producers::advanced(known, epoch, batch));
@@ -100,12 +149,22 @@ impl<'a> Draft<'a> {
             }
             Fact::OffsetCommitted(fact) => {
                 self.touch(&fact.group, PartitionSlot(fact.slot));
-                self.offsets.committed(fact);
+                self.changed.offsets.committed(fact);
             }
             Fact::OffsetReset(fact) => {
                 self.touch(&fact.group, PartitionSlot(fact.slot));
-                self.offsets.reset(fact);
+                self.changed.offsets.reset(fact);
             }
+            Fact::CourierQueued(fact) => {
+                let row = Row::of(fact.row).expect("it was just made");
+                *self
+                    .changed
+                    .queued
+                    .entry((ShardId(fact.to), row))
+                    .or_default() += 1;
+            }
+            // No rule of a composite looks at these again.
+            Fact::CourierApplied(_) | Fact::GroupDeleted(_) | Fact::GroupOffsetsForgotten(_) => {}
             other => unreachable!("{other:?} is no part of a composite"),
         }
         self.facts.push(fact);
@@ -125,22 +184,24 @@ impl<'a> Draft<'a> {
         to: impl FnOnce(Option<Producer>) -> Producer,
     ) {
         if pid.0 != 0 {
-            let known = self.producer(slot, pid).cloned();
-            self.producers.insert((slot, pid), to(known));
+            let known = self.view().producer(slot, pid).cloned();
+            self.changed.producers.insert((slot, pid), to(known));
         }
     }
 
     /// Lay a cell of the state over itself before it is changed.
     fn touch(&mut self, group: &str, slot: PartitionSlot) {
-        if self.offsets.cell(group, slot).is_some() {
+        if self.changed.offsets.cell(group, slot).is_some() {
             return;
         }
         match self.state.offsets.cell(group, slot) {
-            None => self.offsets_new += 1,
+            None => self.changed.offsets_new += 1,
             Some(held) => {
-                self.metadata_before += held.metadata.len();
+                self.changed.metadata_before += held.metadata.len();
                 let held = held.clone();
-                self.offsets.change(group, slot, |cell| *cell = held);
+                self.changed
+                    .offsets
+                    .change(group, slot, |cell| *cell = held);
             }
         }
     }
@@ -149,8 +210,7 @@ impl<'a> Draft<'a> {
 #[cfg(test)]
 mod tests {
     use millstream_batch::ids::{
-        GroupEpoch, MemberId, Partition, ProducerEpoch, Sequence, ShardId, Term, TimestampMs,
-        TopicId,
+        GroupEpoch, MemberId, Partition, ProducerEpoch, Sequence, Term, TimestampMs, TopicId,
     };
 
     use super::*;
@@ -205,8 +265,8 @@ mod tests {
     /// What came of a step: its answer in short.
     fn part(draft: &mut Draft<'_>, step: &Step) -> Result<(), Refusal> {
         let fact = match step {
-            Step::Produce(batch) => producers::part(draft, NOW, TERM, batch)?.0,
-            Step::Commit(commit) => offsets::commit_part(draft, NOW, commit)?,
+            Step::Produce(batch) => producers::part(draft.view(), NOW, TERM, batch)?.0,
+            Step::Commit(commit) => offsets::commit_part(draft.view(), NOW, commit)?,
         };
         if let Some(fact) = fact {
             draft.add(fact);

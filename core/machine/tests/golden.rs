@@ -11,10 +11,11 @@ use millstream_batch::ids::{
     TopicId,
 };
 use millstream_machine::fact::archive::{
-    BatchAppended, ClockAccepted, ClockAdvanced, FilterRecord, GroupChanged, GroupDeleted,
-    GroupForgotten, HoldRecord, MemberRecord, OffsetCommitted, OffsetReset, ParameterRecord,
-    PartitionClaimed, PartitionRecord, PartitionTrimmed, ProducerAdvanced, ProducerGiven,
-    ProducersExpired, SlotRecord, TopicApplied, TopicForgotten, TopicRecord,
+    BatchAppended, ClockAccepted, ClockAdvanced, CourierApplied, CourierQueued, CourierTrimmed,
+    FilterRecord, ForgetGroupMessage, GroupChanged, GroupDeleted, GroupOffsetsForgotten,
+    HoldRecord, MemberRecord, OffsetCommitted, OffsetReset, ParameterRecord, PartitionClaimed,
+    PartitionRecord, PartitionTrimmed, ProducerAdvanced, ProducerGiven, ProducersExpired,
+    SlotRecord, TopicApplied, TopicForgotten, TopicRecord,
 };
 use millstream_machine::{Fact, FactError, Limits, State, batch_meta, install};
 
@@ -139,9 +140,10 @@ fn samples() -> Vec<(&'static str, Fact)> {
             })),
         ),
         (
-            "051-group-forgotten",
-            Fact::GroupForgotten(Box::new(GroupForgotten {
-                group: "old".to_owned(),
+            "052-group-offsets-forgotten",
+            Fact::GroupOffsetsForgotten(Box::new(GroupOffsetsForgotten {
+                group: "reports".to_owned(),
+                epoch: 11,
             })),
         ),
         (
@@ -186,7 +188,43 @@ fn samples() -> Vec<(&'static str, Fact)> {
                 epoch: 41,
             })),
         ),
+        (
+            "080-courier-queued",
+            Fact::CourierQueued(Box::new(CourierQueued {
+                to: 0,
+                row: 0,
+                k: 1,
+                kind: 1,
+                body: message(),
+            })),
+        ),
+        (
+            "081-courier-applied",
+            Fact::CourierApplied(CourierApplied {
+                from: 3,
+                row: 0,
+                k: 1,
+            }),
+        ),
+        (
+            "082-courier-trimmed",
+            Fact::CourierTrimmed(CourierTrimmed {
+                to: 0,
+                row: 0,
+                last: 1,
+            }),
+        ),
     ]
+}
+
+fn message() -> Vec<u8> {
+    let message = ForgetGroupMessage {
+        group: "reports".to_owned(),
+        epoch: 11,
+    };
+    rkyv::to_bytes::<rkyv::rancor::Error>(&message)
+        .expect("archived")
+        .into_vec()
 }
 
 fn appended() -> BatchAppended {
@@ -239,7 +277,7 @@ fn old_facts_decode() {
     let files = fs::read_dir(file("x").parent().unwrap()).unwrap().count();
     assert_eq!(
         files,
-        samples().len() + 2,
+        samples().len() + 3,
         "every file is of a kind tested here, one of before, or a snapshot"
     );
 }
@@ -254,6 +292,18 @@ fn old_topics_decode() {
         .find(|(name, _)| *name == "018-topic-applied")
         .expect("a sample");
     assert_eq!(read, now);
+}
+
+/// Kind 51 knew no epoch.
+#[test]
+fn old_deletions_decode() {
+    let bytes = golden("051-group-forgotten", &[]);
+    let fact = GroupOffsetsForgotten {
+        group: "old".to_owned(),
+        epoch: u64::MAX,
+    };
+    let fact = Fact::GroupOffsetsForgotten(Box::new(fact));
+    assert_eq!(Fact::decode(51, &bytes), Ok(fact));
 }
 
 /// The state that the samples make.

@@ -446,7 +446,6 @@ fn a_group_made_anew_is_above_the_fences_of_its_namesake() {
     });
     assert_eq!(out, Err(Refusal::UnknownGroup(GROUP.to_owned())));
     assert_eq!(world.state.counts().groups, 0);
-    // `ForgetGroup` did not reach the partition's shard yet.
     let (new, Assignment { owned, .. }) = join(&mut world, 0, &[1]).unwrap();
     assert!(new > old);
     assert_eq!(world.claim(GROUP, at, new, owned[0].1), Ok(None));

@@ -6,12 +6,12 @@ mod world;
 use std::collections::BTreeSet;
 
 use millstream_batch::ids::{
-    GroupEpoch, Lsn, MemberId, Offset, Partition, ProducerEpoch, ProducerId, Sequence, Term,
-    TimestampMs, TopicId,
+    GroupEpoch, Lsn, MemberId, Offset, Partition, ProducerEpoch, ProducerId, Sequence, ShardId,
+    Term, TimestampMs, TopicId,
 };
 use millstream_machine::request::{Commit, Produce, Refusal, Reply, Request};
 use millstream_machine::topics::{Budget, FilterBinding, OnError, Stage, TopicConfig, TopicMeta};
-use millstream_machine::{Cursor, Limits, State, decide};
+use millstream_machine::{Cursor, Limits, Message, Row, State, decide};
 use world::{Rng, World, batch};
 
 /// Random requests, biased towards such as are granted.
@@ -196,8 +196,25 @@ impl Asker {
                     force: self.rng.one_in(2),
                 }
             }
-            25 if self.rng.one_in(3) => Request::ForgetGroup {
-                group: self.group(),
+            25 => match self.rng.below(3) {
+                0 => Request::ApplyCourier {
+                    from: ShardId(1),
+                    row: Row::Control,
+                    k: 1 + self.rng.below(9),
+                    message: Message::ForgetGroup {
+                        group: self.group(),
+                        epoch: GroupEpoch(self.rng.below(30)),
+                    },
+                },
+                1 => Request::CourierAcknowledged {
+                    to: ShardId(1),
+                    row: Row::Control,
+                    last: self.rng.below(4),
+                },
+                _ => Request::DeleteGroup {
+                    group: self.group(),
+                    force: self.rng.one_in(2),
+                },
             },
             26..=29 => {
                 let (mut group, mut member, _) = self.member();
@@ -332,7 +349,7 @@ fn replaying_the_log_gives_the_live_state() {
             kinds.extend(facts.map(|(kind, _)| *kind));
         }
     }
-    assert_eq!(kinds.len(), 15, "facts of every kind were made: {kinds:?}");
+    assert_eq!(kinds.len(), 18, "facts of every kind were made: {kinds:?}");
 }
 
 /// Takes a snapshot in slices of `bytes`, `steps` requests apart. Returns its parts, when it began, and

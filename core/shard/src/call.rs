@@ -43,6 +43,12 @@ pub enum Call {
         seen: u64,
         wait_ms: u32,
     },
+    /// Answered with `Reply::Done` when every shard has forgotten a group that was deleted at this one; refused
+    /// when that is not so after `wait_ms`: it goes on, and the name is free then.
+    WatchForgotten {
+        group: String,
+        wait_ms: u32,
+    },
     /// A partition as its readers see it.
     DescribePartition {
         partition: Partition,

@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use millstream_batch::ids::ShardId;
-use millstream_machine::request::Reply;
+use millstream_machine::Row;
+use millstream_machine::request::{Reply, Request};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::call::{Answer, Call, Error, Kept};
@@ -21,6 +22,14 @@ pub enum ReplyTo {
         tag: u64,
         queue: mpsc::UnboundedSender<(u64, Answer)>,
     },
+    /// Of a message between shards: what was taken is told to the shard that sent it.
+    Courier {
+        source: ShardHandle,
+        to: ShardId,
+        row: Row,
+    },
+    /// Nobody waits.
+    Nobody,
     /// For a batch that its filters did not keep whole: the answer says so. `repeated`: of a batch that was
     /// stored before, `kept` is what is known of that.
     Filtered {
@@ -38,6 +47,7 @@ impl ReplyTo {
             Self::Once(to) => to.is_closed(),
             Self::Queue { queue, .. } => queue.is_closed(),
             Self::Filtered { to, .. } => to.is_closed(),
+            Self::Courier { .. } | Self::Nobody => false,
         }
     }
 
@@ -46,6 +56,14 @@ impl ReplyTo {
         match self {
             Self::Once(to) => drop(to.send(answer)),
             Self::Queue { tag, queue } => drop(queue.send((tag, answer))),
+            Self::Courier { source, to, row } => {
+                // Whatever else comes is no news: it is sent again.
+                if let Answer::Reply(Reply::CourierTaken { last }) = answer {
+                    let request = Request::CourierAcknowledged { to, row, last };
+                    source.send(Call::Machine(request), Self::Nobody);
+                }
+            }
+            Self::Nobody => {}
             Self::Filtered { kept, repeated, to } => to.send(match answer {
                 // Of a duplicate, what counts is what was kept the first time.
                 Answer::Reply(Reply::Produced(produced)) if produced.duplicate == repeated => {

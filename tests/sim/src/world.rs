@@ -355,7 +355,8 @@ impl World {
                 self.doubted = None;
             }
             Effect::Stopped => self.stopped = true,
-            Effect::Tell { .. } | Effect::ProducerFloor(_) => {} // for other shards: there are none
+            // For other shards: there are none.
+            Effect::Tell { .. } | Effect::Courier { .. } | Effect::ProducerFloor(_) => {}
         }
     }
 

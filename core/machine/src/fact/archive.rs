@@ -128,9 +128,15 @@ archived! {
         pub time_ms: i64,
     }
 
-    /// Kind 51. The group's offsets and fences on this shard are gone.
+    /// Kind 51. As kind 52, whatever their epochs. Read, and no longer written.
     pub struct GroupForgotten {
         pub group: String,
+    }
+
+    /// Kind 52. The group's offsets and fences on this shard, those under no epoch above this one, are gone.
+    pub struct GroupOffsetsForgotten {
+        pub group: String,
+        pub epoch: u64,
     }
 
     /// Kind 64. What changed in a group, at its home. Applied in the order of the fields.
@@ -148,6 +154,35 @@ archived! {
 
     /// Kind 65. The group is gone from its home. A group of that name starts above `epoch`.
     pub struct GroupDeleted {
+        pub group: String,
+        pub epoch: u64,
+    }
+
+    /// Kind 80. Message `k` to another shard, and what it says: an archive of its kind.
+    pub struct CourierQueued {
+        pub to: u16,
+        pub row: u8,
+        pub k: u64,
+        pub kind: u16,
+        pub body: Vec<u8>,
+    }
+
+    /// Kind 81. Message `k` of another shard is applied: its effect is in the same unit.
+    pub struct CourierApplied {
+        pub from: u16,
+        pub row: u8,
+        pub k: u64,
+    }
+
+    /// Kind 82. Another shard has applied all messages up to `last`.
+    pub struct CourierTrimmed {
+        pub to: u16,
+        pub row: u8,
+        pub last: u64,
+    }
+
+    /// Message kind 1: a group was deleted at this epoch.
+    pub struct ForgetGroupMessage {
         pub group: String,
         pub epoch: u64,
     }

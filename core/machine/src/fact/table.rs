@@ -10,13 +10,14 @@ use millstream_batch::ids::Lsn;
 use rkyv::util::AlignedVec;
 
 use super::archive::{
-    BatchAppended, ClockAccepted, ClockAdvanced, GroupChanged, GroupDeleted, GroupForgotten,
-    OffsetCommitted, OffsetReset, PartitionClaimed, PartitionTrimmed, ProducerAdvanced,
-    ProducerGiven, ProducersExpired, TopicApplied, TopicApplied16, TopicForgotten,
+    BatchAppended, ClockAccepted, ClockAdvanced, CourierApplied, CourierQueued, CourierTrimmed,
+    GroupChanged, GroupDeleted, GroupForgotten, GroupOffsetsForgotten, OffsetCommitted,
+    OffsetReset, PartitionClaimed, PartitionTrimmed, ProducerAdvanced, ProducerGiven,
+    ProducersExpired, TopicApplied, TopicApplied16, TopicForgotten,
 };
 use super::{Class, Sound, decode, encode};
 use crate::state::State;
-use crate::{clock, groups, offsets, partitions, producers, topics};
+use crate::{clock, couriers, groups, offsets, partitions, producers, topics};
 
 macro_rules! facts {
     ($(
@@ -132,7 +133,7 @@ facts! {
         => [offsets::install_committed];
     50 OFFSET_RESET OffsetReset(Box<OffsetReset>) OffsetReset, State at time_ms
         => [offsets::install_reset];
-    51 GROUP_FORGOTTEN GroupForgotten(Box<GroupForgotten>) GroupForgotten, State
+    52 GROUP_OFFSETS_FORGOTTEN GroupOffsetsForgotten(Box<GroupOffsetsForgotten>) GroupOffsetsForgotten, State
         => [offsets::install_forgotten];
 
     64 GROUP_CHANGED GroupChanged(Box<GroupChanged>) GroupChanged, State at time_ms
@@ -140,8 +141,17 @@ facts! {
     65 GROUP_DELETED GroupDeleted(Box<GroupDeleted>) GroupDeleted, State
         => [groups::install_deleted];
 
+    80 COURIER_QUEUED CourierQueued(Box<CourierQueued>) CourierQueued, State
+        => [couriers::install_queued];
+    81 COURIER_APPLIED CourierApplied(CourierApplied) CourierApplied, State
+        => [couriers::install_applied];
+    82 COURIER_TRIMMED CourierTrimmed(CourierTrimmed) CourierTrimmed, State
+        => [couriers::install_trimmed];
+
     // Before topics had settings as rows.
     read 16 TOPIC_APPLIED_16 TopicApplied16 as TOPIC_APPLIED;
+    // Before a deletion said up to which epoch it holds.
+    read 51 GROUP_FORGOTTEN GroupForgotten as GROUP_OFFSETS_FORGOTTEN;
 }
 
 /// Installs a unit, in log order: live, right after it was appended; at start, from the replay.

@@ -19,16 +19,21 @@ mod section;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use millstream_batch::ids::{GroupEpoch, Lsn, MemberId, Offset, Partition, TimestampMs, TopicId};
+use millstream_batch::ids::{
+    GroupEpoch, Lsn, MemberId, Offset, Partition, ShardId, TimestampMs, TopicId,
+};
 use millstream_batch::limits::is_name;
 
 use crate::bounds::{CLIENT_BYTES_MAX, SESSION_TIMEOUT_MS_MAX};
+use crate::couriers::{self, Message};
 use crate::decide::{Decision, full};
 use crate::fact::archive::{GroupChanged, GroupDeleted, MemberRecord, PartitionRecord};
 use crate::fact::{Fact, Sound};
+use crate::offsets;
 use crate::partitions;
 use crate::request::{GroupInfo, GroupSummary, MemberInfo, Refusal, Reply};
 use crate::state::State;
+use crate::unit::Draft;
 pub(crate) use cell::{Group, Hold, Member};
 use change::Change;
 use section::key;
@@ -68,6 +73,9 @@ pub(crate) fn join(
             topics.len(),
             state.limits.topics_per_member,
         ));
+    }
+    if group.is_none() && state.is_forgetting(name) {
+        return Err(Refusal::GroupForgotten(name.to_owned()));
     }
     if group.is_none() && state.groups.len() >= state.limits.groups {
         return Err(full("groups", state.groups.len() + 1, state.limits.groups));
@@ -215,25 +223,41 @@ pub(crate) fn assignment(
     Ok(Decision::look(Reply::Assignment(group.assignment(id))))
 }
 
-/// With `force` its members are out of it with the group.
+/// With `force` its members are out of it with the group. Its offsets here go in the same unit, and the other
+/// shards are sent word of theirs: up to the epoch that the group had, so that what comes late spares a
+/// namesake.
 pub(crate) fn delete(state: &State, name: &str, force: bool) -> Result<Decision, Refusal> {
     home(state, name)?;
-    match state.groups.get(name) {
-        None => Ok(Decision::look(Reply::Done)),
-        Some(group) if !force && !group.members.is_empty() => {
-            Err(Refusal::GroupBusy(name.to_owned()))
-        }
-        Some(group) => {
-            let fact = GroupDeleted {
-                group: name.to_owned(),
-                epoch: group.epoch.0,
-            };
-            Ok(Decision::of(
-                Fact::GroupDeleted(Box::new(fact)),
-                Reply::Done,
-            ))
+    let group = state.groups.get(name);
+    if group.is_some_and(|group| !force && !group.members.is_empty()) {
+        return Err(Refusal::GroupBusy(name.to_owned()));
+    }
+    if group.is_none() && state.is_forgetting(name) {
+        return Ok(Decision::look(Reply::Done)); // asked again
+    }
+    // Of one that is not at home there can be what its namesakes left, and what nobody's consumers committed.
+    let epoch = group.map_or(state.group_floor, |group| group.epoch);
+    let mut draft = Draft::new(state);
+    if group.is_some() {
+        draft.add(Fact::GroupDeleted(Box::new(GroupDeleted {
+            group: name.to_owned(),
+            epoch: epoch.0,
+        })));
+    }
+    if let Some(fact) = offsets::forget_part(state, name, epoch) {
+        draft.add(fact);
+    }
+    let message = Message::ForgetGroup {
+        group: name.to_owned(),
+        epoch,
+    };
+    for shard in (0..state.shards).map(ShardId) {
+        if shard != state.id {
+            let fact = couriers::queue_part(draft.view(), shard, &message)?;
+            draft.add(fact);
         }
     }
+    Ok(draft.decided(Reply::Done))
 }
 
 /// Groups in one answer: so that a look at many takes the shard no long time at once.

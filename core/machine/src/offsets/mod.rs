@@ -14,13 +14,14 @@ use millstream_batch::limits::{COMMIT_METADATA_BYTES_MAX, is_name};
 
 use crate::decide::{Decision, full};
 use crate::fact::archive::{
-    GroupForgotten, OffsetCommitted, OffsetReset, PartitionClaimed, TopicForgotten,
+    GroupForgotten, GroupOffsetsForgotten, OffsetCommitted, OffsetReset, PartitionClaimed,
+    TopicForgotten,
 };
 use crate::fact::{Fact, Sound};
 use crate::partitions;
 use crate::request::{Commit, RESETS_MAX, Refusal, Reply};
 use crate::state::State;
-use crate::unit::Draft;
+use crate::unit::{Draft, View};
 pub(crate) use cell::{Held, Offsets};
 pub(crate) use section::OffsetsSection;
 use section::key;
@@ -57,7 +58,7 @@ pub(crate) fn claim(
                 current: GroupEpoch(0),
             });
         }
-        None => room(&Draft::new(state))?,
+        None => room(View::plain(state))?,
     }
     let fact = PartitionClaimed {
         group: group.to_owned(),
@@ -75,7 +76,7 @@ pub(crate) fn commit(
     time: TimestampMs,
     commit: &Commit,
 ) -> Result<Decision, Refusal> {
-    Ok(match commit_part(&Draft::new(state), time, commit)? {
+    Ok(match commit_part(View::plain(state), time, commit)? {
         Some(fact) => Decision::of(fact, Reply::Done),
         None => Decision::look(Reply::Done),
     })
@@ -83,7 +84,7 @@ pub(crate) fn commit(
 
 /// A commit as part of a unit; nothing when it stands so already.
 pub(crate) fn commit_part(
-    draft: &Draft<'_>,
+    view: View<'_>,
     time: TimestampMs,
     commit: &Commit,
 ) -> Result<Option<Fact>, Refusal> {
@@ -97,8 +98,8 @@ pub(crate) fn commit_part(
         metadata,
     } = commit;
     named(group)?;
-    let (slot, cell) = partitions::find(draft.state, *partition)?;
-    let held = draft.held(group, slot);
+    let (slot, cell) = partitions::find(view.state, *partition)?;
+    let held = view.held(group, slot);
     let (holder, current) = held.map_or((MemberId(0), GroupEpoch(0)), |held| {
         (held.member, held.epoch)
     });
@@ -118,7 +119,7 @@ pub(crate) fn commit_part(
             safe,
         });
     }
-    let end = draft.end(slot, cell);
+    let end = view.end(slot, cell);
     if *offset > end {
         return Err(Refusal::OffsetOutOfRange {
             offset: *offset,
@@ -137,15 +138,15 @@ pub(crate) fn commit_part(
         return Ok(None);
     }
     if held.is_none() {
-        room(draft)?;
+        room(view)?;
     }
     let before = held.map_or(0, |held| held.metadata.len());
-    let bytes = draft.metadata_bytes() - before + metadata.len();
-    if bytes > draft.state.limits.metadata_bytes {
+    let bytes = view.metadata_bytes() - before + metadata.len();
+    if bytes > view.state.limits.metadata_bytes {
         return Err(full(
             "bytes of commit metadata",
             bytes,
-            draft.state.limits.metadata_bytes,
+            view.state.limits.metadata_bytes,
         ));
     }
     let fact = OffsetCommitted {
@@ -187,7 +188,7 @@ pub(crate) fn begin(
     match state.offsets.cell(group, slot) {
         Some(held) if held.offset.is_some() => return committed(state, group, partition),
         Some(_) => {}
-        None => room(&Draft::new(state))?,
+        None => room(View::plain(state))?,
     }
     let offset = offset.min(cell.end);
     let fact = OffsetCommitted {
@@ -220,7 +221,7 @@ pub(crate) fn reset(
     let mut draft = Draft::new(state);
     let mut fences = Vec::with_capacity(places.len());
     for (partition, offset) in places {
-        let (fact, fence) = reset_part(&draft, time, group, *partition, *offset, force)?;
+        let (fact, fence) = reset_part(draft.view(), time, group, *partition, *offset, force)?;
         draft.add(fact);
         fences.push(fence);
     }
@@ -228,19 +229,19 @@ pub(crate) fn reset(
 }
 
 fn reset_part(
-    draft: &Draft<'_>,
+    view: View<'_>,
     time: TimestampMs,
     group: &str,
     partition: Partition,
     offset: Offset,
     force: bool,
 ) -> Result<(Fact, GroupEpoch), Refusal> {
-    let (slot, cell) = partitions::find(draft.state, partition)?;
-    let held = draft.held(group, slot);
+    let (slot, cell) = partitions::find(view.state, partition)?;
+    let held = view.held(group, slot);
     if !force && held.is_some_and(|held| held.member.0 != 0) {
         return Err(Refusal::GroupBusy(group.to_owned()));
     }
-    let end = draft.end(slot, cell);
+    let end = view.end(slot, cell);
     if offset < cell.start || offset > end {
         return Err(Refusal::OffsetOutOfRange {
             offset,
@@ -249,7 +250,7 @@ fn reset_part(
         });
     }
     if held.is_none() {
-        room(draft)?;
+        room(view)?;
     }
     let fact = OffsetReset {
         group: group.to_owned(),
@@ -261,18 +262,16 @@ fn reset_part(
     Ok((Fact::OffsetReset(Box::new(fact)), fence))
 }
 
-pub(crate) fn forget(state: &State, group: &str) -> Result<Decision, Refusal> {
-    named(group)?;
-    if state.offsets.of_group(group).next().is_none() {
-        return Ok(Decision::look(Reply::Done));
-    }
-    let fact = GroupForgotten {
-        group: group.to_owned(),
-    };
-    Ok(Decision::of(
-        Fact::GroupForgotten(Box::new(fact)),
-        Reply::Done,
-    ))
+/// What a deleted group has here, as part of a unit; nothing when it has nothing under this epoch or an
+/// older one.
+pub(crate) fn forget_part(state: &State, group: &str, epoch: GroupEpoch) -> Option<Fact> {
+    let mut held = state.offsets.of_group(group);
+    held.any(|(_, held)| held.epoch <= epoch).then(|| {
+        Fact::GroupOffsetsForgotten(Box::new(GroupOffsetsForgotten {
+            group: group.to_owned(),
+            epoch: epoch.0,
+        }))
+    })
 }
 
 pub(crate) fn install_claimed(state: &mut State, lsn: Lsn, fact: &PartitionClaimed) {
@@ -303,10 +302,11 @@ pub(crate) fn install_reset(state: &mut State, lsn: Lsn, fact: &OffsetReset) {
     state.offsets.reset(fact);
 }
 
-pub(crate) fn install_forgotten(state: &mut State, lsn: Lsn, fact: &GroupForgotten) {
+pub(crate) fn install_forgotten(state: &mut State, lsn: Lsn, fact: &GroupOffsetsForgotten) {
     let slots: Vec<_> = state
         .offsets
         .of_group(&fact.group)
+        .filter(|(_, held)| held.epoch.0 <= fact.epoch)
         .map(|(slot, _)| slot)
         .collect();
     for slot in slots {
@@ -339,7 +339,16 @@ impl Sound for OffsetReset {
     }
 }
 
-impl Sound for GroupForgotten {
+impl From<GroupForgotten> for Fact {
+    fn from(fact: GroupForgotten) -> Self {
+        Self::GroupOffsetsForgotten(Box::new(GroupOffsetsForgotten {
+            group: fact.group,
+            epoch: u64::MAX,
+        }))
+    }
+}
+
+impl Sound for GroupOffsetsForgotten {
     fn is_sound(&self) -> bool {
         is_name(&self.group)
     }
@@ -353,8 +362,8 @@ fn named(group: &str) -> Result<(), Refusal> {
     }
 }
 
-fn room(draft: &Draft<'_>) -> Result<(), Refusal> {
-    let (offsets, max) = (draft.offsets(), draft.state.limits.offsets);
+fn room(view: View<'_>) -> Result<(), Refusal> {
+    let (offsets, max) = (view.offsets(), view.state.limits.offsets);
     if offsets < max {
         return Ok(());
     }

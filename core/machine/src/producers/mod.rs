@@ -27,7 +27,7 @@ use crate::fact::{Fact, Sound};
 use crate::partitions;
 use crate::request::{Produce, Produced, Refusal, Reply};
 use crate::state::State;
-use crate::unit::Draft;
+use crate::unit::View;
 pub(crate) use cell::{Producer, Producers, Remembered};
 pub(crate) use identities::{
     Identities, ProducerFloor, expire, init, install_expired, install_given,
@@ -48,7 +48,7 @@ pub(crate) fn produce(
     term: Term,
     batch: &Produce,
 ) -> Result<Decision, Refusal> {
-    let (fact, produced) = part(&Draft::new(state), time, term, batch)?;
+    let (fact, produced) = part(View::plain(state), time, term, batch)?;
     let reply = Reply::Produced(produced);
     Ok(match fact {
         Some(fact) => Decision::of(fact, reply),
@@ -59,12 +59,12 @@ pub(crate) fn produce(
 /// A batch as part of a unit: nothing when it is a duplicate, or when nothing of it is kept and nobody
 /// counts it.
 pub(crate) fn part(
-    draft: &Draft<'_>,
+    view: View<'_>,
     time: TimestampMs,
     term: Term,
     batch: &Produce,
 ) -> Result<(Option<Fact>, Produced), Refusal> {
-    let state = draft.state;
+    let state = view.state;
     let (slot, cell) = partitions::find(state, batch.partition)?;
     let config = &state
         .topics
@@ -87,10 +87,10 @@ pub(crate) fn part(
             "a batch holds at least one record".to_owned(),
         ));
     }
-    if let Verdict::Duplicate(produced) = judge(draft, slot, cell.producers, batch)? {
+    if let Verdict::Duplicate(produced) = judge(view, slot, cell.producers, batch)? {
         return Ok((None, produced));
     }
-    let base = draft.end(slot, cell);
+    let base = view.end(slot, cell);
     let produced = Produced {
         base_offset: (batch.kept > 0).then_some(base),
         append_time: time,
@@ -134,7 +134,7 @@ pub(crate) fn part(
 }
 
 fn judge(
-    draft: &Draft<'_>,
+    view: View<'_>,
     slot: PartitionSlot,
     known_here: u32,
     batch: &Produce,
@@ -149,13 +149,13 @@ fn judge(
     if pid.0 == 0 {
         return Ok(Verdict::New);
     }
-    let known = draft.producer(slot, pid);
+    let known = view.producer(slot, pid);
     let next = match known {
         None => {
-            if draft.state.producer_floor.is_expired(pid) {
+            if view.state.producer_floor.is_expired(pid) {
                 return Err(Refusal::ProducerExpired { pid });
             }
-            room(draft, slot, known_here)?;
+            room(view, slot, known_here)?;
             Sequence(0)
         }
         Some(known) if epoch < known.epoch => {
@@ -191,10 +191,10 @@ fn judge(
     }
 }
 
-fn room(draft: &Draft<'_>, slot: PartitionSlot, known_here: u32) -> Result<(), Refusal> {
-    let limits = &draft.state.limits;
-    let (new, new_here) = draft.producers_new(slot);
-    let known = draft.state.producers.len() + new;
+fn room(view: View<'_>, slot: PartitionSlot, known_here: u32) -> Result<(), Refusal> {
+    let limits = &view.state.limits;
+    let (new, new_here) = view.producers_new(slot);
+    let known = view.state.producers.len() + new;
     if known >= limits.producers {
         return Err(full("producers on the shard", known + 1, limits.producers));
     }

@@ -7,7 +7,7 @@
 use super::key::{self, Key};
 use crate::fact::{decode, encode};
 use crate::state::State;
-use crate::{clock, groups, offsets, partitions, producers, topics};
+use crate::{clock, couriers, groups, offsets, partitions, producers, topics};
 
 /// One kind of cell.
 pub(crate) trait Section: Numbered {
@@ -120,4 +120,6 @@ sections! {
     19 v 1 producers::EpochsSection;
     20 v 1 offsets::OffsetsSection;
     21 v 1 groups::GroupsSection;
+    22 v 1 couriers::OutboxSection;
+    23 v 1 couriers::InboxSection;
 }

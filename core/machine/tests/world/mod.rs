@@ -42,10 +42,12 @@ impl Rng {
     }
 }
 
+/// Facts that share an lsn: kind and archive of each.
+pub(crate) type Unit = (Lsn, Vec<(u16, Vec<u8>)>);
+
 pub(crate) struct World {
     pub(crate) state: State,
-    /// Units: facts that share an lsn.
-    pub(crate) log: Vec<(Lsn, Vec<(u16, Vec<u8>)>)>,
+    pub(crate) log: Vec<Unit>,
     pub(crate) now: TimestampMs,
     /// Of the log: rises with every unclean start.
     pub(crate) term: Term,

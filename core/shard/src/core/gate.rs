@@ -12,7 +12,8 @@
 
 use std::collections::VecDeque;
 
-use millstream_batch::ids::{Lsn, Offset, Partition, PartitionSlot};
+use millstream_batch::ids::{Lsn, Offset, Partition, PartitionSlot, ShardId};
+use millstream_machine::Row;
 use millstream_machine::request::Produced;
 
 use crate::call::Answer;
@@ -48,6 +49,10 @@ pub(crate) enum Held {
     Bytes(usize),
     /// The group's assignments may have changed.
     Group { group: String },
+    /// A message to another shard.
+    Courier { to: ShardId, row: Row, k: u64 },
+    /// A shard has acknowledged messages.
+    Acknowledged { to: ShardId, row: Row },
 }
 
 /// The queue, and how far it is open.

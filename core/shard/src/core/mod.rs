@@ -21,6 +21,7 @@
 
 mod clock;
 mod config;
+mod couriers;
 mod gate;
 mod latency;
 mod rate;
@@ -42,11 +43,12 @@ use millstream_batch::ids::{
 use millstream_log::io::{Io, IoDone, IoError};
 use millstream_log::{Log, Recovery};
 use millstream_machine::request::{Produce, Produced, Reply, Request};
-use millstream_machine::{State, decide};
+use millstream_machine::{Message, Row, State, decide};
 use rustc_hash::FxHashMap;
 use std::collections::VecDeque;
 
 pub use self::config::{CoreConfig, Now};
+use self::couriers::Sending;
 use self::gate::Gate;
 use self::snapshot::Snapshot;
 use self::status::Counters;
@@ -81,6 +83,14 @@ pub enum Effect {
     Tell {
         shard: ShardId,
         request: Request,
+    },
+    /// Bring this to another shard, with `Request::ApplyCourier`, and what it answers (`Reply::CourierTaken`)
+    /// back with `Request::CourierAcknowledged`. Lost on the way, it comes again; it may come twice.
+    Courier {
+        to: ShardId,
+        row: Row,
+        k: u64,
+        message: Message,
     },
     /// No producer id below this lives here. The smallest over all shards is for
     /// [`ShardCore::expire_producers_below`].
@@ -160,6 +170,7 @@ pub struct ShardCore {
     /// The log was closed in good order.
     sealed: bool,
     upkeep: Upkeep,
+    sending: Sending,
     counters: Counters,
     /// Parts of the snapshot begun here are being restored.
     restoring: Option<Lsn>,
@@ -204,6 +215,7 @@ impl ShardCore {
             snapshot: Snapshot::default(),
             sealed: false,
             upkeep: Upkeep::default(),
+            sending: Sending::default(),
             counters: Counters::default(),
             restoring: None,
             recovery: None,
@@ -241,6 +253,9 @@ impl ShardCore {
                 self.watch_assignment(token, group, member, joined, seen, wait_ms);
             }
             Call::WatchCatalog { seen, wait_ms } => self.watch_catalog(token, seen, wait_ms),
+            Call::WatchForgotten { group, wait_ms } => {
+                self.watch_forgotten(token, group, wait_ms);
+            }
             Call::DescribePartition { partition } => self.describe_partition(token, partition),
             Call::TopicTotals => {
                 let totals = self.topic_totals();
@@ -293,6 +308,7 @@ impl ShardCore {
             return;
         }
         self.expire_waits();
+        self.couriers_tick();
         self.upkeep_tick();
         self.snapshot_step();
         self.flush_log();
@@ -324,6 +340,7 @@ impl ShardCore {
             Phase::Serving | Phase::Stopping(_) => [
                 self.waiting.next_deadline(),
                 self.upkeep.next(),
+                self.sending.next(),
                 self.snapshot.next(self.now, self.log.snapshot_waiting()),
             ]
             .into_iter()

@@ -75,6 +75,7 @@ impl ShardCore {
         self.anchor_clock();
         self.upkeep.start(self.now, &self.config);
         self.look_at_all_groups();
+        self.look_at_outboxes();
         self.recovery = Some(Box::new(recovery.clone()));
         self.effects.push_back(Effect::Ready(Box::new(recovery)));
     }

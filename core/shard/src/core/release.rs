@@ -116,6 +116,11 @@ impl ShardCore {
                     self.wake_group(&group);
                     self.upkeep.changed_groups.insert(group);
                 }
+                Held::Courier { to, row, k } => self.courier_durable(to, row, k),
+                Held::Acknowledged { to, row } => {
+                    self.courier_acknowledged(to, row);
+                    self.wake_forgotten();
+                }
             }
         }
     }
@@ -169,7 +174,9 @@ impl ShardCore {
                 | Held::Start { .. }
                 | Held::Gone { .. }
                 | Held::Catalog
-                | Held::Group { .. } => {}
+                | Held::Group { .. }
+                | Held::Courier { .. }
+                | Held::Acknowledged { .. } => {}
             }
         }
         self.effects.push_back(Effect::Failed(why.to_owned()));

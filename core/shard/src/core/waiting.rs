@@ -25,6 +25,8 @@ pub(crate) enum Wait {
     },
     /// A newer catalog.
     Catalog { seen: u64 },
+    /// That every shard has forgotten a deleted group.
+    Forgotten { group: String },
 }
 
 /// All waiting calls by token, and their deadlines in order.
@@ -35,6 +37,7 @@ pub(crate) struct Waiting {
     by_slot: FxHashMap<PartitionSlot, BTreeSet<u64>>,
     by_group: FxHashMap<String, BTreeSet<u64>>,
     catalog: BTreeSet<u64>,
+    forgotten: BTreeSet<u64>,
 }
 
 impl Waiting {
@@ -52,6 +55,7 @@ impl Waiting {
                 None => drop(self.by_group.insert(group.clone(), BTreeSet::from([token]))),
             },
             Wait::Catalog { .. } => drop(self.catalog.insert(token)),
+            Wait::Forgotten { .. } => drop(self.forgotten.insert(token)),
         }
         self.deadlines.insert((deadline_us, token));
         let before = self.calls.insert(token, (wait, deadline_us));
@@ -80,6 +84,7 @@ impl Waiting {
                 }
             }
             Wait::Catalog { .. } => drop(self.catalog.remove(&token)),
+            Wait::Forgotten { .. } => drop(self.forgotten.remove(&token)),
         }
         Some(wait)
     }
@@ -118,6 +123,10 @@ impl Waiting {
 
     pub(crate) fn of_catalog(&self) -> Vec<u64> {
         listed(Some(&self.catalog))
+    }
+
+    pub(crate) fn of_forgotten(&self) -> Vec<u64> {
+        listed(Some(&self.forgotten))
     }
 
     /// Everyone, in token order: the shard stops.

@@ -1,8 +1,8 @@
-//! Long polls of assignments and of the catalog, and the members' signs of life.
+//! Long polls of assignments, of the catalog and of deleted groups, and the members' signs of life.
 
 use millstream_batch::ids::{GroupEpoch, MemberId};
 use millstream_machine::decide;
-use millstream_machine::request::{Assignment, Reply, Request};
+use millstream_machine::request::{Assignment, Refusal, Reply, Request};
 
 use super::gate::Held;
 use super::waiting::Wait;
@@ -42,6 +42,37 @@ impl ShardCore {
         } else {
             self.wait(token, wait_ms, Wait::Catalog { seen });
         }
+    }
+
+    /// Answered when every shard has forgotten a group that was deleted here, or that was never one.
+    pub(super) fn watch_forgotten(&mut self, token: u64, group: String, wait_ms: u32) {
+        if !self.state.is_forgetting(&group) {
+            return self.forgotten(token);
+        }
+        if wait_ms == 0 {
+            return self.refuse(token, Refusal::GroupForgotten(group));
+        }
+        self.wait(token, wait_ms, Wait::Forgotten { group });
+    }
+
+    /// A shard has acknowledged something: answer those whose group nobody remembers.
+    pub(super) fn wake_forgotten(&mut self) {
+        for token in self.waiting.of_forgotten() {
+            if let Some(Wait::Forgotten { group }) = self.waiting.wait(token)
+                && !self.state.is_forgetting(group)
+            {
+                self.waiting.remove(token);
+                self.forgotten(token);
+            }
+        }
+    }
+
+    fn forgotten(&mut self, token: u64) {
+        self.hold(Held::Answer {
+            token,
+            answer: Box::new(Answer::Reply(Reply::Done)),
+            wrote: false,
+        });
     }
 
     /// A group's assignments may have changed: answer those whose did.
@@ -88,6 +119,7 @@ impl ShardCore {
             match wait {
                 Wait::Records { fetch, .. } => self.nothing_to_read(token, fetch),
                 Wait::Catalog { .. } => self.show_catalog(token),
+                Wait::Forgotten { group } => self.refuse(token, Refusal::GroupForgotten(group)),
                 Wait::Assignment {
                     group,
                     member,

@@ -1,12 +1,12 @@
 //! Calls that change something: decide, append, install, hold the answer.
 
 use millstream_batch::Parts;
-use millstream_batch::ids::{Lsn, Offset, Partition, PartitionSlot, TopicId};
+use millstream_batch::ids::{Lsn, Offset, Partition, PartitionSlot, ShardId, TopicId};
 use millstream_log::io::{IoError, IoErrorKind};
 use millstream_log::{Append, IndexKey, Refused};
 use millstream_machine::fact::{BatchPlace, Class};
 use millstream_machine::request::{Produce, Refusal, Reply, Request};
-use millstream_machine::{Fact, decide, install};
+use millstream_machine::{Fact, Row, decide, install};
 use smallvec::SmallVec;
 
 use super::gate::Held;
@@ -44,7 +44,8 @@ impl Use {
             | R::ApplyTopic { .. }
             | R::ForgetTopic { .. }
             | R::TrimPartition { .. }
-            | R::ForgetGroup { .. }
+            | R::ApplyCourier { .. }
+            | R::CourierAcknowledged { .. }
             | R::LeaveGroup { .. }
             | R::ReleasePartitions { .. }
             | R::ReassignPartitions { .. }
@@ -254,6 +255,19 @@ impl ShardCore {
             self.upkeep.catalog_changed = true;
             self.hold(Held::Catalog);
         }
+        match fact {
+            Fact::CourierQueued(queued) => {
+                let (to, k) = (ShardId(queued.to), queued.k);
+                let row = Row::of(queued.row).expect("it was just decided");
+                self.hold(Held::Courier { to, row, k });
+            }
+            Fact::CourierTrimmed(trimmed) => {
+                let to = ShardId(trimmed.to);
+                let row = Row::of(trimmed.row).expect("it was just decided");
+                self.hold(Held::Acknowledged { to, row });
+            }
+            _ => {}
+        }
         if let Some(group) = fact.touches_group() {
             self.hold(Held::Group {
                 group: group.to_owned(),
@@ -289,7 +303,7 @@ impl ShardCore {
         // A start that readers were told of, and bytes that were let go, do not come back either.
         let is_told = matches!(
             held,
-            Held::Answer { .. } | Held::Start { .. } | Held::Gone { .. }
+            Held::Answer { .. } | Held::Start { .. } | Held::Gone { .. } | Held::Courier { .. }
         );
         if !self.config.log.sync_each_group && is_told {
             self.gate

@@ -23,6 +23,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use millstream_batch::ids::{ProducerId, TimestampMs};
 use millstream_log::Recovery;
 use millstream_log::io::Storage;
+use millstream_machine::request::Request;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Sleep;
 
@@ -384,7 +385,26 @@ impl<C: Fn() -> Now> Task<C> {
                     .as_ref()
                     .and_then(|peers| peers.handles.get(usize::from(shard.0)))
                 {
-                    peer.send(Call::Machine(request), ReplyTo::Once(oneshot::channel().0));
+                    peer.send(Call::Machine(request), ReplyTo::Nobody);
+                }
+            }
+            Effect::Courier {
+                to,
+                row,
+                k,
+                message,
+            } => {
+                if let Some(peers) = &self.config.peers {
+                    let from = self.config.core.shard;
+                    let source = peers.handles[usize::from(from.0)].clone();
+                    let request = Request::ApplyCourier {
+                        from,
+                        row,
+                        k,
+                        message,
+                    };
+                    let reply = ReplyTo::Courier { source, to, row };
+                    peers.handles[usize::from(to.0)].send(Call::Machine(request), reply);
                 }
             }
             Effect::ProducerFloor(floor) => {

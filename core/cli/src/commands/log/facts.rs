@@ -52,7 +52,12 @@ pub(super) fn fields(fact: &Fact) -> Value {
             fields!("offset-committed", f: group, slot, offset, metadata, time_ms)
         }
         Fact::OffsetReset(f) => fields!("offset-reset", f: group, slot, offset, time_ms),
-        Fact::GroupForgotten(f) => fields!("group-forgotten", f: group),
+        Fact::GroupOffsetsForgotten(f) => fields!("group-offsets-forgotten", f: group, epoch),
+        Fact::CourierQueued(f) => {
+            fields!("courier-queued", f: to, row, k; "message": f.kind; "bytes": f.body.len())
+        }
+        Fact::CourierApplied(f) => fields!("courier-applied", f: from, row, k),
+        Fact::CourierTrimmed(f) => fields!("courier-trimmed", f: to, row, last),
         Fact::GroupChanged(f) => fields!("group-changed", f: group, epoch, left, time_ms;
             "joined": f.joined.iter().map(member).collect::<Value>();
             "gone": f.gone.iter().map(partition).collect::<Value>();

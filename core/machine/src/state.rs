@@ -262,6 +262,13 @@ impl State {
 
     // --- groups --------------------------------------------------------------------------------
 
+    /// The epoch of a group at home here, or the one that a new group of that name starts above.
+    #[must_use]
+    pub fn group_epoch(&self, group: &str) -> GroupEpoch {
+        let group = self.groups.get(group);
+        group.map_or(self.group_floor, |group| group.epoch)
+    }
+
     /// Every member of the groups at home here, with its session timeout in milliseconds: whom the
     /// driver must hear from.
     pub fn members(&self) -> impl Iterator<Item = (&str, MemberId, u32)> + '_ {

@@ -58,6 +58,9 @@ pub struct History {
     pub topics: BTreeMap<TopicId, TopicHistory>,
     pub partitions: BTreeMap<Partition, PartitionHistory>,
     pub commits: BTreeMap<(String, Partition), CommitHistory>,
+    /// Groups of which a deletion was asked, with the epoch that they had: what was done under no higher one
+    /// may be gone at any time from then on.
+    pub deleted: BTreeMap<String, GroupEpoch>,
     pub violations: Vec<Violation>,
     /// Bits flipped at rest.
     pub flips: u64,
@@ -95,6 +98,10 @@ pub struct Counts {
     pub lost: u64,
     /// Readers and committers who were told that what they read is lost.
     pub truncated: u64,
+    /// Messages sent from shard to shard, each time.
+    pub messages: u64,
+    /// Groups deleted.
+    pub deletions: u64,
 }
 
 impl std::ops::AddAssign for Counts {
@@ -113,6 +120,8 @@ impl std::ops::AddAssign for Counts {
         self.flips += other.flips;
         self.damaged += other.damaged;
         self.read_only += other.read_only;
+        self.messages += other.messages;
+        self.deletions += other.deletions;
         self.recycled += other.recycled;
         self.lost += other.lost;
         self.truncated += other.truncated;
@@ -174,6 +183,8 @@ pub struct Lost {
 pub struct CommitHistory {
     /// The commit acknowledged last, in the order of the shard's answers.
     pub acked: Option<u64>,
+    /// The epoch it was made under.
+    pub epoch: GroupEpoch,
     /// Commits after it without an answer: any of them may be what holds.
     pub maybe: Vec<u64>,
     /// Epochs of claims acknowledged, and when.
@@ -298,11 +309,11 @@ impl History {
             ) => {
                 self.counts.commits += 1;
                 self.went_on(*partition, *offset, *leader_epoch);
+                let is_deleted = self.is_deleted(group, *epoch);
                 let known = self.commits.entry((group.clone(), *partition)).or_default();
-                let fence = known
-                    .claims
-                    .iter()
-                    .find(|(claimed, when)| claimed > epoch && when < at);
+                // What fenced it may be forgotten.
+                let mut claims = known.claims.iter().filter(|_| !is_deleted);
+                let fence = claims.find(|(claimed, when)| claimed > epoch && when < at);
                 if let Some((claimed, _)) = fence {
                     let what = format!(
                         "{partition}: group {group} commit {offset} of member {member} under epoch {epoch} was accepted \
@@ -312,6 +323,7 @@ impl History {
                     return;
                 }
                 known.acked = Some(*offset);
+                known.epoch = *epoch;
                 known.maybe.clear();
             }
             (
@@ -335,6 +347,7 @@ impl History {
                 for ((partition, offset), fence) in places.iter().zip(fences) {
                     let known = self.commits.entry((group.clone(), *partition)).or_default();
                     known.acked = Some(offset.0);
+                    known.epoch = *fence;
                     known.maybe.clear();
                     // Whoever is above the fence joined, or was given the partition, since.
                     known.claims.push((GroupEpoch(fence.0 + 1), moment));
@@ -469,6 +482,21 @@ impl History {
         topic.partitions = topic.partitions.max(meta.partitions);
         topic.expires |=
             meta.config.retention_bytes.is_some() || meta.config.retention_ms.is_some();
+    }
+
+    /// The group is to be deleted at its home, where it has this epoch.
+    pub fn deleting(&mut self, group: &str, epoch: GroupEpoch) {
+        self.counts.deletions += 1;
+        let known = self.deleted.entry(group.to_owned()).or_default();
+        *known = epoch.max(*known);
+    }
+
+    /// Whether what was done under this epoch may be forgotten with the group.
+    #[must_use]
+    pub fn is_deleted(&self, group: &str, epoch: GroupEpoch) -> bool {
+        self.deleted
+            .get(group)
+            .is_some_and(|deleted| epoch <= *deleted)
     }
 
     /// Partitions that can be worked with.

@@ -31,6 +31,8 @@ pub enum Mishap {
 
 #[derive(Debug)]
 pub struct Plan {
+    /// Shards, each with a disk of its own.
+    pub shards: u16,
     /// How the log is flushed is drawn too: `durable`, or `interval` with its interval.
     pub config: CoreConfig,
     /// At one start in so many the operator changes from one way to flush to the other. 0: never.
@@ -86,6 +88,11 @@ impl Plan {
             sync_interval_ms: dice.skewed(1, 1_000),
             ..CoreConfig::new(ShardId(0), 1, log)
         };
+        let shards = if dice.one_in(4) {
+            dice.range(2, 4) as u16
+        } else {
+            1
+        };
         let length_us = dice.range(200_000, 1_500_000);
         let mishaps = mishaps(dice, length_us);
         // What is written and not synced is lost only by a crash.
@@ -96,6 +103,7 @@ impl Plan {
         };
         let crash_after_io = (0..crashes).map(|_| dice.skewed(1, io)).collect();
         Self {
+            shards,
             config,
             flush_changes: if dice.one_in(6) { 2 } else { 0 },
             failing_starts: if dice.one_in(4) { 4 } else { 0 },

@@ -27,12 +27,12 @@ pub struct Outcome {
 /// The run of a seed, with nothing planted.
 #[must_use]
 pub fn run(seed: u64, trace: bool) -> Outcome {
-    run_with(seed, Box::new(Honest), trace)
+    run_with(seed, &|| Box::new(Honest), trace)
 }
 
-/// The run of a seed with a layer between the shard and the world. A panic is a broken promise too.
+/// The run of a seed with a layer between each shard and the world. A panic is a broken promise too.
 #[must_use]
-pub fn run_with(seed: u64, layer: Box<dyn Layer>, trace: bool) -> Outcome {
+pub fn run_with(seed: u64, layer: &dyn Fn() -> Box<dyn Layer>, trace: bool) -> Outcome {
     let result = catch_unwind(AssertUnwindSafe(|| {
         let mut world = World::new(seed, layer, trace);
         world.live();
@@ -70,14 +70,16 @@ impl World {
     /// Heal, let the clients finish, then look at everything: live, after a stop, after a power cut.
     fn finish(mut self) -> (Vec<Violation>, Counts, u64) {
         self.closing = true;
-        self.disk.set_capacity(u64::MAX);
-        self.disk.set_faults(Faults::default());
         self.plan.read_fails = 0;
         self.plan.loss = 0;
-        self.after(100_000, Event::Restart);
+        for at in 0..self.shards.len() {
+            self.shards[at].disk.set_capacity(u64::MAX);
+            self.shards[at].disk.set_faults(Faults::default());
+            self.after(100_000, Event::Restart(at));
+        }
         self.wake_all();
-        for _ in 0..200_000 {
-            let quiet = self.ready && self.clients_are_idle() && self.undurable() == 0;
+        for _ in 0..200_000 * self.shards.len() {
+            let quiet = self.are_ready() && self.clients_are_idle() && self.undurable() == 0;
             if quiet
                 || !self.history.violations.is_empty()
                 || self.history.read_only
@@ -87,7 +89,7 @@ impl World {
             }
         }
         if self.history.violations.is_empty() && !self.history.read_only {
-            if !self.clients_are_idle() || !self.ready {
+            if !self.clients_are_idle() || !self.are_ready() {
                 self.history.violation(
                     "no_acked_loss",
                     "clients cannot finish though everything is healed".to_owned(),
@@ -97,12 +99,14 @@ impl World {
         }
         self.audit("live");
         self.auditing = true;
-        if self.ready && self.history.violations.is_empty() {
+        if self.are_ready() && self.history.violations.is_empty() {
             self.stop_and_open();
             self.audit("after a stop");
         }
         if self.history.violations.is_empty() {
-            self.crash();
+            for at in 0..self.shards.len() {
+                self.crash(at);
+            }
             self.open();
             self.audit("after a power cut");
         }
@@ -113,32 +117,43 @@ impl World {
         )
     }
 
+    fn are_ready(&self) -> bool {
+        self.shards.iter().all(|shard| shard.ready)
+    }
+
+    /// Units that are not durable, and messages that are not acknowledged.
     fn undurable(&self) -> u64 {
-        self.core.as_ref().map_or(0, |core| {
+        let cores = self.shards.iter().filter_map(|shard| shard.core.as_ref());
+        let undurable = cores.map(|core| {
             let (installed, durable) = core.lsns();
-            installed.0 - durable.0
-        })
+            installed.0 - durable.0 + core.state().outboxes().count() as u64
+        });
+        undurable.sum()
     }
 
     /// The live state is what its facts make.
     fn compare_live(&mut self) {
-        let Some(core) = &self.core else { return };
-        let (installed, _) = core.lsns();
-        if let Err(what) = self.shadow.compare(installed, core.state()) {
-            self.history.violation("rebuilt_equals_live", what);
+        for shard in &mut self.shards {
+            let Some(core) = &shard.core else { continue };
+            let (installed, _) = core.lsns();
+            if let Err(what) = shard.shadow.compare(installed, core.state()) {
+                self.history.violation("rebuilt_equals_live", what);
+            }
         }
     }
 
     fn stop_and_open(&mut self) {
-        let Some(answer) = self.ask(Call::Stop) else {
-            return;
-        };
-        assert!(
-            matches!(answer, Answer::Stopped | Answer::Error(Error::Stopping)),
-            "{answer:?}"
-        );
+        for at in 0..self.shards.len() {
+            let Some(answer) = self.ask_shard(at, Call::Stop) else {
+                return;
+            };
+            assert!(
+                matches!(answer, Answer::Stopped | Answer::Error(Error::Stopping)),
+                "{answer:?}"
+            );
+        }
         for _ in 0..100_000 {
-            if self.core.is_none() {
+            if self.shards.iter().all(|shard| shard.core.is_none()) {
                 break;
             }
             self.step();
@@ -147,9 +162,11 @@ impl World {
     }
 
     fn open(&mut self) {
-        self.restart();
-        for _ in 0..100_000 {
-            if self.ready {
+        for at in 0..self.shards.len() {
+            self.restart(at);
+        }
+        for _ in 0..100_000 * self.shards.len() {
+            if self.are_ready() {
                 return;
             }
             self.step();
@@ -160,7 +177,7 @@ impl World {
 
     /// Read everything back, and hold it against what was promised.
     fn audit(&mut self, when: &'static str) {
-        if !self.history.violations.is_empty() || !self.ready {
+        if !self.history.violations.is_empty() || !self.are_ready() {
             return;
         }
         self.say(|_| format!("--- audit {when}"));

@@ -30,9 +30,8 @@ pub struct Written {
 #[derive(Debug)]
 struct Waiting {
     file: u64,
-    /// Of its entries. `last` is one less in a mark.
+    /// The lsn that it begins with.
     first: Lsn,
-    last: Lsn,
     /// Groups up to this one are proved once it is synced.
     proves: u64,
     written: bool,
@@ -79,7 +78,7 @@ pub struct Shadow {
 
 impl Shadow {
     #[must_use]
-    pub fn new() -> Self {
+    pub fn new(shard: ShardId, shards: u16) -> Self {
         Self {
             facts: BTreeMap::new(),
             others: BTreeSet::new(),
@@ -91,7 +90,7 @@ impl Shadow {
             synced: Lsn(0),
             proved: 0,
             groups: Vec::new(),
-            state: State::new(ShardId(0), 1, Limits::default()),
+            state: State::new(shard, shards, Limits::default()),
         }
     }
 
@@ -117,7 +116,6 @@ impl Shadow {
             return;
         };
         let mut place = GROUP_HEADER_BYTES;
-        let mut last = Lsn(header.first_lsn.0 - 1);
         let mut unit = Vec::new();
         for _ in 0..header.entries {
             let bytes = &buf[place..*len];
@@ -131,14 +129,12 @@ impl Shadow {
                     // Once more what was found at a start, or another one after a cut.
                     self.facts.insert(entry.lsn.0, std::mem::take(&mut unit));
                 }
-                last = entry.lsn;
             }
             place += entry.len();
         }
         self.waiting.push_back(Waiting {
             file: *file,
             first: header.first_lsn,
-            last,
             proves: header.proved,
             written: false,
         });
@@ -203,14 +199,11 @@ impl Shadow {
         self.synced = self.up_to(|_| false);
     }
 
-    /// The last lsn before the first group that is not like this.
+    /// The last lsn before the first group that is not like this. A mark counts: without it, what follows is
+    /// behind a gap.
     fn up_to(&self, is_past: impl Fn(&Waiting) -> bool) -> Lsn {
         let facts = Lsn(self.facts.last_key_value().map_or(0, |(lsn, _)| *lsn));
-        let mut entries = self
-            .waiting
-            .iter()
-            .filter(|group| group.last >= group.first);
-        let stopped_by = entries.find(|group| !is_past(group));
+        let stopped_by = self.waiting.iter().find(|group| !is_past(group));
         stopped_by.map_or(facts, |group| Lsn(group.first.0 - 1))
     }
 
@@ -319,11 +312,5 @@ impl Shadow {
             return Err(format!("the state at {last} is not what its facts make"));
         }
         Ok(())
-    }
-}
-
-impl Default for Shadow {
-    fn default() -> Self {
-        Self::new()
     }
 }

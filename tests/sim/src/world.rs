@@ -1,19 +1,23 @@
-//! One run: a shard, its disk, its clients and the network between them, in simulated time.
+//! One run: shards, each with its disk, their clients and the network between them all, in simulated time.
 //!
+//! Shards crash and recover alone, and what they send each other is lost, doubled and late like all mail.
 //! Everything is an event with a moment; the earliest is next. The same seed gives the same run, bit
 //! for bit. Absent on purpose: what is right (the checkers), what goes wrong when (the plan).
 
 mod answers;
 mod mishaps;
+mod routes;
 
 use std::collections::BTreeMap;
 
-use millstream_batch::ids::{Lsn, PartitionSlot, Term, TimestampMs};
+use millstream_batch::ids::{Lsn, PartitionSlot, ProducerId, ShardId, Term, TimestampMs};
 use millstream_log::Recovery;
 use millstream_log::io::{FileId, Io, IoOp, Storage};
+use millstream_machine::Row;
 use millstream_machine::bounds::CLOCK_STEP_MS_MAX;
+use millstream_machine::request::{Reply, Request};
 use millstream_shard::call::{Answer, Call};
-use millstream_shard::core::{Effect, Now, ShardCore};
+use millstream_shard::core::{CoreConfig, Effect, Now, ShardCore};
 
 use crate::clients::{Client, Scene};
 use crate::dice::Dice;
@@ -44,29 +48,46 @@ pub(crate) enum Event {
         client: usize,
         tag: u64,
     },
-    Disk,
-    Flush,
-    Tick,
-    Restart,
-    Mishap(Mishap),
-    SpaceBack,
+    /// A call of one shard to another.
+    Mail {
+        to: usize,
+        call: Box<Call>,
+        /// The shard that hears what was taken of its messages, and their row.
+        source: Option<(usize, Row)>,
+    },
+    Disk(usize),
+    Flush(usize),
+    Tick(usize),
+    Restart(usize),
+    Mishap(usize, Mishap),
+    SpaceBack(usize),
 }
 
-/// A call that the core has and has not answered.
+/// Who hears an answer.
+#[derive(Clone, Copy, Debug)]
+enum To {
+    Client(usize, u64),
+    /// A shard that sent messages of this row.
+    Source(usize, Row),
+    /// The auditor, or nobody.
+    Heard,
+}
+
+/// A call that a core has and has not answered.
 #[derive(Debug)]
 struct Open {
-    /// `None`: nobody hears the answer.
-    to: Option<(usize, u64)>,
+    shard: usize,
+    to: To,
     asked: Asked,
     /// The last lsn installed when the core had taken the call in: what its answer may rest on.
     installed: Option<Lsn>,
 }
 
+/// A shard with its disk, and what is known of both.
 #[derive(Debug)]
-pub struct World {
-    pub(crate) plan: Plan,
-    pub(crate) now_us: u64,
-    wall_shift_ms: i64,
+pub(crate) struct Shard {
+    /// How the log is flushed is changed at restarts.
+    config: CoreConfig,
     /// Logged time and the moment when the core began to doubt its clock.
     doubted: Option<(i64, u64)>,
     pub(crate) disk: SimDisk,
@@ -75,12 +96,28 @@ pub struct World {
     /// The core is open for calls.
     pub(crate) ready: bool,
     /// The core has stopped in good order.
-    pub(crate) stopped: bool,
+    stopped: bool,
     /// The core wrote that it failed: it is to be restarted.
     failed: bool,
     /// Requests that the disk had failed when the core was opened.
     failures_before: u64,
     incarnation: u64,
+    pub(crate) shadow: Shadow,
+    crashes: Vec<u64>,
+    crash_at_io: Option<u64>,
+    disk_due: bool,
+    flush_due: bool,
+    tick_at: Option<u64>,
+    /// What it told last about the producers that live there; 0: nothing yet.
+    producer_floor: ProducerId,
+}
+
+#[derive(Debug)]
+pub struct World {
+    pub(crate) plan: Plan,
+    pub(crate) now_us: u64,
+    wall_shift_ms: i64,
+    pub(crate) shards: Vec<Shard>,
     clients: Vec<Box<dyn Client>>,
     network: Dice,
     chance: Dice,
@@ -90,12 +127,6 @@ pub struct World {
     open: BTreeMap<u64, Open>,
     token: u64,
     pub(crate) history: History,
-    pub(crate) shadow: Shadow,
-    crashes: Vec<u64>,
-    crash_at_io: Option<u64>,
-    disk_due: bool,
-    flush_due: bool,
-    tick_at: Option<u64>,
     /// Answers to calls of the auditor.
     heard: BTreeMap<u64, Answer>,
     pub(crate) auditing: bool,
@@ -106,25 +137,43 @@ pub struct World {
 
 impl World {
     #[must_use]
-    pub fn new(seed: u64, layer: Box<dyn Layer>, trace: bool) -> Self {
+    pub fn new(seed: u64, layer: impl Fn() -> Box<dyn Layer>, trace: bool) -> Self {
         let mut dice = Dice::new(seed);
         let plan = Plan::of(&mut dice);
         let clients = plan.clients(&mut dice);
-        let mut disk = SimDisk::new(dice.number());
-        disk.set_faults(mishaps::faults(&plan));
+        let mut shard = |number: u16| {
+            let mut disk = SimDisk::new(dice.number());
+            disk.set_faults(mishaps::faults(&plan));
+            Shard {
+                config: CoreConfig {
+                    shard: ShardId(number),
+                    shards: plan.shards,
+                    ..plan.config.clone()
+                },
+                doubted: None,
+                disk,
+                layer: layer(),
+                core: None,
+                ready: false,
+                stopped: false,
+                failed: false,
+                failures_before: 0,
+                incarnation: dice.number(),
+                shadow: Shadow::new(ShardId(number), plan.shards),
+                crashes: plan.crash_after_io.clone(),
+                crash_at_io: None,
+                disk_due: false,
+                flush_due: false,
+                tick_at: None,
+                producer_floor: ProducerId(0),
+            }
+        };
+        let shards: Vec<Shard> = (0..plan.shards).map(&mut shard).collect();
         let client_dice = clients.iter().map(|_| dice.fork()).collect();
         let mut world = Self {
             now_us: 1,
             wall_shift_ms: 0,
-            doubted: None,
-            disk,
-            layer,
-            core: None,
-            ready: false,
-            stopped: false,
-            failed: false,
-            failures_before: 0,
-            incarnation: dice.number(),
+            shards,
             network: dice.fork(),
             chance: dice.fork(),
             client_dice,
@@ -133,12 +182,6 @@ impl World {
             open: BTreeMap::new(),
             token: 0,
             history: History::default(),
-            shadow: Shadow::new(),
-            crashes: plan.crash_after_io.clone(),
-            crash_at_io: None,
-            disk_due: false,
-            flush_due: false,
-            tick_at: None,
             heard: BTreeMap::new(),
             auditing: false,
             closing: false,
@@ -152,11 +195,21 @@ impl World {
             world.after(1 + client as u64, Event::Wake(client));
         }
         for (at, mishap) in world.plan.mishaps.clone() {
-            world.after(at, Event::Mishap(mishap));
+            let shard = world.any_shard();
+            world.after(at, Event::Mishap(shard, mishap));
         }
-        world.arm_crash();
-        world.restart();
+        for shard in 0..world.shards.len() {
+            world.arm_crash(shard);
+            world.restart(shard);
+        }
         world
+    }
+
+    fn any_shard(&mut self) -> usize {
+        match self.shards.len() {
+            1 => 0,
+            shards => self.chance.range(0, shards as u64) as usize,
+        }
     }
 
     /// Until the earliest event is past `until_us`, or something is found broken.
@@ -198,20 +251,21 @@ impl World {
                 call,
                 silent,
             } => self.arrive(client, tag, *call, silent),
-            Event::Disk => self.disk_step(),
-            Event::Flush => {
-                self.flush_due = false;
-                self.with_core(|core, now| core.flush(now));
+            Event::Mail { to, call, source } => self.mail_arrives(to, *call, source),
+            Event::Disk(shard) => self.disk_step(shard),
+            Event::Flush(shard) => {
+                self.shards[shard].flush_due = false;
+                self.with_core(shard, |core, now| core.flush(now));
             }
-            Event::Tick => {
-                if self.tick_at == Some(at) {
-                    self.tick_at = None;
-                    self.with_core(|core, now| core.tick(now));
+            Event::Tick(shard) => {
+                if self.shards[shard].tick_at == Some(at) {
+                    self.shards[shard].tick_at = None;
+                    self.with_core(shard, |core, now| core.tick(now));
                 }
             }
-            Event::Restart => self.restart(),
-            Event::Mishap(mishap) => self.mishap(mishap),
-            Event::SpaceBack => self.disk.set_capacity(u64::MAX),
+            Event::Restart(shard) => self.restart(shard),
+            Event::Mishap(shard, mishap) => self.mishap(shard, mishap),
+            Event::SpaceBack(shard) => self.shards[shard].disk.set_capacity(u64::MAX),
         }
         true
     }
@@ -226,67 +280,74 @@ impl World {
         }
     }
 
-    pub(crate) fn restart(&mut self) {
-        if self.core.is_some() {
+    pub(crate) fn restart(&mut self, at: usize) {
+        let now = self.now();
+        let shard = &mut self.shards[at];
+        if shard.core.is_some() {
             return;
         }
-        self.layer.restarting(&mut self.disk);
-        self.incarnation = self
+        shard.layer.restarting(&mut shard.disk);
+        shard.incarnation = shard
             .incarnation
             .wrapping_mul(6_364_136_223_846_793_005)
             .wrapping_add(1);
         if self.chance.one_in(self.plan.flush_changes) && !self.auditing {
-            let log = &mut self.plan.config.log;
+            let log = &mut shard.config.log;
             log.sync_each_group = !log.sync_each_group;
         }
-        let mut config = self.plan.config.clone();
-        config.log.incarnation = self.incarnation;
-        (self.ready, self.stopped, self.failed) = (false, false, false);
-        self.failures_before = self.disk.failures();
+        let mut config = shard.config.clone();
+        config.log.incarnation = shard.incarnation;
+        (shard.ready, shard.stopped, shard.failed) = (false, false, false);
+        shard.failures_before = shard.disk.failures();
         if self.chance.one_in(self.plan.failing_starts) && !self.closing {
             // One of the syncs that make the end of the log safe fails.
             let which = self.chance.range(1, 5);
-            self.disk.fail_sync_in(which);
+            shard.disk.fail_sync_in(which);
         }
-        self.say(|_| "--- open".to_owned());
-        self.core = Some(ShardCore::open(config, self.now()));
-        self.with_core(|_, _| ());
+        shard.core = Some(ShardCore::open(config, now));
+        self.say(|_| format!("--- shard {at} opens"));
+        self.with_core(at, |_, _| ());
     }
 
-    /// Give the core an input, then carry out what it wants.
-    pub(crate) fn with_core(&mut self, input: impl FnOnce(&mut ShardCore, Now)) {
+    /// Give a core an input, then carry out what it wants.
+    pub(crate) fn with_core(&mut self, at: usize, input: impl FnOnce(&mut ShardCore, Now)) {
         let now = self.now();
-        let Some(core) = &mut self.core else { return };
+        let Some(core) = &mut self.shards[at].core else {
+            return;
+        };
         input(core, now);
-        while let Some(effect) = self.core.as_mut().and_then(ShardCore::poll) {
-            self.effect(effect);
+        while let Some(effect) = self.shards[at].core.as_mut().and_then(ShardCore::poll) {
+            self.effect(at, effect);
         }
-        self.check_clock();
-        if self.stopped {
+        self.check_clock(at);
+        let shard = &mut self.shards[at];
+        if shard.stopped {
             // What is still under way at the end of a process comes to its end without it.
-            while self.disk.complete_one().is_some() {}
-            self.core_gone();
-            self.restart_soon();
+            while shard.disk.complete_one().is_some() {}
+            self.core_gone(at);
+            self.restart_soon(at);
             return;
         }
-        if let Some(at) = self.core.as_ref().and_then(ShardCore::next_wakeup) {
-            let at = at.max(self.now_us + 1);
-            if self.tick_at.is_none_or(|before| at < before) {
-                self.tick_at = Some(at);
-                self.at(at, Event::Tick);
+        if let Some(wanted) = shard.core.as_ref().and_then(ShardCore::next_wakeup) {
+            let wanted = wanted.max(self.now_us + 1);
+            if shard.tick_at.is_none_or(|before| wanted < before) {
+                shard.tick_at = Some(wanted);
+                self.at(wanted, Event::Tick(at));
             }
         }
-        if self.disk.pending() > 0 && !self.disk_due {
-            self.disk_due = true;
-            let latency = self.chance.skewed(20, 2_000) + self.layer.jitter_us();
-            self.after(latency, Event::Disk);
+        let shard = &mut self.shards[at];
+        if shard.disk.pending() > 0 && !shard.disk_due {
+            shard.disk_due = true;
+            let latency = self.chance.skewed(20, 2_000) + shard.layer.jitter_us();
+            self.after(latency, Event::Disk(at));
         }
     }
 
     /// `logged_time_steps`: by a clock in doubt logged time moves by one step, beside the time that
     /// passes. Before that it may trail what was vouched for by one more.
-    fn check_clock(&mut self) {
-        let (Some((clock, at_us)), Some(core)) = (self.doubted, &self.core) else {
+    fn check_clock(&mut self, at: usize) {
+        let shard = &self.shards[at];
+        let (Some((clock, at_us)), Some(core)) = (shard.doubted, &shard.core) else {
             return;
         };
         let moved = core.state().clock().0 - clock;
@@ -298,10 +359,10 @@ impl World {
         }
     }
 
-    fn effect(&mut self, effect: Effect) {
+    fn effect(&mut self, at: usize, effect: Effect) {
         match effect {
             Effect::Io(io) => {
-                self.say(|_| format!("disk is asked {}", brief_io(&io)));
+                self.say(|_| format!("disk {at} is asked {}", brief_io(&io)));
                 if let IoOp::Rename {
                     from: FileId::Wal(_),
                     to: FileId::Spare(_),
@@ -309,31 +370,33 @@ impl World {
                 {
                     self.history.counts.recycled += 1;
                 }
-                self.shadow.asked(&io);
-                match self.layer.submit(io, &mut self.disk) {
+                let now = self.now();
+                let shard = &mut self.shards[at];
+                shard.shadow.asked(&io);
+                match shard.layer.submit(io, &mut shard.disk) {
                     Passed::On(io) => {
-                        self.shadow.passed(&io);
-                        self.disk.submit(io);
+                        shard.shadow.passed(&io);
+                        shard.disk.submit(io);
                     }
                     Passed::Answered(done) => {
-                        let now = self.now();
-                        if let Some(core) = &mut self.core {
+                        if let Some(core) = &mut shard.core {
                             core.io_done(now, done);
                         }
                     }
                 }
             }
             Effect::Answer { token, answer } => self.answered(token, answer),
-            Effect::Ready(recovery) => self.recovered(&recovery),
+            Effect::Ready(recovery) => self.recovered(at, &recovery),
             Effect::Failed(why) => {
-                self.say(|_| format!("failed: {why}"));
+                self.say(|_| format!("shard {at} failed: {why}"));
                 self.history.counts.failures += 1;
-                if self.disk.failures() == self.failures_before {
+                let shard = &self.shards[at];
+                if shard.disk.failures() == shard.failures_before {
                     let what = format!("the shard failed and the disk did not: {why}");
                     self.history.violation("no_acked_loss", what);
                 }
                 let while_us = self.chance.skewed(1_000, 200_000);
-                self.start_again(while_us);
+                self.start_again(at, while_us);
             }
             Effect::SpaceGone(why) => {
                 self.say(|_| format!("space gone: {why}"));
@@ -347,30 +410,58 @@ impl World {
             Effect::Damaged(words) => self.say(|_| words),
             Effect::ClockDoubted(Some(words)) => {
                 self.say(|_| words);
-                let clock = self.core.as_ref().map_or(0, |core| core.state().clock().0);
-                self.doubted = Some((clock, self.now_us));
+                let shard = &mut self.shards[at];
+                let clock = shard.core.as_ref().map_or(0, |core| core.state().clock().0);
+                shard.doubted = Some((clock, self.now_us));
             }
             Effect::ClockDoubted(None) => {
                 self.say(|_| "the wall clock is believed again".to_owned());
-                self.doubted = None;
+                self.shards[at].doubted = None;
             }
-            Effect::Stopped => self.stopped = true,
-            // For other shards: there are none.
-            Effect::Tell { .. } | Effect::Courier { .. } | Effect::ProducerFloor(_) => {}
+            Effect::Stopped => self.shards[at].stopped = true,
+            Effect::Tell { shard, request } => {
+                self.mail(usize::from(shard.0), &request, None);
+            }
+            Effect::Courier {
+                to,
+                row,
+                k,
+                message,
+            } => {
+                self.history.counts.messages += 1;
+                let from = ShardId(at as u16);
+                let request = Request::ApplyCourier {
+                    from,
+                    row,
+                    k,
+                    message,
+                };
+                self.mail(usize::from(to.0), &request, Some((at, row)));
+            }
+            Effect::ProducerFloor(floor) => {
+                self.shards[at].producer_floor = floor;
+                let floors = self.shards.iter().map(|shard| shard.producer_floor);
+                let floor = floors.min().unwrap_or_default();
+                let now = self.now();
+                if let Some(core) = &mut self.shards[at].core {
+                    core.expire_producers_below(now, floor);
+                }
+            }
         }
     }
 
-    fn recovered(&mut self, recovery: &Recovery) {
-        self.say(|_| format!("ready: {recovery:?}"));
-        self.ready = true;
+    fn recovered(&mut self, at: usize, recovery: &Recovery) {
+        self.say(|_| format!("shard {at} is ready: {recovery:?}"));
+        let shard = &mut self.shards[at];
+        shard.ready = true;
         if let Some(why) = &recovery.read_only {
-            if self.disk.failures() > self.failures_before {
+            if shard.disk.failures() > shard.failures_before {
                 // The disk failed while the shard opened: the next start will do.
-                self.ready = false;
-                return self.start_again(10_000);
+                shard.ready = false;
+                return self.start_again(at, 10_000);
             }
             self.history.read_only = true;
-            self.shadow.started(recovery.last);
+            shard.shadow.started(recovery.last);
             self.history.counts.read_only += 1;
             if self.history.flips == 0 {
                 self.history.violation(
@@ -388,21 +479,23 @@ impl World {
             .find(|damage| !harmless(&damage.what));
         if let Some(damage) = damage
             && self.history.flips == 0
-            && self.disk.failures() == self.failures_before
+            && shard.disk.failures() == shard.failures_before
         {
             let what = format!("damage is reported, and no bit was flipped: {damage:?}");
             self.history.violation("damage_reported", what);
         }
-        let Some(core) = &self.core else { return };
-        match self.shadow.recovered(recovery.last, core.state()) {
-            Ok(lost) => self.lost(&lost, recovery.term),
+        let Some(core) = &shard.core else { return };
+        match shard.shadow.recovered(recovery.last, core.state()) {
+            Ok(lost) => self.lost(at, &lost, recovery.term),
             Err(what) => self.history.violation("rebuilt_equals_live", what),
         }
     }
 
     /// These batches are past the end that was recovered, and none of them was synced.
-    fn lost(&mut self, lost: &[(PartitionSlot, u64, Place)], term: Term) {
-        let Some(core) = &self.core else { return };
+    fn lost(&mut self, at: usize, lost: &[(PartitionSlot, u64, Place)], term: Term) {
+        let Some(core) = &self.shards[at].core else {
+            return;
+        };
         for (slot, base, place) in lost {
             let Some(view) = core.state().partition_of(*slot) else {
                 continue; // its creation is lost too, and was told to nobody
@@ -416,71 +509,118 @@ impl World {
         }
     }
 
-    fn disk_step(&mut self) {
-        self.disk_due = false;
-        if self
+    fn disk_step(&mut self, at: usize) {
+        let shard = &mut self.shards[at];
+        shard.disk_due = false;
+        if shard
             .crash_at_io
-            .is_some_and(|at| self.disk.completed() >= at)
+            .is_some_and(|io| shard.disk.completed() >= io)
             && !self.auditing
             && !self.closing
         {
-            self.arm_crash();
+            self.arm_crash(at);
             if self.chance.one_in(3) {
-                self.kill();
+                self.kill(at);
             } else {
-                self.crash();
+                self.crash(at);
             }
             return;
         }
-        let Some(done) = self.disk.complete_one() else {
+        let Some(done) = shard.disk.complete_one() else {
             return;
         };
-        self.shadow.done(&done);
-        let done = self.layer.done(done, &mut self.disk);
+        shard.shadow.done(&done);
+        let done = shard.layer.done(done, &mut shard.disk);
         self.say(|_| {
             format!(
-                "disk answers {:?}: {}",
+                "disk {at} answers {:?}: {}",
                 done.id,
                 done.result
                     .as_ref()
                     .map_or_else(|e| e.to_string(), |_| "ok".to_owned())
             )
         });
-        self.with_core(|core, now| core.io_done(now, done));
+        self.with_core(at, |core, now| core.io_done(now, done));
     }
 
-    fn arm_crash(&mut self) {
-        self.crash_at_io = self.crashes.pop().map(|more| self.disk.completed() + more);
+    fn arm_crash(&mut self, at: usize) {
+        let shard = &mut self.shards[at];
+        shard.crash_at_io = shard
+            .crashes
+            .pop()
+            .map(|more| shard.disk.completed() + more);
+    }
+
+    // --- mail between shards -----------------------------------------------------------------------
+
+    /// Over the same network as all else: it may be lost, or come twice, or late.
+    fn mail(&mut self, to: usize, request: &Request, source: Option<(usize, Row)>) {
+        let times = match () {
+            () if self.network.one_in(self.plan.loss) => 0,
+            () if self.network.one_in(self.plan.twice) => 2,
+            () => 1,
+        };
+        for _ in 0..times {
+            let way = self.way_us();
+            let call = Box::new(Call::Machine(request.clone()));
+            self.after(way, Event::Mail { to, call, source });
+        }
+    }
+
+    fn mail_arrives(&mut self, to: usize, call: Call, source: Option<(usize, Row)>) {
+        if !self.shards[to].ready || self.shards[to].core.is_none() {
+            return;
+        }
+        self.say(|_| format!("shard {to} is asked by another {}", brief(&call)));
+        let heard = source.map_or(To::Heard, |(shard, row)| To::Source(shard, row));
+        self.call(to, heard, call);
+        self.flush_soon(to);
     }
 
     // --- calls and answers -----------------------------------------------------------------------
 
     fn arrive(&mut self, client: usize, tag: u64, call: Call, silent: bool) {
-        let to = (!silent).then_some((client, tag));
-        if !self.ready || self.core.is_none() {
-            if let Some((client, tag)) = to {
+        let to = if silent {
+            To::Heard
+        } else {
+            To::Client(client, tag)
+        };
+        let at = self.clients[client]
+            .shard_of(tag)
+            .unwrap_or_else(|| usize::from(routes::shard_of(&call, self.plan.shards).0));
+        if !self.shards[at].ready || self.shards[at].core.is_none() {
+            if let To::Client(client, tag) = to {
                 let late = self.network.skewed(100, 20_000);
                 self.after(late, Event::Lost { client, tag });
             }
             return;
         }
-        self.say(|_| format!("client {client} #{tag} asks {}", brief(&call)));
-        self.call(to, call);
-        if !self.flush_due {
-            self.flush_due = true;
+        self.say(|_| format!("client {client} #{tag} asks shard {at} {}", brief(&call)));
+        self.call(at, to, call);
+        self.flush_soon(at);
+    }
+
+    fn flush_soon(&mut self, at: usize) {
+        if !self.shards[at].flush_due {
+            self.shards[at].flush_due = true;
             let round = self.chance.skewed(1, 50);
-            self.after(round, Event::Flush);
+            self.after(round, Event::Flush(at));
         }
     }
 
-    fn call(&mut self, to: Option<(usize, u64)>, call: Call) -> u64 {
+    fn call(&mut self, at: usize, to: To, call: Call) -> u64 {
         let asked = Asked::arrived(&call, &mut self.history);
-        let state = self.core.as_ref().expect("it is ready").state();
-        let early = self.layer.early(&call, state);
-        let call = self.layer.call(call, state);
+        let shard = &mut self.shards[at];
+        let state = shard.core.as_ref().expect("it is ready").state();
+        if let Call::Machine(Request::DeleteGroup { group, .. }) = &call {
+            self.history.deleting(group, state.group_epoch(group));
+        }
+        let early = shard.layer.early(&call, state);
+        let call = shard.layer.call(call, state);
         self.token += 1;
         let token = self.token;
         let open = Open {
+            shard: at,
             to,
             asked,
             installed: None,
@@ -489,8 +629,8 @@ impl World {
         if let Some(answer) = early {
             self.answered(token, answer);
         }
-        self.with_core(|core, now| core.call(now, token, call));
-        if let (Some(open), Some(core)) = (self.open.get_mut(&token), &self.core) {
+        self.with_core(at, |core, now| core.call(now, token, call));
+        if let (Some(open), Some(core)) = (self.open.get_mut(&token), &self.shards[at].core) {
             open.installed = Some(core.lsns().0);
         }
         token
@@ -498,6 +638,7 @@ impl World {
 
     fn answered(&mut self, token: u64, answer: Answer) {
         let Some(Open {
+            shard,
             to,
             asked,
             installed,
@@ -505,14 +646,21 @@ impl World {
         else {
             return;
         };
-        let answer = self.layer.answer(answer);
+        let answer = self.shards[shard].layer.answer(answer);
         self.note(token);
         self.history.answered(&asked, &answer);
-        self.check_promise(&asked, &answer);
-        self.check_told(&asked, &answer, installed);
+        self.check_promise(shard, &asked, &answer);
+        self.check_told(shard, &asked, &answer, installed);
         match to {
-            None => drop(self.heard.insert(token, answer)),
-            Some((client, tag)) => {
+            To::Heard => drop(self.heard.insert(token, answer)),
+            To::Source(source, row) => {
+                if let Answer::Reply(Reply::CourierTaken { last }) = answer {
+                    let to = ShardId(shard as u16);
+                    let request = Request::CourierAcknowledged { to, row, last };
+                    self.mail(source, &request, None);
+                }
+            }
+            To::Client(client, tag) => {
                 let way = self.way_us();
                 let event = if self.network.one_in(self.plan.loss) {
                     Event::Lost { client, tag }
@@ -528,21 +676,27 @@ impl World {
         }
     }
 
-    /// Ask the core and wait for the answer, while nothing else happens but disk and time.
+    /// Ask the core that decides and wait for the answer, while nothing else happens but disk and time.
     pub(crate) fn ask(&mut self, call: Call) -> Option<Answer> {
-        let token = self.call(None, call);
+        let at = usize::from(routes::shard_of(&call, self.plan.shards).0);
+        self.ask_shard(at, call)
+    }
+
+    pub(crate) fn ask_shard(&mut self, at: usize, call: Call) -> Option<Answer> {
+        let token = self.call(at, To::Heard, call);
         for _ in 0..100_000 {
             if let Some(answer) = self.heard.remove(&token) {
                 return Some(answer);
             }
-            self.with_core(|core, now| core.flush(now));
-            if self.disk.pending() > 0 {
+            self.with_core(at, |core, now| core.flush(now));
+            if self.shards[at].disk.pending() > 0 {
                 self.now_us += 50;
-                self.disk_step();
+                self.disk_step(at);
             } else {
-                let wanted = self.core.as_ref()?.next_wakeup().unwrap_or(0);
+                let core = self.shards[at].core.as_ref()?;
+                let wanted = core.next_wakeup().unwrap_or(0);
                 self.now_us = (self.now_us + 50).max(wanted.min(self.now_us + 1_000_000));
-                self.with_core(|core, now| core.tick(now));
+                self.with_core(at, |core, now| core.tick(now));
             }
         }
         self.history
@@ -560,6 +714,7 @@ impl World {
             out: Vec::new(),
             wake_us: None,
             closing: self.closing,
+            shards: self.plan.shards,
         };
         act(self.clients[index].as_mut(), &mut scene);
         let (out, wake) = (scene.out, scene.wake_us);
@@ -640,7 +795,10 @@ impl World {
     /// A fingerprint of everything that happened and of every byte on the disk.
     #[must_use]
     pub fn digest(&self) -> u64 {
-        self.digest ^ self.disk.digest().rotate_left(1)
+        let disks = self.shards.iter().map(|shard| shard.disk.digest());
+        disks.fold(self.digest, |digest, disk| {
+            digest.rotate_left(7) ^ disk.rotate_left(1)
+        })
     }
 
     pub(crate) fn say(&self, words: impl FnOnce(&Self) -> String) {

@@ -236,7 +236,7 @@ pub(crate) fn delete(state: &State, name: &str, force: bool) -> Result<Decision,
         return Ok(Decision::look(Reply::Done)); // asked again
     }
     // Of one that is not at home there can be what its namesakes left, and what nobody's consumers committed.
-    let epoch = group.map_or(state.group_floor, |group| group.epoch);
+    let epoch = state.group_epoch(name);
     let mut draft = Draft::new(state);
     if group.is_some() {
         draft.add(Fact::GroupDeleted(Box::new(GroupDeleted {

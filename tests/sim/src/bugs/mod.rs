@@ -25,9 +25,9 @@ impl Bug {
     #[must_use]
     pub fn caught(&self, mut seeds: std::ops::Range<u64>) -> Option<(u64, Violation)> {
         seeds.find_map(|seed| {
-            let outcome = run_with(seed, (self.plant)(), false);
+            let outcome = run_with(seed, &self.plant, false);
             if self.caught_by == ["same_seed_same_bytes"] {
-                let second = run_with(seed, (self.plant)(), false);
+                let second = run_with(seed, &self.plant, false);
                 let what = format!("{:x}, then {:x}", outcome.digest, second.digest);
                 let violation = Violation {
                     promise: "same_seed_same_bytes",

@@ -18,8 +18,9 @@ pub(super) fn check(history: &History, audit: &Audit, broken: &mut dyn FnMut(Str
             .get(&(group.clone(), *partition))
             .copied()
             .flatten();
-        let fits =
-            found == known.acked || found.is_some_and(|offset| known.maybe.contains(&offset));
+        let fits = found == known.acked
+            || found.is_some_and(|offset| known.maybe.contains(&offset))
+            || found.is_none() && history.is_deleted(group, known.epoch);
         if !fits {
             broken(format!(
                 "group {group} on {partition}: {:?} was acknowledged (or perhaps {:?}), {found:?} holds",

@@ -1,7 +1,7 @@
 //! An operator: topics come, grow, change and go; records are deleted; groups are set elsewhere; things
 //! are looked at.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use millstream_batch::ids::{Offset, Partition, TopicId};
 use millstream_machine::request::{Reply, Request};
@@ -13,6 +13,10 @@ use crate::clients::{Client, Scene};
 #[derive(Debug, Default)]
 pub struct Admin {
     flying: BTreeMap<u64, Request>,
+    /// Calls that are for another shard than the one that decides them: the catalogue's changes.
+    spread: BTreeMap<u64, usize>,
+    /// Who knows of a topic's revision, by topic: it is there for all when all do.
+    known: BTreeMap<(TopicId, u64), BTreeSet<usize>>,
     groups: Vec<String>,
     tag: u64,
     named: u64,
@@ -36,6 +40,22 @@ impl Admin {
         self.tag += 1;
         self.flying.insert(self.tag, request.clone());
         scene.send(self.tag, Call::Machine(request));
+    }
+
+    fn again(&mut self, scene: &mut Scene<'_>, request: Request, shard: Option<usize>) {
+        if scene.closing {
+            return;
+        }
+        self.spread.extend(shard.map(|shard| (self.tag + 1, shard)));
+        self.send(scene, request);
+    }
+
+    /// A change of the catalogue, to every other shard, until each knows of it.
+    fn spread(&mut self, scene: &mut Scene<'_>, request: &Request) {
+        for shard in 1..usize::from(scene.shards) {
+            self.spread.insert(self.tag + 1, shard);
+            self.send(scene, request.clone());
+        }
     }
 
     fn request(&mut self, scene: &mut Scene<'_>) -> Option<Request> {
@@ -99,9 +119,13 @@ impl Admin {
             }
             9 => {
                 let mut places = Vec::new();
+                let shard = partition.shard(scene.shards);
                 for _ in 0..scene.dice.range(1, 4) {
                     let index = scene.dice.range(0, u64::from(partitions)) as u32;
                     let partition = Partition { topic: id, index };
+                    if partition.shard(scene.shards) != shard {
+                        continue;
+                    }
                     let end = scene.history.end_known(partition);
                     places.push((partition, Offset(scene.dice.range(0, end + 1))));
                 }
@@ -117,6 +141,10 @@ impl Admin {
                 after: String::new(),
             },
             15 if scene.dice.one_in(6) => Request::AcceptClock,
+            16 if scene.dice.one_in(6) => Request::DeleteGroup {
+                group: scene.dice.pick(&self.groups)?.clone(),
+                force: true,
+            },
             _ => Request::ListTopics,
         })
     }
@@ -143,27 +171,59 @@ impl Client for Admin {
 
     fn answer(&mut self, scene: &mut Scene<'_>, tag: u64, answer: Answer) {
         let asked = self.flying.remove(&tag);
-        if let (
-            Some(Request::ResetOffsets { group, places, .. }),
-            Answer::Reply(Reply::Reset { fences }),
-        ) = (asked, &answer)
-        {
-            // As the broker does: whoever was fenced is given the partition anew.
-            let partitions = places.iter().map(|(partition, _)| *partition);
-            let fenced = partitions.zip(fences.iter().copied()).collect();
-            self.send(scene, Request::ReassignPartitions { group, fenced });
+        let spread = self.spread.remove(&tag);
+        match (asked, &answer) {
+            (
+                Some(Request::ResetOffsets { group, places, .. }),
+                Answer::Reply(Reply::Reset { fences }),
+            ) => {
+                // As the broker does: whoever was fenced is given the partition anew.
+                let partitions = places.iter().map(|(partition, _)| *partition);
+                let fenced = partitions.zip(fences.iter().copied()).collect();
+                self.send(scene, Request::ReassignPartitions { group, fenced });
+            }
+            (Some(Request::ApplyTopic { meta }), Answer::Reply(_)) => {
+                let known = self.known.entry((meta.id, meta.revision)).or_default();
+                known.extend(spread);
+                if known.len() + 1 == usize::from(scene.shards) {
+                    scene.history.topic_is(&meta);
+                }
+            }
+            // A shard that could not be told is told again.
+            (Some(request), Answer::Error(_)) if spread.is_some() => {
+                self.again(scene, request, spread);
+            }
+            _ => {}
         }
         match answer {
-            Answer::Reply(Reply::Topic(meta)) => scene.history.topic_is(&meta),
-            Answer::Reply(Reply::Topics(metas)) => {
+            Answer::Reply(Reply::Topic(meta)) if scene.shards == 1 => scene.history.topic_is(&meta),
+            Answer::Reply(Reply::Topic(meta)) => self.spread(scene, &Request::ApplyTopic { meta }),
+            Answer::Reply(Reply::TopicGone { id }) => {
+                self.spread(scene, &Request::ForgetTopic { id });
+            }
+            Answer::Reply(Reply::Topics(metas)) if scene.shards == 1 => {
                 metas.iter().for_each(|meta| scene.history.topic_is(meta));
+            }
+            // Also those of which the answer was lost.
+            Answer::Reply(Reply::Topics(metas)) => {
+                for meta in metas {
+                    self.spread(scene, &Request::ApplyTopic { meta });
+                }
             }
             _ => {}
         }
     }
 
-    fn lost(&mut self, _scene: &mut Scene<'_>, tag: u64) {
-        self.flying.remove(&tag);
+    fn lost(&mut self, scene: &mut Scene<'_>, tag: u64) {
+        let asked = self.flying.remove(&tag);
+        let spread = self.spread.remove(&tag);
+        if let (Some(request), Some(_)) = (asked, spread) {
+            self.again(scene, request, spread);
+        }
+    }
+
+    fn shard_of(&self, tag: u64) -> Option<usize> {
+        self.spread.get(&tag).copied()
     }
 
     fn is_idle(&self) -> bool {

@@ -30,6 +30,7 @@ pub struct Scene<'a> {
     pub wake_us: Option<u64>,
     /// No new work: finish what is under way.
     pub closing: bool,
+    pub shards: u16,
 }
 
 impl Scene<'_> {
@@ -51,4 +52,9 @@ pub trait Client: std::fmt::Debug {
     fn lost(&mut self, scene: &mut Scene<'_>, tag: u64);
     /// Whether nothing is under way.
     fn is_idle(&self) -> bool;
+
+    /// The shard that a call is for, when it is not the one that decides it.
+    fn shard_of(&self, _tag: u64) -> Option<usize> {
+        None
+    }
 }

@@ -12,21 +12,24 @@ use crate::payload::Payload;
 
 impl World {
     /// An answer to a producer or a reader.
-    pub(super) fn check_promise(&mut self, asked: &Asked, answer: &Answer) {
+    pub(super) fn check_promise(&mut self, at: usize, asked: &Asked, answer: &Answer) {
         match (asked, answer) {
             (Asked::Produce { partition, payload }, Answer::Reply(Reply::Produced(produced))) => {
                 let Some(base) = produced.base_offset else {
                     return;
                 };
-                let Some(slot) = self
+                let Some(slot) = self.shards[at]
                     .core
                     .as_ref()
                     .and_then(|core| core.state().slot(*partition))
                 else {
                     return;
                 };
-                let lsn = self.shadow.batch(slot, base.0).map(|place| place.lsn);
-                let safe = self.shown_up_to();
+                let lsn = self.shards[at]
+                    .shadow
+                    .batch(slot, base.0)
+                    .map(|place| place.lsn);
+                let safe = self.shown_up_to(at);
                 if lsn.is_none_or(|lsn| lsn > safe) {
                     let what = format!(
                         "{partition} offset {base} ({payload:?}, lsn {lsn:?}) acknowledged, only {safe} is on disk"
@@ -35,42 +38,50 @@ impl World {
                 }
             }
             (Asked::Fetch(fetch), Answer::Fetched(fetched)) => {
-                let slot = self
+                let slot = self.shards[at]
                     .core
                     .as_ref()
                     .and_then(|core| core.state().slot(fetch.partition));
-                self.check_fetched(fetch, slot, fetched);
+                self.check_fetched(at, fetch, slot, fetched);
             }
             _ => {}
         }
     }
 
     /// What may be acknowledged and shown: what is synced or, under `flush = interval`, written.
-    fn shown_up_to(&self) -> Lsn {
-        if self.plan.config.log.sync_each_group {
-            self.shadow.synced()
+    fn shown_up_to(&self, at: usize) -> Lsn {
+        let shard = &self.shards[at];
+        if shard.config.log.sync_each_group {
+            shard.shadow.synced()
         } else {
-            self.shadow.written()
+            shard.shadow.written()
         }
     }
 
     /// What is told of anything but records rests on nothing that a power cut could take, however the
     /// log is flushed.
-    pub(super) fn check_told(&mut self, asked: &Asked, answer: &Answer, installed: Option<Lsn>) {
+    pub(super) fn check_told(
+        &mut self,
+        at: usize,
+        asked: &Asked,
+        answer: &Answer,
+        installed: Option<Lsn>,
+    ) {
         let told = match answer {
             Answer::Reply(Reply::Produced(_)) => false,
             Answer::Reply(_) | Answer::Assignment(_) | Answer::Catalog { .. } => true,
             Answer::Error(Error::Refused(_)) => !matches!(asked, Asked::Fetch(_)),
             _ => false,
         };
-        let Some(core) = self.core.as_ref().filter(|_| told) else {
+        let shard = &self.shards[at];
+        let Some(core) = shard.core.as_ref().filter(|_| told) else {
             return;
         };
         let installed = installed.unwrap_or(core.lsns().0);
-        let other = self.shadow.other_up_to(installed);
-        let synced = self.shadow.synced();
+        let other = shard.shadow.other_up_to(installed);
+        let synced = shard.shadow.synced();
         // After a failed write, what is installed and was never written is not what answers rest on.
-        let written = installed <= self.shown_up_to() || self.failed;
+        let written = installed <= self.shown_up_to(at) || shard.failed;
         if other > synced || !written {
             let what = format!(
                 "{asked:?} was answered {answer:?}, which rests on lsn {other} and {installed}; {synced} is synced"
@@ -79,8 +90,14 @@ impl World {
         }
     }
 
-    fn check_fetched(&mut self, fetch: &Fetch, slot: Option<PartitionSlot>, fetched: &Fetched) {
-        let safe = self.shown_up_to();
+    fn check_fetched(
+        &mut self,
+        at: usize,
+        fetch: &Fetch,
+        slot: Option<PartitionSlot>,
+        fetched: &Fetched,
+    ) {
+        let safe = self.shown_up_to(at);
         let partition = fetch.partition;
         for batch in &fetched.batches {
             let base = batch.base_offset.0;
@@ -96,7 +113,7 @@ impl World {
                 let what = format!("{partition} offset {base}: {payload:?} is served as {batch:?}");
                 self.history.violation("damage_reported", what);
             }
-            let place = slot.and_then(|slot| self.shadow.batch(slot, base));
+            let place = slot.and_then(|slot| self.shards[at].shadow.batch(slot, base));
             if slot.is_some() && place.is_none_or(|place| place.lsn > safe) {
                 let what =
                     format!("{partition} offset {base} was readable, and only {safe} is on disk");

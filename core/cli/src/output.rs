@@ -14,7 +14,7 @@ pub(crate) enum Output {
     /// For people.
     #[default]
     Text,
-    /// For programs: JSON, one object a line.
+    /// For programs: JSON, one object a line. A list is a line for each of its entries, and none when empty.
     Json,
     /// Of records (`sub`): the value's bytes as they are.
     Raw,
@@ -41,6 +41,24 @@ impl Output {
             // Commands without values were refused.
             Self::Text | Self::Raw | Self::Hex | Self::Base64 => line(text.as_ref()),
         }
+    }
+}
+
+impl Output {
+    /// A list: `text` for people, for programs a line of JSON for each entry.
+    pub(crate) fn list(
+        self,
+        text: impl AsRef<str>,
+        entries: impl IntoIterator<Item = Value>,
+    ) -> Outcome {
+        if !self.is_json() {
+            return line(text.as_ref());
+        }
+        let mut stdout = io::stdout().lock();
+        for entry in entries {
+            writeln!(stdout, "{entry}")?;
+        }
+        Ok(stdout.flush()?)
     }
 }
 

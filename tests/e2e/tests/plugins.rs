@@ -22,7 +22,7 @@ fn a_produce_filter_drops_before_storing() -> Result<()> {
     );
 
     let broker = Options::on(broker.kill()?).start()?;
-    let list = broker.json("plugin list")?;
+    let list = broker.list("plugin list")?;
     assert!(list.to_string().contains("\"errors\""), "{list}");
     broker.ok_with("pub logs", INPUT)?;
     assert_eq!(
@@ -116,7 +116,7 @@ fn one_bad_record_costs_one_record() -> Result<()> {
         20_000
     );
 
-    let list = broker.json("plugin list")?;
+    let list = broker.list("plugin list")?;
     assert_eq!(&list[0]["errors"], &serde_json::Value::from(1), "{list}");
     assert!(
         list[0]["state"]
@@ -223,7 +223,7 @@ fn what_is_deployed_is_replaced_only_by_who_says_so() -> Result<()> {
         words.contains("plugin remove json-filter --topic t"),
         "{words}"
     );
-    let filters = broker.json("plugin list")?;
+    let filters = broker.list("plugin list")?;
     assert_eq!(filters[0]["parameters"]["expr"], "n>0", "{filters}");
     let said = broker.ok("plugin deploy json-filter --topic t --param expr=n>1")?;
     assert!(said.starts_with("replaced json-filter"), "{said}");

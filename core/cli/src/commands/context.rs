@@ -1,7 +1,7 @@
 //! `context …`: brokers under names, in the user's configuration folder.
 
 use millstream_client::{Context, Contexts, locate};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::Global;
 use crate::connect::overlay;
@@ -99,7 +99,7 @@ pub(crate) fn run(command: Command, global: &Global) -> Outcome {
             } else {
                 table.to_string()
             };
-            output.show(text, &Value::Array(list))
+            output.list(text, list)
         }
         Command::Use { name } => {
             contexts.select(&name)?;

@@ -56,7 +56,7 @@ Examples:
     },
     /// List what is deployed
     List {
-        /// Also the bundled components.
+        /// The bundled components instead; needs no broker.
         #[arg(long)]
         bundled: bool,
     },
@@ -80,9 +80,8 @@ pub(crate) fn run(command: Command, global: &Global) -> Outcome {
             }
             let json = BUNDLED
                 .iter()
-                .map(|b| json!({ "name": b.name, "bytes": b.wasm.len(), "about": b.about }))
-                .collect();
-            return output.show(table.to_string(), &json);
+                .map(|b| json!({ "name": b.name, "bytes": b.wasm.len(), "about": b.about }));
+            return output.list(table.to_string(), json);
         }
         let client = client(global).await?;
         let admin = client.admin();
@@ -163,7 +162,7 @@ pub(crate) fn run(command: Command, global: &Global) -> Outcome {
                     table.to_string()
                 };
                 text.extend(filters.iter().filter_map(last_error));
-                output.show(text, &filters.iter().map(filter_json).collect::<Value>())?;
+                output.list(text, filters.iter().map(filter_json))?;
             }
             Command::Remove { name, topic } => {
                 admin.remove_filter(&topic, &name).await?;

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use millstream_broker::{Config, ConfigError};
 
 use crate::exit::{Failure, Outcome};
+use crate::values::listen;
 
 /// Variables of the command line itself: no settings of a broker.
 const OWN_VARIABLES: [&str; 4] = [
@@ -26,10 +27,10 @@ pub(crate) struct BrokerFlags {
     #[arg(long, value_name = "DIR")]
     pub(crate) data: Option<PathBuf>,
     /// Where clients connect (QUIC over UDP); port 0 takes any.
-    #[arg(long, value_name = "ADDRESS:PORT")]
+    #[arg(long, value_name = "ADDRESS:PORT", value_parser = listen)]
     pub(crate) listen: Option<SocketAddr>,
     /// Where operators look (HTTP: /livez, /readyz, /metrics); port 0 takes any.
-    #[arg(long, value_name = "ADDRESS:PORT")]
+    #[arg(long, value_name = "ADDRESS:PORT", value_parser = listen)]
     pub(crate) http: Option<SocketAddr>,
     /// Shards of a new data directory; fixed at its first start. Default: one a core.
     #[arg(long, value_name = "N")]

@@ -17,7 +17,7 @@ pub(crate) enum Command {
     Check(BrokerFlags),
     /// Every setting in effect, and where it came from: flag, environment, file or default
     #[command(after_help = "\
-Environment: MILLSTREAM_LISTEN sets listen; two underscores step into a section, so
+Environment: MILLSTREAM_LISTEN sets listen; two underscores step into a section, so \
 MILLSTREAM_LOG__FLUSH sets flush in [log].
 
 Example:

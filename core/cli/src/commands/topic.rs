@@ -49,8 +49,8 @@ Example:
     },
     /// List topics with what is in them
     #[command(after_help = "\
-RECORDS is what is kept, BYTES its size, estimated from the mean of all that was appended, RECORDS/S what
-was appended over the last ten seconds. A topic of which a partition cannot be reached is shown with what
+RECORDS is what is kept, BYTES its size, estimated from the mean of all that was appended, RECORDS/S what \
+was appended over the last ten seconds. A topic of which a partition cannot be reached is shown with what \
 can, and the command fails.
 
 Examples:
@@ -105,7 +105,7 @@ Examples:
     },
     /// Raise a topic's number of partitions
     #[command(after_help = "\
-Records with a key go to the partition of its hash, so more partitions move keys: producers that run
+Records with a key go to the partition of its hash, so more partitions move keys: producers that run \
 change with their next acknowledgement, and keep the order of each key's records as they do.
 
 Example:
@@ -119,7 +119,7 @@ Example:
     },
     /// Give up the oldest records of a topic
     #[command(after_help = "\
-Positions: start, end, an offset, @milliseconds, -10m, or a time like 2026-01-31T12:00:00Z. A time is that
+Positions: start, end, an offset, @milliseconds, -10m, or a time like 2026-01-31T12:00:00Z. A time is that \
 of the records; the batch in which it lies is kept whole. Offsets are those of one partition.
 
 Examples:

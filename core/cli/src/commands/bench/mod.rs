@@ -24,7 +24,7 @@ use crate::values::size;
 pub(crate) enum Command {
     /// Durable acknowledgements: records/s and latency
     #[command(after_help = "\
-Latency is from handing a batch (with --batch 0, a sampled record) to the client until its
+Latency is from handing a batch (with --batch 0, a sampled record) to the client until its \
 acknowledgement, waiting for a place among those in flight not included.
 
 Examples:

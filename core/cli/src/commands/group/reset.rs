@@ -17,7 +17,7 @@ use crate::values::start_at;
     after_help = "\
 Positions: start, end, an offset, @milliseconds, -10m, or a time like 2026-01-31T12:00:00Z
 
-A file holds what `group describe -o json` prints, or lines of TOPIC PARTITION OFFSET. Partitions that it
+A file holds what `group describe -o json` prints, or lines of TOPIC PARTITION OFFSET. Partitions that it \
 does not name stay as they are.
 
 Examples:

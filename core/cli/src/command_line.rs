@@ -54,6 +54,17 @@ fn every_argument_is_described_and_a_commands_own_come_first() {
     assert!(missing.is_empty(), "arguments without a word: {missing:#?}");
 }
 
+/// A person types what is shown (and `tests/e2e` runs it).
+#[test]
+fn every_command_shows_an_example() {
+    let root = command();
+    for (path, command) in all(&root) {
+        let help = command.clone().render_long_help().to_string();
+        let shown = help.contains("\nExample:\n  ") || help.contains("\nExamples:\n  ");
+        assert!(shown || command.has_subcommands(), "{path}: no example");
+    }
+}
+
 /// Help is as wide as the terminal: a line of prose ends where the next word had no place, or the paragraph ends.
 #[test]
 fn prose_of_help_is_broken_by_the_terminal_alone() {

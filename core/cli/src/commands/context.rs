@@ -32,18 +32,31 @@ Examples:
         select: bool,
     },
     /// List the names; * is the one in use
+    #[command(after_help = "Example:\n  millstream context list")]
     List,
     /// Use this one wherever nothing else says which
+    #[command(after_help = "\
+Example:
+  millstream context add here --context .millstream/context.toml --replace
+  millstream context use here")]
     Use {
         /// Name of the context.
         name: String,
     },
     /// Show which context is used here, and what it says; keys and tokens are not shown
+    #[command(after_help = "\
+Examples:
+  millstream context show
+  millstream context show .millstream/context.toml")]
     Show {
         /// Name of a context, or a file. Default: the one that is used here.
         name: Option<std::path::PathBuf>,
     },
     /// Forget a name
+    #[command(after_help = "\
+Example:
+  millstream context add old --url broker.example:7411 --ca ca.pem --replace
+  millstream context remove old")]
     Remove {
         /// Name of the context.
         name: String,

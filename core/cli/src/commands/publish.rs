@@ -24,7 +24,7 @@ use crate::connect::{block_on, client};
 use crate::exit::{Failure, Outcome};
 use crate::input::Cut;
 use crate::interrupt::Interrupt;
-use crate::output::{grouped, note};
+use crate::output::{grouped, note, partitions};
 use crate::progress::Progress;
 use crate::values::{Delimiter, delimiter, duration, limit, pair, size};
 use outcomes::{Complaints, Names, Outcomes};
@@ -163,11 +163,11 @@ pub(crate) fn run(arguments: &Arguments, global: &Global) -> Outcome {
             .partition
             .filter(|&partition| partition >= topic.partitions())
         {
-            let last = topic.partitions() - 1;
             // The command line was right, and the broker says no.
             return Err(Failure::failed(format!(
-                "{} has partitions 0 to {last}, not {partition}",
-                arguments.topic
+                "{} has {}, not {partition}",
+                arguments.topic,
+                partitions(topic.partitions())
             )));
         }
         if let Some(asked) = arguments.batch_bytes

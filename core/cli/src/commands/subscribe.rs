@@ -96,8 +96,9 @@ pub(crate) struct Arguments {
     /// default with --group), or say so and go on with the oldest (the default without) or the newest.
     #[arg(long, value_enum, value_name = "WHAT")]
     on_lost: Option<Lost>,
-    /// Fail if records are missing or repeated (offsets, and each producer's sequences). Not for topics that
-    /// have, or had, a filter at produce: what it drops leaves holes in the sequences that look like loss.
+    /// Fail if records are missing or repeated (offsets, and each producer's sequences). Refused for a topic
+    /// with a filter at produce, and not for one that had some: what they drop leaves holes in the sequences
+    /// that look like loss.
     #[arg(long)]
     verify: bool,
 }
@@ -154,6 +155,9 @@ async fn subscribe(
         return Ok(());
     }
     let topics = named(client, &arguments.topics).await?;
+    if arguments.verify {
+        unfiltered(client, &topics).await?;
+    }
     let from = arguments.from.unwrap_or(if arguments.group.is_some() {
         StartAt::Start
     } else {
@@ -254,6 +258,24 @@ async fn named(client: &Client, asked: &[String]) -> Outcome<Vec<String>> {
         Vec::new()
     };
     topics::resolve(asked, &known).map_err(Failure::failed)
+}
+
+/// `--verify` judges sequences, which a filter at produce makes holes in: of such a topic it would tell loss that
+/// is none.
+async fn unfiltered(client: &Client, topics: &[String]) -> Outcome {
+    for topic in topics {
+        let described = client.admin().describe_topic(topic, false).await?;
+        let mut filters = described.filters.iter();
+        if let Some(filter) = filters.find(|filter| filter.stage == "produce") {
+            return Err(Failure::failed(format!(
+                "{topic} cannot be read with --verify: what its filter `{}` drops at produce leaves holes in the \
+                 producers' sequences, which look like loss. Read it without --verify; `log verify` checks what is \
+                 on the broker's disk",
+                filter.name
+            )));
+        }
+    }
+    Ok(())
 }
 
 fn with_partitions(

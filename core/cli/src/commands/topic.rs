@@ -19,10 +19,10 @@ macro_rules! settings_help {
     () => {
         "\
 Settings:
-  retention.ms         drop batches older than this: 90s, 12h, 5d, or milliseconds; -1: never
+  retention.ms         drop batches older than 90s, 12h, 5d or milliseconds; -1: never
   retention.bytes      of each partition: 64m, 10GiB, or bytes; -1: unbounded
   max.message.bytes    largest batch
-  check.records        which records are read before they are stored: plain, or all (compressed ones too)
+  check.records        read records before storing: plain, or all (compressed too)
 "
     };
 }
@@ -246,12 +246,13 @@ pub(crate) fn run(command: Command, global: &Global) -> Outcome {
                 let described = admin.add_partitions(&topic, total).await?;
                 if described.partitions != total {
                     return Err(Failure::failed(format!(
-                        "{topic} has {} partitions",
-                        described.partitions
+                        "{topic} has {} partition{}",
+                        described.partitions,
+                        plural(described.partitions.into())
                     )));
                 }
                 output.show(
-                    format!("{topic} has {total} partitions"),
+                    format!("{topic} has {total} partition{}", plural(total.into())),
                     &topic_json(&described),
                 )?;
             }

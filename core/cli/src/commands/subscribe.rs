@@ -36,9 +36,7 @@ const BLOCK_BYTES: usize = 64 << 10;
 /// With a group, offsets are committed so often.
 const COMMIT_EVERY: Duration = Duration::from_secs(1);
 
-/// Print records
-#[derive(Debug, clap::Args)]
-#[command(after_long_help = FORMAT_HELP, after_help = "\
+const EXAMPLES: &str = "\
 Examples:
   millstream sub orders                                # from now on, until Ctrl-C
   millstream sub orders --last 10 --exit-at-end        # the newest ten
@@ -48,9 +46,14 @@ Examples:
   millstream sub 'orders-*' payments --from start --until end
   millstream sub orders --partition 0 --from 41 --count 1 -o raw --delimiter '' > value.bin
   millstream sub orders --group billing                # share the topic; offsets are kept
-  millstream sub orders --filter json-filter --param 'expr=total > 100'
+  millstream sub orders --filter json-filter --param 'expr=total > 100'";
 
---help explains the format.")]
+/// Print records
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = format!("{EXAMPLES}\n\n--help explains the format."),
+    after_long_help = format!("{EXAMPLES}\n\n{FORMAT_HELP}")
+)]
 pub(crate) struct Arguments {
     /// Topics to read, by name or by a pattern with * and ?. A pattern stands for the topics that match when the
     /// command begins.

@@ -99,8 +99,11 @@ impl Drop for Terminal {
     }
 }
 
+/// Looks whether something is there.
+type Look = fn(&Broker) -> Result<bool>;
+
 /// Commands that cannot be undone, and whether what each would take is still there.
-const DESTRUCTIVE: [(&str, fn(&Broker) -> Result<bool>); 4] = [
+const DESTRUCTIVE: [(&str, Look); 4] = [
     ("topic delete orders", has_records),
     ("topic purge orders", has_records),
     ("topic trim orders --before end", has_records),

@@ -1,6 +1,5 @@
 //! Values on the command line: durations, sizes, positions, settings.
 
-use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use millstream_client::StartAt;
@@ -38,28 +37,6 @@ pub(crate) fn limit(text: &str) -> Result<Duration, String> {
         )),
         time => Ok(time),
     }
-}
-
-/// Where a broker listens: an IP address of this machine and a port.
-pub(crate) fn listen(text: &str) -> Result<SocketAddr, String> {
-    if let Ok(address) = text.parse() {
-        return Ok(address);
-    }
-    let forms = "write 127.0.0.1:7411 (reached from this machine alone), 0.0.0.0:7411 or [::]:7411 (from everywhere)";
-    if text.parse::<IpAddr>().is_ok() {
-        return Err(format!("`{text}` has no port: {forms}"));
-    }
-    Err(match text.rsplit_once(':') {
-        Some((host, port)) if port.parse::<u16>().is_err() => {
-            format!("the port of `{host}` is not a number up to 65535: {forms}")
-        }
-        Some((host, _)) => {
-            format!(
-                "`{host}` is a name, and a broker listens on an IP address of its machine: {forms}"
-            )
-        }
-        None => format!("`{text}` is not an IP address with a port: {forms}"),
-    })
 }
 
 /// Milliseconds where the name says so: `250`, `2s`.
@@ -208,26 +185,6 @@ mod tests {
         assert!(milliseconds("2 dogs").is_err());
         assert_eq!(limit("1ms"), Ok(Duration::from_millis(1)));
         assert!(limit("0").is_err() && limit("0ms").is_err());
-    }
-
-    #[test]
-    fn a_broker_listens_on_addresses() {
-        for good in ["127.0.0.1:0", "0.0.0.0:7411", "[::1]:7411"] {
-            assert_eq!(listen(good), Ok(good.parse().unwrap()));
-        }
-        for (wrong, why) in [
-            ("nohost:1", "`nohost` is a name"),
-            ("127.0.0.1", "`127.0.0.1` has no port"),
-            ("::1", "`::1` has no port"),
-            ("7411", "`7411` is not an IP address with a port"),
-            ("127.0.0.1:http", "the port of `127.0.0.1`"),
-        ] {
-            let told = listen(wrong).unwrap_err();
-            assert!(
-                told.contains(why) && told.contains("0.0.0.0:7411"),
-                "{told}"
-            );
-        }
     }
 
     #[test]

@@ -183,6 +183,14 @@ impl Context {
         Ok((host.to_owned(), port))
     }
 
+    /// Whether certificates and keys are such that a connection can be tried: what connecting would say of them.
+    ///
+    /// # Errors
+    /// When there is no authority, or something cannot be read as what it is for.
+    pub fn check(&self) -> Result<(), Error> {
+        crate::transport::client_config(self, crate::transport::IDLE_TIMEOUT).map(drop)
+    }
+
     /// Read the files that the context in the file `context` names.
     fn inline(&mut self, context: &Path) -> Result<(), Error> {
         let directory = context.parent().unwrap_or(Path::new("."));

@@ -110,10 +110,17 @@ pub(crate) fn start_at(text: &str) -> Result<StartAt, String> {
             now - i64::try_from(ago.as_millis()).unwrap_or(i64::MAX),
         ));
     }
-    match text.parse::<jiff::Timestamp>() {
-        Ok(time) => Ok(StartAt::Timestamp(time.as_millisecond())),
-        Err(_) => Err(format!(
-            "`{text}` is no position: use start, end, an offset, @milliseconds, -10m, or a time like 2026-01-31T12:00:00Z"
+    // A day begins at midnight UTC.
+    let day = |date: jiff::civil::Date| date.to_zoned(jiff::tz::TimeZone::UTC).ok();
+    let midnight = || {
+        // No part of a time without its zone.
+        let date = (!text.contains(['T', 't', ' '])).then(|| text.parse().ok());
+        day(date.flatten()?).map(|day| day.timestamp())
+    };
+    match text.parse::<jiff::Timestamp>().ok().or_else(midnight) {
+        Some(time) => Ok(StartAt::Timestamp(time.as_millisecond())),
+        None => Err(format!(
+            "`{text}` is no position: use start, end, an offset, @milliseconds, -10m, a day like 2026-01-31, or a time like 2026-01-31T12:00:00Z"
         )),
     }
 }
@@ -204,6 +211,11 @@ mod tests {
             start_at("2023-11-14T22:13:20Z"),
             Ok(StartAt::Timestamp(1_700_000_000_000))
         );
+        assert_eq!(
+            start_at("2023-11-14"),
+            Ok(StartAt::Timestamp(1_699_920_000_000))
+        );
+        assert!(start_at("2023-11-14T22:13").is_err(), "of which zone?");
         assert!(matches!(start_at("-10m"), Ok(StartAt::Timestamp(_))));
         assert!(start_at("soon").is_err());
         assert_eq!(time(1_700_000_000_000), "2023-11-14T22:13:20.000Z");

@@ -337,6 +337,10 @@ fn first_mistakes_are_told_in_words_that_help() {
             "(--client-key junk.pem) holds no private key",
         ),
         (
+            "context add x --url h --ca junk.pem",
+            "(--ca junk.pem) holds no certificate",
+        ),
+        (
             "topic list --url h",
             "no certificate authority to check h:7411 against",
         ),
@@ -350,7 +354,8 @@ fn first_mistakes_are_told_in_words_that_help() {
         ),
     ] {
         let arguments: Vec<&str> = line.split(' ').collect();
-        let run = millstream(path, &arguments, &[]);
+        let home = [("XDG_CONFIG_HOME", path.to_str().expect("text"))];
+        let run = millstream(path, &arguments, &home);
         assert_eq!(run.code, Some(2), "{line}: {}", run.stderr);
         assert!(run.stderr.contains(words), "{line}: {}", run.stderr);
     }

@@ -136,10 +136,10 @@ impl Config {
             );
         }
         if self.shards == Some(0) || self.shards.is_some_and(|n| n > sections::SHARDS_MAX) {
-            return invalid("shards", format!("1 to {}", sections::SHARDS_MAX));
+            return invalid("shards", format!("it is 1 to {}", sections::SHARDS_MAX));
         }
         if self.threads == Some(0) {
-            return invalid("threads", "at least 1".to_owned());
+            return invalid("threads", "it is at least 1".to_owned());
         }
         self.log.check()?;
         self.topics.check()?;

@@ -86,6 +86,10 @@ pub(crate) fn run(command: Command, global: &Global) -> Outcome {
             };
             overlay(&mut context, global)?;
             context.server_name = server_name.or(context.server_name);
+            // One without any certificate is completed by flags where it is used.
+            if context.ca_pem.is_some() || context.cert_pem.is_some() {
+                context.check()?;
+            }
             let file = contexts.add(&name, &context, replace)?;
             if select {
                 contexts.select(&name)?;

@@ -65,7 +65,7 @@ pub(crate) struct Arguments {
     /// What stands behind each value: text with \n \t \r \0 \\ \xHH. Default: a line feed.
     #[arg(short = 'd', long, value_name = "TEXT", value_parser = delimiter)]
     delimiter: Option<Delimiter>,
-    /// Where to begin: start, end, an offset, @milliseconds, -10m, or a time. With a group: where the
+    /// Where to begin: start, end, an offset, @milliseconds, -10m, a day, or a time. With a group: where the
     /// group has no offset yet. Default: end; with a group, start.
     #[arg(long, value_parser = start_at, value_name = "POSITION", allow_hyphen_values = true)]
     from: Option<StartAt>,

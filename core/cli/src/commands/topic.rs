@@ -119,7 +119,7 @@ Example:
     },
     /// Give up the oldest records of a topic
     #[command(after_help = "\
-Positions: start, end, an offset, @milliseconds, -10m, or a time like 2026-01-31T12:00:00Z. A time is that \
+Positions: start, end, an offset, @milliseconds, -10m, a day like 2026-01-31 (from midnight UTC), or a time like 2026-01-31T12:00:00Z. A time is that \
 of the records; the batch in which it lies is kept whole. Offsets are those of one partition.
 
 Examples:

@@ -169,7 +169,7 @@ impl Link {
         }
         let now = Instant::now();
         current.told_lost = Some(now);
-        let left = until.saturating_duration_since(now).as_secs_f64();
+        let left = until.saturating_duration_since(now).as_secs_f64().ceil();
         tracing::warn!(
             "connection to {} lost ({}), retrying for {left:.0} s",
             self.context.url,
@@ -283,7 +283,10 @@ impl Link {
             .connect_with(self.config.clone(), remote, name)
             .map_err(|error| Error::usage(format!("{}: {error}", self.context.url)))?;
         let connection = tokio::select! {
-            connection = connecting => connection?,
+            connection = connecting => connection.map_err(|lost| {
+                let authority = self.context.origins.ca.as_deref();
+                Error::refused_by_us(lost, &self.context.url, authority)
+            })?,
             error = transport::unreachable(remote) => {
                 return Err(Error::absent(match error.kind() {
                     std::io::ErrorKind::ConnectionRefused => {

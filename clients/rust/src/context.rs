@@ -59,6 +59,20 @@ pub struct Context {
     /// Name to look for in the broker's certificate, instead of the URL's host.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub server_name: Option<String>,
+    /// Where the certificates and keys above were read, for messages.
+    #[serde(skip)]
+    pub origins: Origins,
+}
+
+/// Where certificates and keys of a context were read: words that an error names them by.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Origins {
+    /// Of `ca_pem`.
+    pub ca: Option<String>,
+    /// Of `cert_pem`.
+    pub cert: Option<String>,
+    /// Of `key_pem`.
+    pub key: Option<String>,
 }
 
 impl Context {
@@ -86,8 +100,7 @@ impl Context {
                 error.message()
             ))
         })?;
-        let directory = path.parent().unwrap_or(Path::new("."));
-        context.inline(directory)?;
+        context.inline(path)?;
         Ok(context)
     }
 
@@ -170,25 +183,59 @@ impl Context {
         Ok((host.to_owned(), port))
     }
 
-    fn inline(&mut self, directory: &Path) -> Result<(), Error> {
-        let fill =
-            |text: &mut Option<String>, file: &mut Option<PathBuf>, what: &str| match file.take() {
-                Some(_) if text.is_some() => Err(Error::usage(format!(
-                    "the context gives {what} both inline and as a file: keep one"
-                ))),
-                Some(file) => {
-                    *text = Some(read(&directory.join(file), what)?);
-                    Ok(())
+    /// Whether certificates and keys are such that a connection can be tried: what connecting would say of them.
+    ///
+    /// # Errors
+    /// When there is no authority, or something cannot be read as what it is for.
+    pub fn check(&self) -> Result<(), Error> {
+        crate::transport::client_config(self, crate::transport::IDLE_TIMEOUT).map(drop)
+    }
+
+    /// Read the files that the context in the file `context` names.
+    fn inline(&mut self, context: &Path) -> Result<(), Error> {
+        let directory = context.parent().unwrap_or(Path::new("."));
+        let fill = |text: &mut Option<String>,
+                    file: &mut Option<PathBuf>,
+                    origin: &mut Option<String>,
+                    what: &str| {
+            let from = match file.take() {
+                Some(_) if text.is_some() => {
+                    return Err(Error::usage(format!(
+                        "context file {}: it gives {what} both inline and as a file: keep one",
+                        context.display()
+                    )));
                 }
-                None => Ok(()),
+                Some(file) => {
+                    let file = directory.join(file);
+                    *text = Some(read(&file, what)?);
+                    file
+                }
+                None => context.to_owned(),
             };
-        fill(&mut self.ca_pem, &mut self.ca_file, "the CA")?;
+            if text.is_some() {
+                *origin = Some(from.display().to_string());
+            }
+            Ok(())
+        };
+        let origins = &mut self.origins;
+        fill(
+            &mut self.ca_pem,
+            &mut self.ca_file,
+            &mut origins.ca,
+            "the CA",
+        )?;
         fill(
             &mut self.cert_pem,
             &mut self.cert_file,
+            &mut origins.cert,
             "the client certificate",
         )?;
-        fill(&mut self.key_pem, &mut self.key_file, "the client key")
+        fill(
+            &mut self.key_pem,
+            &mut self.key_file,
+            &mut origins.key,
+            "the client key",
+        )
     }
 }
 
@@ -282,10 +329,11 @@ mod tests {
         std::fs::write(directory.join("ca.pem"), "the CA").unwrap();
         let path = directory.join("context.toml");
         std::fs::write(&path, "url = \"millstream://a:1\"\nca_file = \"ca.pem\"\n").unwrap();
-        assert_eq!(
-            Context::load(&path).unwrap().ca_pem.as_deref(),
-            Some("the CA")
-        );
+        let context = Context::load(&path).unwrap();
+        assert_eq!(context.ca_pem.as_deref(), Some("the CA"));
+        let ca = directory.join("ca.pem").display().to_string();
+        assert_eq!(context.origins.ca, Some(ca), "errors name the file");
+        assert_eq!(context.origins.key, None);
         std::fs::remove_dir_all(&directory).unwrap();
     }
 }

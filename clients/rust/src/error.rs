@@ -177,6 +177,29 @@ impl Error {
         error
     }
 
+    /// The first connection did not come to be: where to, and checked against which authority.
+    pub(crate) fn refused_by_us(
+        lost: quinn::ConnectionError,
+        url: &str,
+        authority: Option<&str>,
+    ) -> Self {
+        let authority = authority.unwrap_or("the context");
+        let unknown = match &lost {
+            quinn::ConnectionError::TransportError(inner) => ["UnknownIssuer", "BadSignature"]
+                .into_iter()
+                .find(|word| inner.reason.contains(word)),
+            _ => None,
+        };
+        let mut error = Self::from(lost);
+        if let Some(word) = unknown
+            && let Some(inner) = std::sync::Arc::get_mut(&mut error.0)
+        {
+            inner.message =
+                format!("the certificate of {url} is not of the authority in {authority} ({word})");
+        }
+        error
+    }
+
     pub(crate) fn is_absent(&self) -> bool {
         self.0.absent
     }
@@ -337,7 +360,7 @@ impl From<quinn::ConnectionError> for Error {
             C::TransportError(ref inner) if alert(inner.code).is_some() => Self::new(
                 Kind::Transport,
                 format!("no TLS connection with the broker: {inner}"),
-                "Use the context file of this broker: DIR/context.toml in its data directory; a start writes a new one when it makes a new CA.",
+                certificate_hint(&inner.reason),
                 false,
             ),
             C::TransportError(ref inner) => {
@@ -357,6 +380,17 @@ impl From<quinn::ConnectionError> for Error {
             other => Self::transport(format!("the connection failed: {other}")),
         };
         error.caused_by(cause)
+    }
+}
+
+/// What to do about a certificate of the broker's that was found wanting, by the words of the TLS library.
+fn certificate_hint(reason: &str) -> &'static str {
+    if reason.contains("not valid for name") {
+        "Connect by a name or address that the certificate has, or say which one to look for: server_name in a context."
+    } else if reason.contains("certificate expired") || reason.contains("not valid yet") {
+        "Check this machine's clock; if it is right, the broker needs a new certificate."
+    } else {
+        "Give the authority that signed the broker's certificate: --ca FILE, ca_file in a context. A broker that made its own writes it into DIR/context.toml in its data directory, and a new one when it makes a new authority."
     }
 }
 

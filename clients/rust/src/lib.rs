@@ -47,7 +47,7 @@ pub use consumer::{
     OpenedBatch, StartAt, TopicPartition,
 };
 pub use context::{
-    CONTEXT_FILE, CONTEXT_VARIABLE, Context, DEFAULT_PORT, DEV_DIRECTORY, TOKEN_VARIABLE,
+    CONTEXT_FILE, CONTEXT_VARIABLE, Context, DEFAULT_PORT, DEV_DIRECTORY, Origins, TOKEN_VARIABLE,
 };
 pub use contexts::{Contexts, locate};
 pub use error::{Error, Kind as ErrorKind, Result};

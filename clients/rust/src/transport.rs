@@ -60,15 +60,22 @@ pub(crate) fn client_config(context: &Context, idle_timeout: Duration) -> Result
             "Use the broker's context file (--context, MILLSTREAM_CONTEXT), or give the authority of its certificate: --ca FILE, ca_file in a context.",
         )
     })?;
+    let origins = &context.origins;
+    let wrong = |what: &str, origin: &Option<String>, why: &str| {
+        Error::usage(match origin {
+            Some(origin) => format!("{what} ({origin}) {why}"),
+            None => format!("{what} {why}"),
+        })
+    };
+    let ca = |why: &str| wrong("the certificate authority", &origins.ca, why);
     for certificate in CertificateDer::pem_slice_iter(pem.as_bytes()) {
-        let certificate =
-            certificate.map_err(|error| Error::usage(format!("the CA is not PEM: {error}")))?;
+        let certificate = certificate.map_err(|error| ca(&format!("is not PEM: {error}")))?;
         roots
             .add(certificate)
-            .map_err(|error| Error::usage(format!("the CA cannot be used: {error}")))?;
+            .map_err(|error| ca(&format!("cannot be used: {error}")))?;
     }
     if roots.is_empty() {
-        return Err(Error::usage("the CA holds no certificate"));
+        return Err(ca("holds no certificate: a PEM file with one is wanted"));
     }
     let builder = rustls::ClientConfig::builder_with_provider(Arc::new(provider))
         .with_protocol_versions(&[&version::TLS13])
@@ -77,21 +84,33 @@ pub(crate) fn client_config(context: &Context, idle_timeout: Duration) -> Result
     let mut tls = match (&context.cert_pem, &context.key_pem) {
         (None, None) => builder.with_no_client_auth(),
         (Some(chain), Some(key)) => {
+            let cert = |why: &str| wrong("the client certificate", &origins.cert, why);
             let chain: Vec<_> = CertificateDer::pem_slice_iter(chain.as_bytes())
                 .collect::<Result<_, _>>()
-                .map_err(|error| {
-                    Error::usage(format!("the client certificate is not PEM: {error}"))
-                })?;
-            let key = PrivateKeyDer::from_pem_slice(key.as_bytes())
-                .map_err(|error| Error::usage(format!("the client key is not PEM: {error}")))?;
-            builder.with_client_auth_cert(chain, key).map_err(|error| {
-                Error::usage(format!("the client certificate cannot be used: {error}"))
-            })?
+                .map_err(|error| cert(&format!("is not PEM: {error}")))?;
+            if chain.is_empty() {
+                return Err(cert("holds no certificate: a PEM file with one is wanted"));
+            }
+            let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).map_err(|error| {
+                let why = match error {
+                    rustls_pki_types::pem::Error::NoItemsFound => {
+                        "holds no private key: a PEM file with one is wanted".to_owned()
+                    }
+                    error => format!("is not PEM: {error}"),
+                };
+                wrong("the client key", &origins.key, &why)
+            })?;
+            builder
+                .with_client_auth_cert(chain, key)
+                .map_err(|error| cert(&format!("cannot be used: {error}")))?
         }
-        _ => {
-            return Err(Error::usage(
-                "a client certificate needs its key, and a key its certificate",
-            ));
+        (Some(_), None) => {
+            let why = "needs its key: key_file, key_pem in a context";
+            return Err(wrong("the client certificate", &origins.cert, why));
+        }
+        (None, Some(_)) => {
+            let why = "needs its certificate: cert_file, cert_pem in a context";
+            return Err(wrong("the client key", &origins.key, why));
         }
     };
     tls.alpn_protocols = vec![millstream_protocol::ALPN.to_vec()];

@@ -45,6 +45,7 @@ pub use bundled::{BUNDLED, Bundled, bundled};
 pub use config::{
     CheckRecords, Config, ConfigError, DEFAULT_HTTP_PORT, DEFAULT_PORT, Flush, Limits, LogSettings,
     Memory, Plugins, PrincipalSettings, Quic, Storage, Telemetry, Tls, TopicDefaults,
+    listen_address,
 };
 pub use directory::{Directory, Meta, missing_shard, read_meta};
 pub use error::Error;

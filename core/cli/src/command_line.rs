@@ -54,6 +54,56 @@ fn every_argument_is_described_and_a_commands_own_come_first() {
     assert!(missing.is_empty(), "arguments without a word: {missing:#?}");
 }
 
+/// A person types what is shown (and `tests/e2e` runs it).
+#[test]
+fn every_command_shows_an_example() {
+    let root = command();
+    for (path, command) in all(&root) {
+        let help = command.clone().render_long_help().to_string();
+        let shown = help.contains("\nExample:\n  ") || help.contains("\nExamples:\n  ");
+        assert!(shown || command.has_subcommands(), "{path}: no example");
+    }
+}
+
+/// Help is as wide as the terminal: a line of prose ends where the next word had no place, or the paragraph ends.
+#[test]
+fn prose_of_help_is_broken_by_the_terminal_alone() {
+    let root = command();
+    let (mut wrong, mut paragraphs) = (Vec::new(), 0);
+    for width in [60, 80, 120] {
+        for (path, command) in all(&root) {
+            let mut command = command.clone().term_width(width);
+            for help in [command.render_help(), command.render_long_help()] {
+                for (line, next) in broken_prose(&help.to_string(), width) {
+                    wrong.push(format!("{path} at {width} columns: `{line}` / `{next}`"));
+                }
+                paragraphs += 1;
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+    assert!(paragraphs > 200, "only {paragraphs} texts were looked at");
+    let by_hand = "A line that was\nbroken by hand.\n\nExample:\n  a\n  b";
+    assert_eq!(
+        broken_prose(by_hand, 60),
+        [("A line that was", "broken by hand.")]
+    );
+}
+
+/// Lines at the margin that would have had a place for the first word of the next.
+fn broken_prose(help: &str, width: usize) -> Vec<(&str, &str)> {
+    let lines: Vec<&str> = help.lines().collect();
+    let is_prose = |line: &str| !line.is_empty() && !line.starts_with(' ') && !line.ends_with(':');
+    let pairs = lines.windows(2).map(|pair| (pair[0], pair[1]));
+    pairs
+        .filter(|(line, next)| is_prose(line) && is_prose(next))
+        .filter(|(line, next)| {
+            let word = next.split(' ').next().unwrap_or_default();
+            line.chars().count() + 1 + word.chars().count() <= width
+        })
+        .collect()
+}
+
 #[test]
 fn what_texts_and_hints_tell_to_type_is_there() {
     let root = command();

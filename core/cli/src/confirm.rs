@@ -8,7 +8,7 @@ use crate::exit::{Failure, Outcome};
 /// The flag of commands that ask.
 #[derive(Clone, Copy, Debug, clap::Args)]
 pub(crate) struct Yes {
-    /// Do not ask on a terminal.
+    /// Do not ask. Without a terminal nothing is asked.
     #[arg(short = 'y', long)]
     yes: bool,
 }

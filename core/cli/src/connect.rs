@@ -38,21 +38,40 @@ pub(crate) fn context(global: &Global) -> Outcome<Context> {
 pub(crate) fn overlay(context: &mut Context, global: &Global) -> Outcome {
     if let Some(url) = &global.url {
         context.url.clone_from(url);
-        context.address()?;
+        let (host, port) = context.address()?;
+        // The port is shown too, where it is the default: it may be the wrong one.
+        context.url = match host.contains(':') {
+            true => format!("[{host}]:{port}"),
+            false => format!("{host}:{port}"),
+        };
     }
     if let Some(token) = &global.token {
         context.token = Some(token.clone());
     }
     if let Some(ca) = &global.ca {
         context.ca_pem = Some(pem("--ca", ca)?);
+        context.origins.ca = Some(format!("--ca {}", ca.display()));
     }
     match (&global.client_cert, &global.client_key) {
         (None, None) => {}
         (Some(certificate), Some(key)) => {
             context.cert_pem = Some(pem("--client-cert", certificate)?);
+            context.origins.cert = Some(format!("--client-cert {}", certificate.display()));
             context.key_pem = Some(pem("--client-key", key)?);
+            context.origins.key = Some(format!("--client-key {}", key.display()));
         }
-        _ => return Err(Failure::usage("--client-cert and --client-key go together")),
+        (Some(certificate), None) => {
+            return Err(Failure::usage(format!(
+                "--client-cert {} needs its key: --client-key FILE",
+                certificate.display()
+            )));
+        }
+        (None, Some(key)) => {
+            return Err(Failure::usage(format!(
+                "--client-key {} needs its certificate: --client-cert FILE",
+                key.display()
+            )));
+        }
     }
     Ok(())
 }
@@ -83,11 +102,43 @@ pub(crate) async fn client_of(context: Context, global: &Global) -> Outcome<Clie
         client = &mut connecting => return Ok(client?),
         () = tokio::time::sleep(SILENCE) => {}
     }
-    note(&if global.waits() {
-        let left = global.timeout().saturating_sub(SILENCE).as_secs_f64();
-        format!("no connection to {url} yet, trying for {left:.0} s more")
-    } else {
-        format!("{url} does not answer; --wait waits for a broker that is still to come")
-    });
+    let left = global
+        .waits()
+        .then(|| global.timeout().saturating_sub(SILENCE));
+    if let Some(words) = silence(&url, left) {
+        note(&words);
+    }
     Ok(connecting.await?)
+}
+
+/// What is said when a broker did not answer for a while: `left` is for how long it is still waited for, if it
+/// is. An end that comes at once says enough.
+fn silence(url: &str, left: Option<Duration>) -> Option<String> {
+    match left {
+        None => Some(format!(
+            "{url} does not answer; --wait waits for a broker that is still to come"
+        )),
+        Some(left) if left < Duration::from_millis(500) => None,
+        Some(left) => {
+            let left = left.as_secs_f64();
+            Some(format!(
+                "no connection to {url} yet, trying for {left:.0} s more"
+            ))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_tried_for_no_time() {
+        let words = |left| silence("h:1", left).unwrap_or_default();
+        assert_eq!(words(Some(Duration::ZERO)), "");
+        assert_eq!(words(Some(Duration::from_millis(499))), "");
+        assert!(words(Some(Duration::from_millis(600))).contains("for 1 s more"));
+        assert!(words(Some(Duration::from_secs(28))).contains("for 28 s more"));
+        assert!(words(None).contains("--wait"));
+    }
 }

@@ -92,9 +92,10 @@ pub(crate) fn code(outcome: Outcome, output: Output) -> ExitCode {
 /// The exit code when the command line could not be read, or asked for help. As JSON where
 /// `arguments` ask for it.
 pub(crate) fn parsing(
-    error: &clap::Error,
+    error: clap::Error,
     arguments: impl Iterator<Item = std::ffi::OsString>,
 ) -> ExitCode {
+    let error = &told_elsewhere(error);
     if error.use_stderr() && asks_for_json(arguments) {
         let text = error.render().to_string();
         let (message, rest) = text.split_once("\n\n").unwrap_or((&text, ""));
@@ -107,6 +108,75 @@ pub(crate) fn parsing(
         let _ = error.print(); // nobody is left to hear of a stream that is closed
     }
     ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
+}
+
+/// Flags that other brokers' tools have, without their dashes, and what is typed here.
+const ELSEWHERE: &[(&[&str], &str)] = &[
+    (
+        &[
+            "server",
+            "servers",
+            "broker",
+            "brokers",
+            "broker-list",
+            "bootstrap-server",
+            "bootstrap-servers",
+            "host",
+            "hostname",
+            "address",
+            "addr",
+            "endpoint",
+            "b",
+            "s",
+        ],
+        "which broker is said with `--url HOST:PORT`, or by a context: `--context NAME|FILE`",
+    ),
+    (
+        &["port"],
+        "a broker listens where `--listen ADDRESS:PORT` says; a client finds it with `--url HOST:PORT`",
+    ),
+    (
+        &["from-beginning", "beginning"],
+        "records from the first one on: `--from start`",
+    ),
+    (&["offset"], "where to begin is said with `--from POSITION`"),
+    (
+        &["topic", "t"],
+        "the topic stands by itself, without a flag",
+    ),
+    (
+        &["max-messages", "max"],
+        "how many records is said with `--count N`",
+    ),
+    (
+        &["data-dir", "dir"],
+        "the data directory is said with `--data DIR`",
+    ),
+    (
+        &["password", "username", "user", "api-key"],
+        "who you are is said with `--token TOKEN`",
+    ),
+];
+
+/// Where a flag is unknown that other tools have, the error says what is typed instead.
+fn told_elsewhere(mut error: clap::Error) -> clap::Error {
+    use clap::error::{ContextKind, ContextValue, ErrorKind};
+    if error.kind() != ErrorKind::UnknownArgument {
+        return error;
+    }
+    let Some(ContextValue::String(flag)) = error.get(ContextKind::InvalidArg) else {
+        return error;
+    };
+    let name = flag.trim_start_matches('-');
+    let Some((_, instead)) = ELSEWHERE.iter().find(|(names, _)| names.contains(&name)) else {
+        return error;
+    };
+    // What is merely spelled alike would lead astray, into the usage line too.
+    error.remove(ContextKind::SuggestedArg);
+    error.remove(ContextKind::Usage);
+    let tip = ContextValue::StyledStrs(vec![(*instead).into()]);
+    error.insert(ContextKind::Suggested, tip);
+    error
 }
 
 /// Whether these arguments ask for JSON, as far as arguments that cannot be read tell.

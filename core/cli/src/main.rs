@@ -64,7 +64,8 @@ struct Global {
         help_heading = CONNECTION
     )]
     context: Option<std::path::PathBuf>,
-    /// Broker to talk to, as host:port; without --context nothing of a context is used.
+    /// Broker to talk to, as HOST or HOST:PORT (7411 if not said); without --context nothing of a context
+    /// is used.
     #[arg(long, global = true, value_name = "URL", help_heading = CONNECTION)]
     url: Option<String>,
     /// Bearer token. Others on this machine see a command line: the variable hides it.
@@ -92,7 +93,7 @@ struct Global {
     wait: bool,
     /// Give up on a broker that does not answer after so long, for example 500ms, 10s, 2m; a lost
     /// connection is tried for as long. Default: 30s.
-    #[arg(long, global = true, value_parser = values::duration, value_name = "TIME", help_heading = CONNECTION)]
+    #[arg(long, global = true, value_parser = values::limit, value_name = "TIME", help_heading = CONNECTION)]
     timeout: Option<std::time::Duration>,
     /// What this program is called in the broker's log and among a group's members.
     #[arg(long, global = true, env = "MILLSTREAM_CLIENT_ID", value_name = "NAME", help_heading = CONNECTION)]
@@ -148,7 +149,7 @@ fn main() -> ExitCode {
     clap_complete::CompleteEnv::with_factory(candidates::command).complete();
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
-        Err(error) => return exit::parsing(&error, std::env::args_os().skip(1)),
+        Err(error) => return exit::parsing(error, std::env::args_os().skip(1)),
     };
     exit::code(
         commands::run(arguments.command, &arguments.global),

@@ -14,7 +14,7 @@ pub(crate) enum Output {
     /// For people.
     #[default]
     Text,
-    /// For programs: JSON, one object a line.
+    /// For programs: JSON, one object a line. A list is a line for each of its entries, and none when empty.
     Json,
     /// Of records (`sub`): the value's bytes as they are.
     Raw,
@@ -41,6 +41,24 @@ impl Output {
             // Commands without values were refused.
             Self::Text | Self::Raw | Self::Hex | Self::Base64 => line(text.as_ref()),
         }
+    }
+}
+
+impl Output {
+    /// A list: `text` for people, for programs a line of JSON for each entry.
+    pub(crate) fn list(
+        self,
+        text: impl AsRef<str>,
+        entries: impl IntoIterator<Item = Value>,
+    ) -> Outcome {
+        if !self.is_json() {
+            return line(text.as_ref());
+        }
+        let mut stdout = io::stdout().lock();
+        for entry in entries {
+            writeln!(stdout, "{entry}")?;
+        }
+        Ok(stdout.flush()?)
     }
 }
 
@@ -141,6 +159,14 @@ pub(crate) fn grouped(number: u64) -> String {
     out
 }
 
+/// The partitions of a topic that has so many, for people.
+pub(crate) fn partitions(count: u32) -> String {
+    match count {
+        1 => "partition 0 alone".to_owned(),
+        count => format!("partitions 0 to {}", count.saturating_sub(1)),
+    }
+}
+
 /// Bytes with a unit, for people.
 pub(crate) fn bytes(number: u64) -> String {
     const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
@@ -206,6 +232,8 @@ mod tests {
         assert_eq!(grouped(0), "0");
         assert_eq!(grouped(999), "999");
         assert_eq!(grouped(1_234_567), "1,234,567");
+        assert_eq!(partitions(1), "partition 0 alone");
+        assert_eq!(partitions(4), "partitions 0 to 3");
         assert_eq!(bytes(1023), "1023 B");
         assert_eq!(bytes(1536), "1.5 KiB");
         assert_eq!(uuid(&[0xab; 16]), "abababab-abab-abab-abab-abababababab");

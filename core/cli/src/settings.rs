@@ -4,7 +4,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use millstream_broker::{Config, ConfigError};
+use millstream_broker::{Config, ConfigError, listen_address};
 
 use crate::exit::{Failure, Outcome};
 
@@ -26,10 +26,10 @@ pub(crate) struct BrokerFlags {
     #[arg(long, value_name = "DIR")]
     pub(crate) data: Option<PathBuf>,
     /// Where clients connect (QUIC over UDP); port 0 takes any.
-    #[arg(long, value_name = "ADDRESS:PORT")]
+    #[arg(long, value_name = "ADDRESS:PORT", value_parser = listen_address)]
     pub(crate) listen: Option<SocketAddr>,
     /// Where operators look (HTTP: /livez, /readyz, /metrics); port 0 takes any.
-    #[arg(long, value_name = "ADDRESS:PORT")]
+    #[arg(long, value_name = "ADDRESS:PORT", value_parser = listen_address)]
     pub(crate) http: Option<SocketAddr>,
     /// Shards of a new data directory; fixed at its first start. Default: one a core.
     #[arg(long, value_name = "N")]

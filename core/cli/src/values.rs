@@ -29,6 +29,16 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     Duration::try_from_secs_f64(seconds).map_err(|_| format!("`{text}` is too long a time"))
 }
 
+/// How long something may take: a duration, and not nothing.
+pub(crate) fn limit(text: &str) -> Result<Duration, String> {
+    match duration(text)? {
+        Duration::ZERO => Err(format!(
+            "`{text}` leaves no time at all: write 500ms, 10s or 2m"
+        )),
+        time => Ok(time),
+    }
+}
+
 /// Milliseconds where the name says so: `250`, `2s`.
 pub(crate) fn milliseconds(text: &str) -> Result<u32, String> {
     millstream_batch::units::milliseconds(text)
@@ -100,10 +110,17 @@ pub(crate) fn start_at(text: &str) -> Result<StartAt, String> {
             now - i64::try_from(ago.as_millis()).unwrap_or(i64::MAX),
         ));
     }
-    match text.parse::<jiff::Timestamp>() {
-        Ok(time) => Ok(StartAt::Timestamp(time.as_millisecond())),
-        Err(_) => Err(format!(
-            "`{text}` is no position: use start, end, an offset, @milliseconds, -10m, or a time like 2026-01-31T12:00:00Z"
+    // A day begins at midnight UTC.
+    let day = |date: jiff::civil::Date| date.to_zoned(jiff::tz::TimeZone::UTC).ok();
+    let midnight = || {
+        // No part of a time without its zone.
+        let date = (!text.contains(['T', 't', ' '])).then(|| text.parse().ok());
+        day(date.flatten()?).map(|day| day.timestamp())
+    };
+    match text.parse::<jiff::Timestamp>().ok().or_else(midnight) {
+        Some(time) => Ok(StartAt::Timestamp(time.as_millisecond())),
+        None => Err(format!(
+            "`{text}` is no position: use start, end, an offset, @milliseconds, -10m, a day like 2026-01-31, or a time like 2026-01-31T12:00:00Z"
         )),
     }
 }
@@ -173,6 +190,8 @@ mod tests {
         assert!(size("-1").is_err() && size("9999999999999g").is_err());
         assert_eq!(milliseconds("2s"), Ok(2_000));
         assert!(milliseconds("2 dogs").is_err());
+        assert_eq!(limit("1ms"), Ok(Duration::from_millis(1)));
+        assert!(limit("0").is_err() && limit("0ms").is_err());
     }
 
     #[test]
@@ -192,6 +211,11 @@ mod tests {
             start_at("2023-11-14T22:13:20Z"),
             Ok(StartAt::Timestamp(1_700_000_000_000))
         );
+        assert_eq!(
+            start_at("2023-11-14"),
+            Ok(StartAt::Timestamp(1_699_920_000_000))
+        );
+        assert!(start_at("2023-11-14T22:13").is_err(), "of which zone?");
         assert!(matches!(start_at("-10m"), Ok(StartAt::Timestamp(_))));
         assert!(start_at("soon").is_err());
         assert_eq!(time(1_700_000_000_000), "2023-11-14T22:13:20.000Z");

@@ -263,12 +263,14 @@ fn bundled_components_are_listed_without_a_broker() {
         &["plugin", "list", "--bundled", "-o", "json"],
         &[],
     );
-    let listed: serde_json::Value = serde_json::from_str(&run.stdout).expect("JSON");
-    assert_eq!(listed[0]["name"], "json-filter");
-    assert!(
-        listed[0]["bytes"].as_u64().expect("a number") < 1 << 20,
-        "bundled components stay below 1 MiB"
-    );
+    let mut names = Vec::new();
+    for line in run.stdout.lines() {
+        let listed: serde_json::Value = serde_json::from_str(line).expect("an object a line");
+        let bytes = listed["bytes"].as_u64().expect("a number");
+        assert!(bytes < 1 << 20, "bundled components stay below 1 MiB");
+        names.push(listed["name"].clone());
+    }
+    assert_eq!(names, ["json-filter", "key-filter"]);
 }
 
 /// A self-signed certificate that nothing uses: `openssl req -x509 -newkey ec -pkeyopt
@@ -291,4 +293,102 @@ fn the_settings_of_a_topic_are_told_wherever_they_are_taken() {
         "{told}"
     );
     assert_eq!(told, settings("create"));
+}
+
+/// Who erred, with what, and what to type instead.
+#[test]
+fn first_mistakes_are_told_in_words_that_help() {
+    let directory = empty();
+    let path = directory.path();
+    std::fs::write(path.join("ca.pem"), CA).expect("written");
+    std::fs::write(path.join("junk.pem"), "junk\n").expect("written");
+    std::fs::create_dir(path.join("folder")).expect("made");
+    for (line, words) in [
+        (
+            "serve --data d --listen nohost:1",
+            "`nohost` is a name, and a broker listens on",
+        ),
+        ("dev --listen 127.0.0.1", "`127.0.0.1` has no port"),
+        ("serve --data d --http 7412", "127.0.0.1:7411"),
+        ("pub t x --delivery-timeout 0", "`0` leaves no time at all"),
+        ("topic list --timeout 0s", "`0s` leaves no time at all"),
+        (
+            "topic list --url h --ca gone.pem",
+            "--ca: cannot read gone.pem",
+        ),
+        (
+            "topic list --url h --ca junk.pem",
+            "(--ca junk.pem) holds no certificate",
+        ),
+        (
+            "topic list --url h --client-cert ca.pem",
+            "--client-cert ca.pem needs its key: --client-key",
+        ),
+        (
+            "topic list --url h --client-key k.pem",
+            "--client-key k.pem needs its certificate: --client-cert",
+        ),
+        (
+            "topic list --url h --ca ca.pem --client-cert junk.pem --client-key junk.pem",
+            "(--client-cert junk.pem) holds no certificate",
+        ),
+        (
+            "topic list --url h --ca ca.pem --client-cert ca.pem --client-key junk.pem",
+            "(--client-key junk.pem) holds no private key",
+        ),
+        (
+            "context add x --url h --ca junk.pem",
+            "(--ca junk.pem) holds no certificate",
+        ),
+        (
+            "topic list --url h",
+            "no certificate authority to check h:7411 against",
+        ),
+        (
+            "log verify folder",
+            "folder is not a broker's data directory",
+        ),
+        (
+            "log inspect folder --shard 3",
+            "folder is not a broker's data directory",
+        ),
+    ] {
+        let arguments: Vec<&str> = line.split(' ').collect();
+        let home = [("XDG_CONFIG_HOME", path.to_str().expect("text"))];
+        let run = millstream(path, &arguments, &home);
+        assert_eq!(run.code, Some(2), "{line}: {}", run.stderr);
+        assert!(run.stderr.contains(words), "{line}: {}", run.stderr);
+    }
+    let context = format!("url = \"h:1\"\nca_pem = '''{CA}'''\ncert_file = \"ca.pem\"\n");
+    std::fs::write(path.join("context.toml"), context).expect("written");
+    let run = millstream(path, &["topic", "list", "--context", "./context.toml"], &[]);
+    assert!(
+        run.stderr.contains("ca.pem) needs its key: key_file"),
+        "{}",
+        run.stderr
+    );
+}
+
+/// Flags of other brokers' tools lead to those that are here, in JSON as well.
+#[test]
+fn flags_that_others_have_are_answered_with_ours() {
+    let directory = empty();
+    for (line, words) in [
+        ("topic list --server h:1", "`--url HOST:PORT`"),
+        ("topic list --broker h:1", "`--url HOST:PORT`"),
+        ("sub t --bootstrap-server h:1", "`--url HOST:PORT`"),
+        ("pub t --host h", "`--url HOST:PORT`"),
+        ("group list -b h:1", "`--url HOST:PORT`"),
+        ("serve --port 7411", "`--listen ADDRESS:PORT`"),
+        ("sub t --from-beginning", "`--from start`"),
+        ("sub t --max-messages 3", "`--count N`"),
+    ] {
+        for form in ["text", "json"] {
+            let arguments: Vec<&str> = line.split(' ').chain(["-o", form]).collect();
+            let run = millstream(directory.path(), &arguments, &[]);
+            assert_eq!(run.code, Some(2), "{line}: {}", run.stderr);
+            assert!(run.stderr.contains(words), "{line}: {}", run.stderr);
+            assert!(!run.stderr.contains("--token"), "{line}: {}", run.stderr);
+        }
+    }
 }

@@ -11,12 +11,11 @@ mod bench;
 mod counts;
 mod plugins;
 mod run;
+mod size;
 mod soak;
 mod test;
 mod tidy;
 mod vectors;
-
-use std::path::Path;
 
 use anyhow::{Result, bail};
 
@@ -32,6 +31,7 @@ cargo xtask COMMAND
   bench [ROW...]      measure rows beside their ceiling programs in one run (--list, --help)
   counts [ROW...]     instructions on the hot paths, held against tests/bench/counts/recorded.json;
                       `counts --help` says how to acknowledge a change
+  size [FILE]         build the binary that is installed (or look at FILE): at most 35 MB
   soak [MINUTES]      the simulator on random seeds, until one fails or the time is over (default 60)
 ";
 
@@ -48,12 +48,13 @@ fn main() -> std::process::ExitCode {
 fn dispatch() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let caller = std::env::current_dir()?;
     std::env::set_current_dir(run::root())?;
     match words.as_slice() {
         []
         | ["help" | "--help" | "-h"]
         | [
-            "test" | "tidy" | "vectors" | "plugins" | "soak",
+            "test" | "tidy" | "vectors" | "plugins" | "size" | "soak",
             "--help" | "-h",
         ] => {
             print!("{HELP}");
@@ -65,9 +66,11 @@ fn dispatch() -> Result<()> {
         ["vectors", "--write"] => vectors::run(true),
         ["plugins"] => plugins::run(false),
         ["plugins", "--check"] => plugins::run(true),
-        ["plugin", dir] => plugins::one(Path::new(dir)),
+        ["plugin", dir] => plugins::one(&caller.join(dir)),
         ["bench", rest @ ..] => bench::run(rest),
         ["counts", rest @ ..] => counts::run(rest),
+        ["size"] => size::run(None),
+        ["size", file] => size::run(Some(&caller.join(file))),
         ["soak"] => soak::run("60"),
         ["soak", minutes] => soak::run(minutes),
         other => bail!("unknown: `{}`\n\n{HELP}", other.join(" ")),

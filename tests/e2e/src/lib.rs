@@ -316,6 +316,11 @@ impl Broker {
         serde_json::from_str(&text).with_context(|| format!("`{line}` does not print JSON: {text}"))
     }
 
+    /// `ok` of a command that prints a list, with `-o json`: a line for each entry.
+    pub fn list(&self, line: &str) -> Result<serde_json::Value> {
+        Ok(json_lines(&self.ok(&format!("{line} -o json"))?)?.into())
+    }
+
     pub fn signal(&self, signal: libc::c_int) {
         send_signal(self.pid(), signal);
     }

@@ -3,7 +3,7 @@
 use std::process::{Command, Output, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
-use millstream_e2e::{Options, binary, eventually};
+use millstream_e2e::{Options, binary, eventually, json_lines};
 
 fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
@@ -91,7 +91,20 @@ fn refused_certificates_and_tokens_are_final_and_logged() -> Result<()> {
         Ok(stderr(&output))
     };
     let said = list(&other.context(), &["--url", &url])?;
-    assert!(said.contains("no TLS connection"), "{said}");
+    assert!(
+        said.contains(&format!(
+            "the certificate of {} is not of the authority in",
+            broker.url()
+        )) && said.contains(&other.context().display().to_string())
+            && said.contains("--ca FILE"),
+        "{said}"
+    );
+    let ca = other.data().join("tls/ca.pem").display().to_string();
+    let said = list(&broker.context(), &["--ca", &ca])?;
+    assert!(
+        said.contains(&format!("is not of the authority in --ca {ca}")),
+        "{said}"
+    );
     let said = list(&broker.context(), &["--token", "guessed"])?;
     assert!(
         said.contains("UNAUTHENTICATED") && said.contains("context.toml"),
@@ -176,7 +189,7 @@ fn contexts_have_names() -> Result<()> {
     ok("topic list --context here")?;
     ok("context use here")?;
     ok("topic list")?;
-    let listed: serde_json::Value = serde_json::from_str(&ok("context list -o json")?)?;
+    let listed = json_lines(&ok("context list -o json")?)?;
     assert_eq!(
         (&listed[0]["name"], &listed[0]["used"]),
         (&"here".into(), &true.into())
@@ -277,6 +290,6 @@ fn what_the_broker_refuses_is_no_wrong_usage() -> Result<()> {
     assert_eq!(output.status.code(), Some(1));
     assert!(stderr(&output).contains("none"), "{}", stderr(&output));
     assert!(String::from_utf8_lossy(&output.stdout).contains("deleted a, b"));
-    assert_eq!(broker.json("topic list")?, serde_json::json!([]));
+    assert_eq!(broker.list("topic list")?, serde_json::json!([]));
     Ok(())
 }

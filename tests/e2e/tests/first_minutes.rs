@@ -70,7 +70,7 @@ fn a_clean_restart_keeps_everything() -> Result<()> {
     let data = broker.stop()?;
 
     let broker = Options::on(data).start()?;
-    let topics = broker.json("topic list")?;
+    let topics = broker.list("topic list")?;
     let text = topics.to_string();
     assert!(text.contains("\"a\"") && text.contains("\"b\""), "{text}");
     let topic = broker.json("topic describe a")?;
@@ -232,5 +232,38 @@ fn a_deleted_topic_is_gone() -> Result<()> {
         broker.ok("sub t --from start --exit-at-end -f %v\\n")?,
         "new\n"
     );
+    Ok(())
+}
+
+/// What scripts read line by line: an entry a line, and nothing where there is none.
+#[test]
+fn lists_are_one_object_a_line() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let broker = Options::on(dir.path().join("data")).start()?;
+    let lists = [
+        "topic list",
+        "topic list --names",
+        "group list",
+        "plugin list",
+    ];
+    for list in lists {
+        assert_eq!(broker.ok(&format!("{list} -o json"))?, "", "{list}");
+    }
+    for name in ["a", "b"] {
+        broker.ok(&format!("topic create {name}"))?;
+        broker.ok(&format!("sub {name} --group {name} --exit-at-end"))?;
+        let deploy = format!("plugin deploy key-filter --topic {name} --param prefix=x");
+        broker.ok(&deploy)?;
+    }
+    for list in lists {
+        let key = if list.starts_with("group") {
+            "group"
+        } else {
+            "topic"
+        };
+        let entries = json_lines(&broker.ok(&format!("{list} -o json"))?)?;
+        let names: Vec<_> = entries.iter().map(|entry| &entry[key]).collect();
+        assert_eq!(names, ["a", "b"], "{list}");
+    }
     Ok(())
 }

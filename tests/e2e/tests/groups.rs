@@ -104,7 +104,7 @@ fn a_group_is_reset_by_command() -> Result<()> {
         // What the members say of where to begin is of no meaning any more.
         let again = broker.ok("sub t --group g --from end --exit-at-end -f %p%v\\n")?;
         assert_eq!(again, "1a\n1b\n1c\n", "{shards} shards");
-        let groups = broker.json("group list")?;
+        let groups = broker.list("group list")?;
         assert!(groups.to_string().contains("\"g\""), "{groups}");
         let words = ["group", "reset", "g", "--topic", "t", "--to", "99"];
         let told = broker.cli(&words)?;
@@ -369,7 +369,7 @@ fn a_running_group_is_reset_and_deleted_by_force() -> Result<()> {
     broker.ok_with("pub t", b"d\n")?;
     assert_eq!(next(1)?, ["d"]);
     eventually("and that is committed too", || committed(4))?;
-    let groups = broker.json("group list")?;
+    let groups = broker.list("group list")?;
     assert_eq!(groups[0]["state"], "stable", "{groups}");
     assert_eq!(
         (groups[0]["members"].as_u64(), groups[0]["lag"].as_u64()),
@@ -378,6 +378,6 @@ fn a_running_group_is_reset_and_deleted_by_force() -> Result<()> {
     assert!(broker.ok("group delete g").is_err(), "it has a member");
     broker.ok("group delete g --force")?;
     assert_eq!(member.wait()?.code(), Some(1), "it is told, and fails");
-    assert_eq!(broker.json("group list")?, serde_json::json!([]));
+    assert_eq!(broker.list("group list")?, serde_json::json!([]));
     Ok(())
 }

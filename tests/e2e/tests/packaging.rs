@@ -132,5 +132,13 @@ fn the_packages_files_are_there() -> Result<()> {
     for file in files {
         ensure!(cli.join(file).exists(), "{file} is not there");
     }
+    // What is a hundred megabytes of symbols comes apart, and the settings are good before the first start.
+    ensure!(metadata.contains("dbgsym = true"), "symbols in the package");
+    let postinst = std::fs::read_to_string(packaging().join("debian/postinst"))?;
+    ensure!(
+        postinst.contains("install -d -o millstream -g millstream -m 0700 /var/lib/millstream")
+    );
+    let image = std::fs::read_to_string(packaging().join("docker/Dockerfile"))?;
+    ensure!(image.contains("--profile dist") && image.contains("cargo xtask size /millstream"));
     Ok(())
 }

@@ -15,7 +15,7 @@ fn a_list_says_what_is_in_topics() -> Result<()> {
     broker.ok("topic create empty")?;
     broker.ok_with("pub orders", b"a\nb\nc\nd\n")?;
     assert_eq!(broker.ok("topic list --names")?, "empty\norders\n");
-    let list = broker.json("topic list")?;
+    let list = broker.list("topic list")?;
     assert_eq!(list[0]["records"], 0, "{list}");
     assert_eq!(list[1]["records"], 4, "{list}");
     assert!(list[1]["bytes"].as_u64() > Some(60), "{list}");
@@ -64,7 +64,7 @@ fn records_are_given_up_by_offset_by_time_and_all() -> Result<()> {
         (&dry["records"], &dry["dry_run"]),
         (&json!(3), &json!(true))
     );
-    assert_eq!(broker.json("topic list")?[0]["records"], 8);
+    assert_eq!(broker.list("topic list")?[0]["records"], 8);
     let trimmed = broker.json("topic trim t --partition 0 --before 3 --yes")?;
     assert_eq!(trimmed["partitions"][0]["new_start_offset"], 3, "{trimmed}");
     assert_eq!(
@@ -90,7 +90,7 @@ fn records_are_given_up_by_offset_by_time_and_all() -> Result<()> {
     assert_eq!(past_the_end.status.code(), Some(1), "{past_the_end:?}");
     let purged = broker.json("topic purge t --yes")?;
     assert_eq!(purged["records"], 5, "{purged}");
-    assert_eq!(broker.json("topic list")?[0]["records"], 0);
+    assert_eq!(broker.list("topic list")?[0]["records"], 0);
     // Offsets go on.
     broker.ok_with("pub t --partition 1", b"e\n")?;
     assert_eq!(

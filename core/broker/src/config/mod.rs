@@ -1,6 +1,7 @@
 //! Settings: TOML file, then environment, then what the caller sets (flags). An unknown key is an
 //! error. Absent: the meaning of the settings, which is with those who use them.
 
+mod address;
 mod sections;
 mod source;
 mod units;
@@ -10,6 +11,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+pub use address::listen_address;
 pub use sections::{
     CheckRecords, Flush, Limits, LogSettings, Memory, Plugins, PrincipalSettings, Quic, Storage,
     Telemetry, Tls, TopicDefaults,
@@ -28,8 +30,10 @@ pub struct Config {
     /// The data directory. Made if it is not there.
     pub data: PathBuf,
     /// Where clients connect (QUIC over UDP).
+    #[serde(deserialize_with = "address::read")]
     pub listen: SocketAddr,
     /// Where operators look (HTTP). Port 0 takes any.
+    #[serde(deserialize_with = "address::read")]
     pub http: SocketAddr,
     /// Turns the operators' HTTP off.
     pub http_off: bool,
@@ -132,10 +136,10 @@ impl Config {
             );
         }
         if self.shards == Some(0) || self.shards.is_some_and(|n| n > sections::SHARDS_MAX) {
-            return invalid("shards", format!("1 to {}", sections::SHARDS_MAX));
+            return invalid("shards", format!("it is 1 to {}", sections::SHARDS_MAX));
         }
         if self.threads == Some(0) {
-            return invalid("threads", "at least 1".to_owned());
+            return invalid("threads", "it is at least 1".to_owned());
         }
         self.log.check()?;
         self.topics.check()?;

@@ -241,7 +241,7 @@ impl LogSettings {
             );
         }
         if self.retention_check_ms == 0 {
-            return invalid("log.retention_check_ms", "at least 1");
+            return invalid("log.retention_check_ms", "it is at least 1");
         }
         if self.clock_ahead_max_ms < CLOCK_STEP_MS_MAX {
             return invalid(
@@ -261,7 +261,7 @@ impl LogSettings {
             return invalid("log.group_bytes_max", why);
         }
         if self.flush_interval_ms == 0 {
-            return invalid("log.flush_interval_ms", "at least 1");
+            return invalid("log.flush_interval_ms", "it is at least 1");
         }
         Ok(())
     }
@@ -294,7 +294,10 @@ impl Default for TopicDefaults {
 impl TopicDefaults {
     pub(super) fn check(&self) -> Result<(), ConfigError> {
         if self.partitions == 0 || self.partitions > TOPIC_PARTITIONS_MAX {
-            return invalid("topics.partitions", format!("1 to {TOPIC_PARTITIONS_MAX}"));
+            return invalid(
+                "topics.partitions",
+                format!("it is 1 to {TOPIC_PARTITIONS_MAX}"),
+            );
         }
         if self.retention_ms < -1 || self.retention_bytes < -1 {
             return invalid("topics.retention_ms", "-1 (for ever) or more");
@@ -512,7 +515,7 @@ impl Default for Plugins {
 impl Plugins {
     pub(super) fn check(&self) -> Result<(), ConfigError> {
         if !(1..=WORKER_THREADS_MAX).contains(&self.worker_threads) {
-            let why = format!("1 to {WORKER_THREADS_MAX}");
+            let why = format!("it is 1 to {WORKER_THREADS_MAX}");
             return invalid("plugins.worker_threads", why);
         }
         Ok(())
@@ -549,7 +552,7 @@ impl Telemetry {
             return invalid("telemetry.otlp_endpoint", why);
         }
         if self.interval_ms == 0 {
-            return invalid("telemetry.interval_ms", "at least 1");
+            return invalid("telemetry.interval_ms", "it is at least 1");
         }
         Ok(())
     }

@@ -170,7 +170,7 @@ fn indexes(mut named: Vec<u32>, topic: &TopicMeta) -> Result<Vec<u32>, messages:
     }
     match named.last() {
         Some(&last) if last >= topic.partitions => Err(Code::UnknownPartition.error(format!(
-            "topic `{}` has {} partitions, no {last}",
+            "topic `{}` has no partition {last} (partitions: {})",
             topic.name, topic.partitions
         ))),
         _ => Ok(named),

@@ -68,8 +68,8 @@ impl Subscription {
             let topic = self.topic(&fixed.topic).await?;
             if fixed.partition >= topic.partitions {
                 let message = format!(
-                    "topic `{}` has {} partitions, no {}",
-                    topic.name, topic.partitions, fixed.partition
+                    "topic `{}` has no partition {} (partitions: {})",
+                    topic.name, fixed.partition, topic.partitions
                 );
                 return Err(Code::UnknownPartition.error(message));
             }

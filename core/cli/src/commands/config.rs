@@ -14,10 +14,11 @@ pub(crate) enum Command {
     /// Whether a broker would start with these settings: the judgement is that of the start itself
     ///
     /// Certificates and the data directory are looked at, and left as they are.
+    #[command(after_help = "Example:\n  millstream config check --config /etc/millstream.toml")]
     Check(BrokerFlags),
     /// Every setting in effect, and where it came from: flag, environment, file or default
     #[command(after_help = "\
-Environment: MILLSTREAM_LISTEN sets listen; two underscores step into a section, so
+Environment: MILLSTREAM_LISTEN sets listen; two underscores step into a section, so \
 MILLSTREAM_LOG__FLUSH sets flush in [log].
 
 Example:

@@ -1,7 +1,7 @@
 //! `context …`: brokers under names, in the user's configuration folder.
 
 use millstream_client::{Context, Contexts, locate};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::Global;
 use crate::connect::overlay;
@@ -32,18 +32,31 @@ Examples:
         select: bool,
     },
     /// List the names; * is the one in use
+    #[command(after_help = "Example:\n  millstream context list")]
     List,
     /// Use this one wherever nothing else says which
+    #[command(after_help = "\
+Example:
+  millstream context add here --context .millstream/context.toml --replace
+  millstream context use here")]
     Use {
         /// Name of the context.
         name: String,
     },
     /// Show which context is used here, and what it says; keys and tokens are not shown
+    #[command(after_help = "\
+Examples:
+  millstream context show
+  millstream context show .millstream/context.toml")]
     Show {
         /// Name of a context, or a file. Default: the one that is used here.
         name: Option<std::path::PathBuf>,
     },
     /// Forget a name
+    #[command(after_help = "\
+Example:
+  millstream context add old --url broker.example:7411 --ca ca.pem --replace
+  millstream context remove old")]
     Remove {
         /// Name of the context.
         name: String,
@@ -73,6 +86,10 @@ pub(crate) fn run(command: Command, global: &Global) -> Outcome {
             };
             overlay(&mut context, global)?;
             context.server_name = server_name.or(context.server_name);
+            // One without any certificate is completed by flags where it is used.
+            if context.ca_pem.is_some() || context.cert_pem.is_some() {
+                context.check()?;
+            }
             let file = contexts.add(&name, &context, replace)?;
             if select {
                 contexts.select(&name)?;
@@ -99,7 +116,7 @@ pub(crate) fn run(command: Command, global: &Global) -> Outcome {
             } else {
                 table.to_string()
             };
-            output.show(text, &Value::Array(list))
+            output.list(text, list)
         }
         Command::Use { name } => {
             contexts.select(&name)?;

@@ -28,10 +28,10 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
     /// Where clients connect (QUIC over UDP).
-    #[arg(long, value_name = "ADDRESS:PORT")]
+    #[arg(long, value_name = "ADDRESS:PORT", value_parser = millstream_broker::listen_address)]
     listen: Option<SocketAddr>,
     /// Where operators look (HTTP).
-    #[arg(long, value_name = "ADDRESS:PORT")]
+    #[arg(long, value_name = "ADDRESS:PORT", value_parser = millstream_broker::listen_address)]
     http: Option<SocketAddr>,
     /// Shards of a new data directory. Default: one a core.
     #[arg(long, value_name = "N")]

@@ -9,14 +9,17 @@ use serde_json::{Value, json};
 use crate::Global;
 use crate::connect::{block_on, client};
 use crate::exit::{Failure, Outcome};
-use crate::output::{Table, line};
+use crate::output::{Table, bytes, grouped, line};
 
 /// Check this machine and a running broker
 ///
 /// A warning costs speed or comfort; a failure keeps something from working. The disk is measured with
 /// a few synced writes in the data directory.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  millstream doctor --data /var/lib/millstream")]
+#[command(after_help = "\
+Examples:
+  millstream doctor --data /var/lib/millstream
+  millstream doctor -o json                       # with all that the broker says of itself")]
 pub(crate) struct Arguments {
     /// Directory whose disk is checked. Default: ./.millstream, or the working directory.
     #[arg(long, value_name = "DIR")]
@@ -119,13 +122,11 @@ pub(crate) fn run(arguments: &Arguments, global: &Global) -> Outcome {
             ]);
         }
         let mut text = table.to_string();
+        text.extend(summary(&status));
         for check in checks.iter().filter(|check| !check.hint.is_empty()) {
-            text.push_str(&format!("\n{}: {}", check.name, check.hint));
+            text.push_str(&format!("\n{}: {}\n", check.name, check.hint));
         }
-        if !status.is_null() {
-            text.push_str(&format!("\n\nbroker status:\n{status:#}"));
-        }
-        line(&text)?;
+        line(text.trim_end())?;
     }
     if failed { Err(Failure::Told) } else { Ok(()) }
 }
@@ -136,6 +137,40 @@ fn word(state: State) -> &'static str {
         State::Warning => "warning",
         State::Failure => "failed",
     }
+}
+
+/// What a person wants of a broker's status: the process, and each shard in a row.
+fn summary(status: &Value) -> Option<String> {
+    let shards = status["shards"].as_array()?;
+    let number = |value: &Value| value.as_u64().unwrap_or(0);
+    let mut table = Table::new([
+        "SHARD",
+        "STATE",
+        "DISK",
+        "PARTITIONS",
+        "RECORDS IN",
+        "LOG FILES",
+        "LOG",
+    ]);
+    for shard in shards {
+        let disk = shard["disk"].as_str().unwrap_or("-");
+        table.row([
+            shard["shard"].to_string(),
+            shard["state"].as_str().unwrap_or("serving").to_owned(),
+            disk.split(" (").next().unwrap_or(disk).to_owned(),
+            grouped(number(&shard["partitions"])),
+            grouped(number(&shard["records_in"])),
+            grouped(number(&shard["log_files"])),
+            bytes(number(&shard["log_bytes"])),
+        ]);
+    }
+    let process = &status["process"];
+    Some(format!(
+        "\nThe broker has {} in memory, {} files open, {} connections (all that it says: -o json).\n{table}",
+        bytes(number(&process["resident_bytes"])),
+        number(&process["open_files"]),
+        number(&status["sessions"]["connections"]),
+    ))
 }
 
 /// Whether the broker's certificate holds for long enough, where it says.
@@ -222,6 +257,34 @@ fn broker(global: &Global) -> (Check, Value) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A person gets rows, not the status as it is.
+    #[test]
+    fn a_brokers_status_is_summed_up() {
+        let status = json!({
+            "process": { "resident_bytes": 17_780_736, "open_files": 41 },
+            "sessions": { "connections": 3 },
+            "shards": [{
+                "shard": 0, "state": "serving", "disk": "io_uring (SINGLE_ISSUER, O_DIRECT)",
+                "partitions": 2, "records_in": 12_345, "log_files": 1, "log_bytes": 37_748_736,
+            }],
+        });
+        let said = summary(&status).unwrap();
+        for words in [
+            "17.0 MiB in memory",
+            "41 files",
+            "3 connections",
+            "12,345",
+            "36.0 MiB",
+        ] {
+            assert!(said.contains(words), "{said}");
+        }
+        assert!(
+            said.contains("io_uring  ") && !said.contains(['{', '"']),
+            "{said}"
+        );
+        assert_eq!(summary(&Value::Null), None);
+    }
 
     #[test]
     fn what_shards_say_of_themselves_is_shown() {

@@ -14,7 +14,7 @@ use crate::connect::{block_on, client};
 use crate::exit::{Failure, Outcome};
 use crate::interrupt::Interrupt;
 use crate::output::{Output, Table, grouped, line, note};
-use crate::values::duration;
+use crate::values::limit;
 
 /// From the cursor's home on, nothing: a terminal shows what comes next alone.
 const CLEAR: &str = "\x1b[H\x1b[2J";
@@ -32,7 +32,7 @@ Examples:
     List,
     /// Show a group's members, offsets and lag
     #[command(after_help = "\
-Every partition of the topics that the group reads, or has an offset in, is a row. What cannot be reached is
+Every partition of the topics that the group reads, or has an offset in, is a row. What cannot be reached is \
 said, and is a failure: its lag is not 0 but unknown.
 
 Examples:
@@ -42,7 +42,7 @@ Examples:
         /// Name of the group.
         group: String,
         /// Show it again and again, so often. With -o json: one line each time.
-        #[arg(short, long, value_name = "TIME", value_parser = duration, num_args = 0..=1, default_missing_value = "2s")]
+        #[arg(short, long, value_name = "TIME", value_parser = limit, num_args = 0..=1, default_missing_value = "2s")]
         watch: Option<Duration>,
     },
     /// Set a group's offsets
@@ -64,6 +64,15 @@ Examples:
 }
 
 pub(crate) fn run(command: Command, global: &Global) -> Outcome {
+    // Before there is a connection: a person may think for longer than one lasts.
+    if let Command::Delete {
+        group,
+        force: true,
+        yes,
+    } = &command
+    {
+        yes.confirm(&format!("Delete group {group}, and end its members?"))?;
+    }
     block_on(async {
         let client = client(global).await?;
         let admin = client.admin();
@@ -92,8 +101,7 @@ async fn carry_out(admin: &Admin, command: Command, output: Output) -> Outcome {
             } else {
                 table.to_string()
             };
-            let json = list.groups.iter().map(summary_json).collect::<Value>();
-            output.show(text, &json)?;
+            output.list(text, list.groups.iter().map(summary_json))?;
             told(&list.unreachable)
         }
         Command::Describe { group, watch: None } => {
@@ -106,10 +114,7 @@ async fn carry_out(admin: &Admin, command: Command, output: Output) -> Outcome {
             watch: Some(every),
         } => watch(admin, &group, every, output).await,
         Command::Reset(arguments) => reset::run(admin, &arguments, output).await,
-        Command::Delete { group, force, yes } => {
-            if force {
-                yes.confirm(&format!("Delete group {group}, and end its members?"))?;
-            }
+        Command::Delete { group, force, .. } => {
             admin.delete_group(&group, force).await?;
             output.show(format!("deleted {group}"), &json!({ "deleted": group }))
         }

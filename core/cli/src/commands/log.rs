@@ -62,8 +62,8 @@ Examples:
     },
     /// Check every byte; fails when something is damaged
     #[command(after_help = "\
-Damage is what had been made durable and no longer reads as it was written. A torn end is a write that
-never finished and was never acknowledged: the next start cuts it. What the next start would say is said
+Damage is what had been made durable and no longer reads as it was written. A torn end is a write that \
+never finished and was never acknowledged: the next start cuts it. What the next start would say is said \
 too: a shard that it would open read-only fails the check, whatever the reason.
 
 Example:
@@ -252,9 +252,21 @@ fn shards(directory: &Path, only: Option<u16>) -> Outcome<Vec<Shard>> {
         return found.into_iter().map(|(_, path)| listed(path)).collect();
     }
     let alone = listed(directory.to_owned())?;
-    if alone.files.is_empty() || only.is_some() {
+    if alone.files.is_empty() {
+        let shown = directory.display();
+        return Err(Failure::usage(match only {
+            Some(only) if directory.join("meta.toml").exists() => {
+                format!("{shown} has no shard {only}")
+            }
+            _ => format!(
+                "{shown} is not a broker's data directory: it holds no shard. `millstream dev` keeps its data \
+                 in .millstream, `serve` where --data or the setting `data` says"
+            ),
+        }));
+    }
+    if only.is_some() {
         return Err(Failure::usage(format!(
-            "{} holds no such shard: name a data directory",
+            "{} is the directory of one shard: leave --shard out, or name the data directory",
             directory.display()
         )));
     }

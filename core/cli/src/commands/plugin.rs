@@ -45,7 +45,7 @@ Examples:
         #[arg(short, long, value_parser = pair, value_name = "KEY=VALUE")]
         param: Vec<(String, String)>,
         /// What becomes of a record that the component cannot judge, and of batches while it does not run.
-        #[arg(long, default_value = "reject", value_parser = ["reject", "pass", "drop"])]
+        #[arg(long, default_value = "reject", value_parser = ["reject", "pass", "drop"], value_name = "WHAT")]
         on_error: String,
         /// Memory of an instance, for example 16m. Default: the broker's.
         #[arg(long, value_parser = size, value_name = "SIZE")]
@@ -55,12 +55,20 @@ Examples:
         batch_ms: Option<u32>,
     },
     /// List what is deployed
+    #[command(after_help = "\
+Examples:
+  millstream plugin list
+  millstream plugin list --bundled")]
     List {
-        /// Also the bundled components.
+        /// The bundled components instead; needs no broker.
         #[arg(long)]
         bundled: bool,
     },
     /// Take a component off a topic
+    #[command(after_help = "\
+Example:
+  millstream plugin deploy key-filter --topic orders --param prefix=eu-
+  millstream plugin remove key-filter --topic orders")]
     Remove {
         /// Name of the deployment.
         name: String,
@@ -80,9 +88,8 @@ pub(crate) fn run(command: Command, global: &Global) -> Outcome {
             }
             let json = BUNDLED
                 .iter()
-                .map(|b| json!({ "name": b.name, "bytes": b.wasm.len(), "about": b.about }))
-                .collect();
-            return output.show(table.to_string(), &json);
+                .map(|b| json!({ "name": b.name, "bytes": b.wasm.len(), "about": b.about }));
+            return output.list(table.to_string(), json);
         }
         let client = client(global).await?;
         let admin = client.admin();
@@ -163,7 +170,7 @@ pub(crate) fn run(command: Command, global: &Global) -> Outcome {
                     table.to_string()
                 };
                 text.extend(filters.iter().filter_map(last_error));
-                output.show(text, &filters.iter().map(filter_json).collect::<Value>())?;
+                output.list(text, filters.iter().map(filter_json))?;
             }
             Command::Remove { name, topic } => {
                 admin.remove_filter(&topic, &name).await?;

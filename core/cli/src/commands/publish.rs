@@ -24,9 +24,9 @@ use crate::connect::{block_on, client};
 use crate::exit::{Failure, Outcome};
 use crate::input::Cut;
 use crate::interrupt::Interrupt;
-use crate::output::{grouped, note};
+use crate::output::{grouped, note, partitions};
 use crate::progress::Progress;
-use crate::values::{Delimiter, delimiter, duration, pair, size};
+use crate::values::{Delimiter, delimiter, duration, limit, pair, size};
 use outcomes::{Complaints, Names, Outcomes};
 use reader::{Plan, Reader, Source};
 
@@ -42,7 +42,7 @@ const BATCH_BYTES: usize = 128 << 10;
     override_usage = "millstream pub [OPTIONS] <TOPIC> [MESSAGE]...\n       \
         millstream pub [OPTIONS] <TOPIC> --file <PATH>...", // the files come last: PATH takes what follows
     after_help = "\
-JSON lines (--json) are what `sub -o json` prints: key, value, headers, timestamp, partition;
+JSON lines (--json) are what `sub -o json` prints: key, value, headers, timestamp, partition; \
 key_base64 and value_base64 for bytes that are not text. What is not a JSON string is kept as written.
 
 Examples:
@@ -102,7 +102,7 @@ pub(crate) struct Arguments {
     #[arg(long, value_parser = size, value_name = "SIZE")]
     batch_bytes: Option<usize>,
     /// From when a record is read until it is acknowledged or given up; retries included.
-    #[arg(long, value_parser = duration, default_value = "2m", value_name = "TIME")]
+    #[arg(long, value_parser = limit, default_value = "2m", value_name = "TIME")]
     delivery_timeout: Duration,
     /// Skip empty records.
     #[arg(long)]
@@ -163,11 +163,11 @@ pub(crate) fn run(arguments: &Arguments, global: &Global) -> Outcome {
             .partition
             .filter(|&partition| partition >= topic.partitions())
         {
-            let last = topic.partitions() - 1;
             // The command line was right, and the broker says no.
             return Err(Failure::failed(format!(
-                "{} has partitions 0 to {last}, not {partition}",
-                arguments.topic
+                "{} has {}, not {partition}",
+                arguments.topic,
+                partitions(topic.partitions())
             )));
         }
         if let Some(asked) = arguments.batch_bytes

@@ -36,9 +36,7 @@ const BLOCK_BYTES: usize = 64 << 10;
 /// With a group, offsets are committed so often.
 const COMMIT_EVERY: Duration = Duration::from_secs(1);
 
-/// Print records
-#[derive(Debug, clap::Args)]
-#[command(after_long_help = FORMAT_HELP, after_help = "\
+const EXAMPLES: &str = "\
 Examples:
   millstream sub orders                                # from now on, until Ctrl-C
   millstream sub orders --last 10 --exit-at-end        # the newest ten
@@ -48,9 +46,14 @@ Examples:
   millstream sub 'orders-*' payments --from start --until end
   millstream sub orders --partition 0 --from 41 --count 1 -o raw --delimiter '' > value.bin
   millstream sub orders --group billing                # share the topic; offsets are kept
-  millstream sub orders --filter json-filter --param 'expr=total > 100'
+  millstream sub orders --filter json-filter --param 'expr=total > 100'";
 
---help explains the format.")]
+/// Print records
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = format!("{EXAMPLES}\n\n--help explains the format."),
+    after_long_help = format!("{EXAMPLES}\n\n{FORMAT_HELP}")
+)]
 pub(crate) struct Arguments {
     /// Topics to read, by name or by a pattern with * and ?. A pattern stands for the topics that match when the
     /// command begins.
@@ -62,7 +65,7 @@ pub(crate) struct Arguments {
     /// What stands behind each value: text with \n \t \r \0 \\ \xHH. Default: a line feed.
     #[arg(short = 'd', long, value_name = "TEXT", value_parser = delimiter)]
     delimiter: Option<Delimiter>,
-    /// Where to begin: start, end, an offset, @milliseconds, -10m, or a time. With a group: where the
+    /// Where to begin: start, end, an offset, @milliseconds, -10m, a day, or a time. With a group: where the
     /// group has no offset yet. Default: end; with a group, start.
     #[arg(long, value_parser = start_at, value_name = "POSITION", allow_hyphen_values = true)]
     from: Option<StartAt>,
@@ -96,8 +99,9 @@ pub(crate) struct Arguments {
     /// default with --group), or say so and go on with the oldest (the default without) or the newest.
     #[arg(long, value_enum, value_name = "WHAT")]
     on_lost: Option<Lost>,
-    /// Fail if records are missing or repeated (offsets, and each producer's sequences). Not for topics that
-    /// have, or had, a filter at produce: what it drops leaves holes in the sequences that look like loss.
+    /// Fail if records are missing or repeated (offsets, and each producer's sequences). Refused for a topic
+    /// with a filter at produce, and not for one that had some: what they drop leaves holes in the sequences
+    /// that look like loss.
     #[arg(long)]
     verify: bool,
 }
@@ -154,6 +158,9 @@ async fn subscribe(
         return Ok(());
     }
     let topics = named(client, &arguments.topics).await?;
+    if arguments.verify {
+        unfiltered(client, &topics).await?;
+    }
     let from = arguments.from.unwrap_or(if arguments.group.is_some() {
         StartAt::Start
     } else {
@@ -254,6 +261,24 @@ async fn named(client: &Client, asked: &[String]) -> Outcome<Vec<String>> {
         Vec::new()
     };
     topics::resolve(asked, &known).map_err(Failure::failed)
+}
+
+/// `--verify` judges sequences, which a filter at produce makes holes in: of such a topic it would tell loss that
+/// is none.
+async fn unfiltered(client: &Client, topics: &[String]) -> Outcome {
+    for topic in topics {
+        let described = client.admin().describe_topic(topic, false).await?;
+        let mut filters = described.filters.iter();
+        if let Some(filter) = filters.find(|filter| filter.stage == "produce") {
+            return Err(Failure::failed(format!(
+                "{topic} cannot be read with --verify: what its filter `{}` drops at produce leaves holes in the \
+                 producers' sequences, which look like loss. Read it without --verify; `log verify` checks what is \
+                 on the broker's disk",
+                filter.name
+            )));
+        }
+    }
+    Ok(())
 }
 
 fn with_partitions(

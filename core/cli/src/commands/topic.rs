@@ -19,10 +19,10 @@ macro_rules! settings_help {
     () => {
         "\
 Settings:
-  retention.ms         drop batches older than this: 90s, 12h, 5d, or milliseconds; -1: never
+  retention.ms         drop batches older than 90s, 12h, 5d or milliseconds; -1: never
   retention.bytes      of each partition: 64m, 10GiB, or bytes; -1: unbounded
   max.message.bytes    largest batch
-  check.records        which records are read before they are stored: plain, or all (compressed ones too)
+  check.records        read records before storing: plain, or all (compressed too)
 "
     };
 }
@@ -49,8 +49,8 @@ Example:
     },
     /// List topics with what is in them
     #[command(after_help = "\
-RECORDS is what is kept, BYTES its size, estimated from the mean of all that was appended, RECORDS/S what
-was appended over the last ten seconds. A topic of which a partition cannot be reached is shown with what
+RECORDS is what is kept, BYTES its size, estimated from the mean of all that was appended, RECORDS/S what \
+was appended over the last ten seconds. A topic of which a partition cannot be reached is shown with what \
 can, and the command fails.
 
 Examples:
@@ -105,7 +105,7 @@ Examples:
     },
     /// Raise a topic's number of partitions
     #[command(after_help = "\
-Records with a key go to the partition of its hash, so more partitions move keys: producers that run
+Records with a key go to the partition of its hash, so more partitions move keys: producers that run \
 change with their next acknowledgement, and keep the order of each key's records as they do.
 
 Example:
@@ -119,7 +119,7 @@ Example:
     },
     /// Give up the oldest records of a topic
     #[command(after_help = "\
-Positions: start, end, an offset, @milliseconds, -10m, or a time like 2026-01-31T12:00:00Z. A time is that
+Positions: start, end, an offset, @milliseconds, -10m, a day like 2026-01-31 (from midnight UTC), or a time like 2026-01-31T12:00:00Z. A time is that \
 of the records; the batch in which it lies is kept whole. Offsets are those of one partition.
 
 Examples:
@@ -246,12 +246,13 @@ pub(crate) fn run(command: Command, global: &Global) -> Outcome {
                 let described = admin.add_partitions(&topic, total).await?;
                 if described.partitions != total {
                     return Err(Failure::failed(format!(
-                        "{topic} has {} partitions",
-                        described.partitions
+                        "{topic} has {} partition{}",
+                        described.partitions,
+                        plural(described.partitions.into())
                     )));
                 }
                 output.show(
-                    format!("{topic} has {total} partitions"),
+                    format!("{topic} has {total} partition{}", plural(total.into())),
                     &topic_json(&described),
                 )?;
             }

@@ -198,7 +198,7 @@ fn a_record_over_the_batch_size_makes_a_batch_of_its_own() {
             .append(topic, &bad, 0, t)
             .unwrap_err()
             .message()
-            .contains("partitions 0 to 2")
+            .contains("no partition 3 (partitions: 3)")
     );
 }
 

@@ -231,10 +231,9 @@ impl Topics {
     pub(super) fn lane(&self, topic: TopicIndex, partition: u32) -> Result<LaneId> {
         let entry = &self.topics[topic];
         entry.lanes.get(partition as usize).copied().ok_or_else(|| {
-            let last = entry.lanes.len() - 1;
-            let name = &entry.name;
+            let (name, count) = (&entry.name, entry.lanes.len());
             Error::refused(Code::UnknownPartition.error(format!(
-                "topic `{name}` has partitions 0 to {last}, not {partition}"
+                "topic `{name}` has no partition {partition} (partitions: {count})"
             )))
         })
     }

@@ -24,7 +24,7 @@ use crate::values::size;
 pub(crate) enum Command {
     /// Durable acknowledgements: records/s and latency
     #[command(after_help = "\
-Latency is from handing a batch (with --batch 0, a sampled record) to the client until its
+Latency is from handing a batch (with --batch 0, a sampled record) to the client until its \
 acknowledgement, waiting for a place among those in flight not included.
 
 Examples:
@@ -34,6 +34,9 @@ Examples:
   millstream bench produce --batch 64 --producers 2 --partitions 2 --own-partition")]
     Produce(Load),
     /// Records out: fills a topic first, then reads it
+    #[command(after_help = "\
+Example:
+  millstream bench consume --records 1000000 --size 1024 --consumers 2 --partitions 2")]
     Consume {
         #[command(flatten)]
         load: Load,
@@ -45,6 +48,9 @@ Examples:
         no_fill: bool,
     },
     /// From the producer through the disk to the consumer
+    #[command(after_help = "\
+Example:
+  millstream bench e2e --records 100000 --size 100 --rate 5000")]
     E2e {
         #[command(flatten)]
         load: Load,

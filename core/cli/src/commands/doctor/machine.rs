@@ -19,8 +19,10 @@ use crate::output::bytes;
 
 /// What the broker asks for, each way.
 const UDP_BUFFER_BYTES: u64 = 4 << 20;
-/// Registered buffers and rings want this much.
+/// Rings want this much, where it is counted.
 const LOCKED_BYTES: u64 = 64 << 20;
+/// From this kernel on, rings do not count as locked memory.
+const RINGS_NOT_COUNTED: (u32, u32) = (5, 12);
 /// Below this, files for the log run out soon.
 const FREE_BYTES: u64 = 2 << 30;
 /// A broker of many shards keeps so many open.
@@ -38,9 +40,14 @@ const SYNC_SLOW: Duration = Duration::from_millis(10);
 
 /// All checks of the machine, with `directory` for the disk.
 pub(super) fn checks(directory: &Path) -> Vec<Check> {
+    let ring = ring();
     let mut checks = vec![
-        io_uring(),
-        locked_memory(),
+        io_uring(&ring),
+        locked_memory(
+            limit(Resource::LockedMemory).map(|(soft, _)| soft),
+            kernel(),
+            &ring,
+        ),
         open_files(),
         file_size(),
         threads(),
@@ -63,8 +70,8 @@ pub(super) fn checks(directory: &Path) -> Vec<Check> {
     checks
 }
 
-fn io_uring() -> Check {
-    const NAME: &str = "io_uring";
+/// Whether a ring can be made, and closed again.
+fn ring() -> io::Result<()> {
     // `struct io_uring_params` of linux/io_uring.h: 120 bytes, all zero asks for defaults.
     let mut params = [0u64; 15];
     // SAFETY: io_uring_setup reads and writes `params`, which is as large as the kernel's struct and
@@ -73,9 +80,16 @@ fn io_uring() -> Check {
     if ring >= 0 {
         // SAFETY: the descriptor was just made here and nothing else has it.
         unsafe { libc::close(ring as libc::c_int) };
-        return Check::good(NAME, "available");
+        return Ok(());
     }
-    let error = io::Error::last_os_error();
+    Err(io::Error::last_os_error())
+}
+
+fn io_uring(ring: &io::Result<()>) -> Check {
+    const NAME: &str = "io_uring";
+    let Err(error) = ring else {
+        return Check::good(NAME, "available");
+    };
     Check::warning(
         NAME,
         format!("not available: {error}"),
@@ -83,18 +97,35 @@ fn io_uring() -> Check {
     )
 }
 
-fn locked_memory() -> Check {
+/// Release and patch level of the running kernel, where it says.
+fn kernel() -> Option<(u32, u32)> {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").ok()?;
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit());
+    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+}
+
+/// The broker registers no memory, so this limit matters only where the kernel counts rings against it: before
+/// `RINGS_NOT_COUNTED`, or where it just refused one for it.
+fn locked_memory(soft: Option<u64>, kernel: Option<(u32, u32)>, ring: &io::Result<()>) -> Check {
     const NAME: &str = "locked memory";
-    match limit(Resource::LockedMemory) {
-        None => Check::warning(NAME, "the system does not say", ""),
-        Some((u64::MAX, _)) => Check::good(NAME, "unlimited"),
-        Some((soft, _)) if soft >= LOCKED_BYTES => Check::good(NAME, bytes(soft)),
-        Some((soft, _)) => Check::warning(
+    let found = match soft {
+        None => "the system does not say".to_owned(),
+        Some(u64::MAX) => "unlimited".to_owned(),
+        Some(soft) => bytes(soft),
+    };
+    let refused = ring
+        .as_ref()
+        .is_err_and(|error| error.raw_os_error() == Some(libc::ENOMEM));
+    let counted = kernel.is_none_or(|kernel| kernel < RINGS_NOT_COUNTED);
+    let small = soft.is_some_and(|soft| soft < LOCKED_BYTES);
+    if refused || counted && small {
+        return Check::warning(
             NAME,
-            bytes(soft),
-            "An older kernel counts rings against it, and the broker then uses its portable disk code. Raise it: ulimit -l, or LimitMEMLOCK= in a systemd unit.",
-        ),
+            found,
+            "This kernel counts rings against it: with too little the broker uses its portable disk code. Raise it: ulimit -l, or LimitMEMLOCK= in a systemd unit.",
+        );
     }
+    Check::good(NAME, found)
 }
 
 /// The limits of processes that are started from here, as the broker would be. A running one says its own.
@@ -316,5 +347,33 @@ impl Drop for TemporaryFile {
     fn drop(&mut self) {
         // It may have been removed by someone else.
         let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::commands::doctor::State;
+
+    #[test]
+    fn locked_memory_is_a_warning_only_where_it_is_counted() {
+        let no_memory = || Err(io::Error::from_raw_os_error(libc::ENOMEM));
+        let forbidden = || Err(io::Error::from_raw_os_error(libc::EPERM));
+        let default = Some(8 << 20);
+        for (soft, kernel, ring, state) in [
+            (default, Some((6, 1)), Ok(()), State::Good),
+            (default, Some((5, 12)), Ok(()), State::Good),
+            (default, Some((5, 12)), forbidden(), State::Good),
+            (default, Some((5, 4)), Ok(()), State::Warning),
+            (default, None, Ok(()), State::Warning),
+            (default, Some((6, 1)), no_memory(), State::Warning),
+            (Some(64 << 20), Some((5, 4)), Ok(()), State::Good),
+            (Some(u64::MAX), Some((5, 4)), Ok(()), State::Good),
+            (None, Some((6, 1)), Ok(()), State::Good),
+        ] {
+            let check = locked_memory(soft, kernel, &ring);
+            assert_eq!(check.state, state, "{soft:?} {kernel:?} {ring:?}");
+        }
+        assert!(kernel().is_some_and(|kernel| kernel >= (3, 0)));
     }
 }

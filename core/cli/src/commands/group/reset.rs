@@ -15,9 +15,9 @@ use crate::values::start_at;
 #[command(
     group = clap::ArgGroup::new("where").required(true).args(["to", "to_group", "from_file"]),
     after_help = "\
-Positions: start, end, an offset, @milliseconds, -10m, or a time like 2026-01-31T12:00:00Z
+Positions: start, end, an offset, @milliseconds, -10m, a day like 2026-01-31 (from midnight UTC), or a time like 2026-01-31T12:00:00Z
 
-A file holds what `group describe -o json` prints, or lines of TOPIC PARTITION OFFSET. Partitions that it
+A file holds what `group describe -o json` prints, or lines of TOPIC PARTITION OFFSET. Partitions that it \
 does not name stay as they are.
 
 Examples:

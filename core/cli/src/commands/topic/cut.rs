@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::plural;
 use crate::confirm::Yes;
 use crate::exit::{Failure, Outcome};
-use crate::output::{Output, Table, grouped};
+use crate::output::{Output, Table, grouped, partitions};
 
 /// What to give up.
 #[derive(Debug)]
@@ -87,9 +87,9 @@ impl Cut {
         let described = admin.describe_topic(&self.topic, true).await?;
         if let Some(unknown) = self.partitions.iter().find(|&&p| p >= described.partitions) {
             return Err(Failure::failed(format!(
-                "{} has partitions 0 to {}, not {unknown}",
+                "{} has {}, not {unknown}",
                 self.topic,
-                described.partitions - 1
+                partitions(described.partitions)
             )));
         }
         let mut chosen = described.partition_infos;

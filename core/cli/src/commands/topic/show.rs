@@ -19,7 +19,7 @@ pub(super) async fn list(admin: &Admin, names: bool, output: Output) -> Outcome 
         let text = names.join("\n");
         return match (names.is_empty(), output) {
             (true, Output::Text) => Ok(()),
-            _ => output.show(text, &json!(names)),
+            _ => output.list(text, names.iter().map(|name| json!({ "topic": name }))),
         };
     }
     let mut described: Vec<TopicDescription> = Vec::with_capacity(topics.len());
@@ -76,7 +76,7 @@ pub(super) async fn list(admin: &Admin, names: bool, output: Output) -> Outcome 
         json["records_per_second"] = totals.records_per_second.into();
         json
     });
-    output.show(text, &json.collect::<Value>())?;
+    output.list(text, json)?;
     all_reached(&described)
 }
 

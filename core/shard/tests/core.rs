@@ -10,6 +10,7 @@ use millstream_batch::ids::{
 use millstream_log::Config;
 use millstream_log::buffer::AlignedBuf;
 use millstream_log::io::{FileId, Io, IoDone, IoError, IoErrorKind, IoOp, IoOutput};
+use millstream_machine::Row;
 use millstream_machine::request::{Produce, Refusal, Reply, Request};
 use millstream_machine::topics::TopicConfig;
 use millstream_shard::call::{Answer, Call, Error, Fetch};
@@ -32,6 +33,8 @@ struct World {
     ready: bool,
     allocations: usize,
     snapshots: usize,
+    /// Messages to other shards, as they were sent.
+    sent: Vec<(ShardId, u64)>,
 }
 
 fn config(sync_each_group: bool) -> CoreConfig {
@@ -62,6 +65,7 @@ impl World {
             ready: false,
             allocations: 0,
             snapshots: 0,
+            sent: Vec::new(),
         };
         world.settle();
         assert!(world.ready, "recovery ends");
@@ -78,6 +82,7 @@ impl World {
                 }
                 Effect::Ready(_) => self.ready = true,
                 Effect::SnapshotPublished(_) => self.snapshots += 1,
+                Effect::Courier { to, k, .. } => self.sent.push((to, k)),
                 _ => {}
             }
         }
@@ -687,4 +692,138 @@ fn what_is_past_its_time_goes_though_nothing_fills_the_file() {
     world.produce(10);
     let world = world.restart_with(retaining(), 0);
     assert_eq!(world.offsets(), (8, 9));
+}
+
+// --- messages to other shards ----------------------------------------------------------------------
+
+/// A group whose home is shard 0 of three.
+fn group_of_three() -> String {
+    let mut names = (0..).map(|n| format!("group-{n}"));
+    let at_home = |name: &String| millstream_batch::ids::group_home(name, 3) == ShardId(0);
+    names.find(at_home).expect("some name")
+}
+
+fn three_shards(sync_each_group: bool) -> CoreConfig {
+    let mut config = config(sync_each_group);
+    config.shards = 3;
+    config
+}
+
+fn delete(group: &str) -> Call {
+    Call::Machine(Request::DeleteGroup {
+        group: group.to_owned(),
+        force: false,
+    })
+}
+
+fn acknowledged(to: u16, last: u64) -> Call {
+    Call::Machine(Request::CourierAcknowledged {
+        to: ShardId(to),
+        row: Row::Control,
+        last,
+    })
+}
+
+fn start() -> Now {
+    Now {
+        wall: TimestampMs(1_700_000_000_000),
+        mono_us: 1_000_000,
+    }
+}
+
+/// Also under `flush = interval`: what is told to another shard is not told before it is synced.
+#[test]
+fn a_message_leaves_when_it_is_durable_and_again_until_it_is_acknowledged() {
+    for sync in [true, false] {
+        let group = group_of_three();
+        let mut world = World::open(three_shards(sync), BTreeMap::new(), start());
+        world.ask(1, delete(&group));
+        assert_eq!(world.sent, [], "it is not on the disk yet");
+        world.settle();
+        let (one, two) = (ShardId(1), ShardId(2));
+        assert_eq!(world.sent, [(one, 1), (two, 1)]);
+        assert!(matches!(world.answer(1), Answer::Reply(Reply::Done)));
+
+        // Lost on the way: sent again, later and later.
+        world.sent.clear();
+        let mut waits = Vec::new();
+        for _ in 0..4 {
+            let before = world.now.mono_us;
+            while world.sent.is_empty() {
+                world.pass_ms(1);
+                world.settle();
+            }
+            assert_eq!(world.sent, [(one, 1), (two, 1)]);
+            world.sent.clear();
+            waits.push((world.now.mono_us - before) / 1_000);
+        }
+        assert_eq!(waits, [10, 20, 40, 80]);
+
+        // One has it; the other is asked on, also after a restart.
+        world.ask(2, acknowledged(1, 1));
+        world.settle();
+        world.pass_ms(200);
+        world.settle();
+        assert_eq!(world.sent, [(two, 1)]);
+        let mut world = world.restart_with(three_shards(sync), 0);
+        assert_eq!(world.sent, [(two, 1)], "at once");
+        world.sent.clear();
+        world.ask(3, acknowledged(2, 1));
+        world.settle();
+        world.pass_ms(5_000);
+        world.settle();
+        assert_eq!(world.sent, []);
+        assert_eq!(world.core.state().outboxes().count(), 0);
+    }
+}
+
+#[test]
+fn a_deleted_name_is_free_when_every_shard_has_forgotten_it() {
+    let group = group_of_three();
+    let mut world = World::open(three_shards(true), BTreeMap::new(), start());
+    let watch = |wait_ms| Call::WatchForgotten {
+        group: group.clone(),
+        wait_ms,
+    };
+    world.ask(1, delete(&group));
+    world.settle();
+    world.answer(1);
+    world.ask(2, watch(0));
+    world.ask(3, watch(60));
+    world.ask(4, watch(60_000));
+    let again = |answer: Answer| {
+        matches!(
+            answer,
+            Answer::Error(Error::Refused(Refusal::GroupForgotten(_)))
+        )
+    };
+    assert!(again(world.answer(2)));
+    world.ask(5, acknowledged(2, 1));
+    world.settle();
+    world.pass_ms(100);
+    assert!(again(world.answer(3)), "one of them has not");
+    assert!(!world.answers.contains_key(&4));
+    let join = Request::JoinGroup {
+        group: group.clone(),
+        member: millstream_batch::ids::MemberId(0),
+        client: String::new(),
+        topics: Vec::new(),
+        session_timeout_ms: 1_000,
+    };
+    world.ask(6, Call::Machine(join.clone()));
+    assert!(again(world.answer(6)));
+    world.ask(7, acknowledged(1, 1));
+    assert!(
+        !world.answers.contains_key(&4),
+        "the acknowledgement is not on the disk yet"
+    );
+    world.settle();
+    assert!(matches!(world.answer(4), Answer::Reply(Reply::Done)));
+    world.ask(8, Call::Machine(join));
+    world.settle();
+    let joined = world.answer(8);
+    assert!(
+        matches!(joined, Answer::Reply(Reply::Joined { .. })),
+        "{joined:?}"
+    );
 }

@@ -455,6 +455,42 @@ fn a_group_is_deleted_by_force_and_its_members_end() {
     });
 }
 
+/// When the deletion is answered, no shard knows the group, and its name begins anew.
+#[test]
+fn a_deleted_group_is_forgotten_on_every_shard_and_its_name_is_free() {
+    let world = World::new(|config| config.shards = Some(3));
+    world.run(async {
+        let client = world.connect().await;
+        produced(&client, "t", 6, 3).await;
+        for _ in 0..3 {
+            let mut stream = client.subscribe(&member("t")).await;
+            stream.subscribed().await;
+            let given = stream.given(6).await;
+            for (tag, given) in (1..).zip(&given) {
+                assert_eq!(stream.commit(tag, given.handle, 2).await, None);
+            }
+            assert_eq!(described(&client).await.offsets.len(), 6);
+            let request = DeleteGroupRequest {
+                group: "g".to_owned(),
+                force: true,
+            };
+            let _: DeleteGroupResponse = client
+                .request(Kind::DeleteGroup, &request)
+                .await
+                .expect("deleted");
+            assert_eq!(stream.ends().await, Some(Code::UnknownGroup.number()));
+            let request = DescribeGroupRequest {
+                group: "g".to_owned(),
+                ..DescribeGroupRequest::default()
+            };
+            let described: Result<DescribeGroupResponse, messages::Error> =
+                client.request(Kind::DescribeGroup, &request).await;
+            let error = described.expect_err("nobody knows it");
+            assert_eq!(error.code, Code::UnknownGroup.number());
+        }
+    });
+}
+
 #[test]
 fn groups_and_members_are_shown_with_how_they_stand_and_whence_they_come() {
     let world = World::new(|_| {});

@@ -724,13 +724,6 @@ fn acknowledged(to: u16, last: u64) -> Call {
     })
 }
 
-fn start() -> Now {
-    Now {
-        wall: TimestampMs(1_700_000_000_000),
-        mono_us: 1_000_000,
-    }
-}
-
 /// Also under `flush = interval`: what is told to another shard is not told before it is synced.
 #[test]
 fn a_message_leaves_when_it_is_durable_and_again_until_it_is_acknowledged() {

@@ -309,10 +309,11 @@ impl History {
             ) => {
                 self.counts.commits += 1;
                 self.went_on(*partition, *offset, *leader_epoch);
-                let is_deleted = self.is_deleted(group, *epoch);
+                let deleted = self.deleted.get(group).copied().unwrap_or_default();
                 let known = self.commits.entry((group.clone(), *partition)).or_default();
-                // What fenced it may be forgotten.
-                let mut claims = known.claims.iter().filter(|_| !is_deleted);
+                // Claims up to the epoch of a deletion may be forgotten.
+                let claims = known.claims.iter();
+                let mut claims = claims.filter(|(claimed, _)| *claimed > deleted);
                 let fence = claims.find(|(claimed, when)| claimed > epoch && when < at);
                 if let Some((claimed, _)) = fence {
                     let what = format!(

@@ -141,7 +141,7 @@ impl Admin {
                 after: String::new(),
             },
             15 if scene.dice.one_in(6) => Request::AcceptClock,
-            16 if scene.dice.one_in(6) => Request::DeleteGroup {
+            16 if scene.dice.one_in(20) => Request::DeleteGroup {
                 group: scene.dice.pick(&self.groups)?.clone(),
                 force: true,
             },

@@ -60,7 +60,8 @@ pub fn decide(
         Request::RemoveFilter { topic, name } => topics::remove_filter(state, time, topic, name),
 
         Request::ApplyTopic { meta } => topics::apply(state, time, meta),
-        Request::ForgetTopic { id } => Ok(topics::forget(state, time, *id)),
+        Request::ForgetTopic { id, revision } => Ok(topics::forget(state, time, *id, *revision)),
+        Request::CatalogueKnown { shard, revision } => topics::known(state, *shard, *revision),
 
         Request::Produce(batch) => producers::produce(state, time, term, batch),
         Request::TrimPartition { partition, start } => partitions::trim(state, *partition, *start),

@@ -37,4 +37,4 @@ pub use couriers::{Message, Row};
 pub use decide::{Decision, decide};
 pub use fact::{BatchMeta, BatchPlace, Fact, FactError, batch_meta, install};
 pub use snapshot::{Cursor, Cut, SLICE_BYTES_MAX, SnapshotError};
-pub use state::{Counts, PartitionView, State};
+pub use state::{Change, Counts, PartitionView, State};

@@ -52,12 +52,20 @@ pub enum Request {
         name: String,
     },
 
+    /// Another shard has applied all changes up to this revision.
+    CatalogueKnown {
+        shard: ShardId,
+        revision: u64,
+    },
+
     // --- every shard: the catalog's decisions applied; idempotent by `revision` -------------
     ApplyTopic {
         meta: TopicMeta,
     },
+    /// `revision`: that of the deletion.
     ForgetTopic {
         id: TopicId,
+        revision: u64,
     },
 
     // --- the partition's shard ---------------------------------------------------------------
@@ -245,6 +253,7 @@ pub enum Reply {
     Topic(TopicMeta),
     TopicGone {
         id: TopicId,
+        revision: u64,
     },
     Topics(Vec<TopicMeta>),
     Producer {

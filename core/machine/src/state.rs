@@ -70,6 +70,13 @@ pub struct PartitionView {
     pub last_append: TimestampMs,
 }
 
+/// A change of the catalogue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change<'a> {
+    Topic(&'a TopicMeta),
+    Gone(TopicId),
+}
+
 /// How much the state holds, for metrics and `StateFull`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
@@ -334,6 +341,39 @@ impl State {
     #[must_use]
     pub fn is_forgetting(&self, group: &str) -> bool {
         self.couriers.is_forgetting(group)
+    }
+
+    // --- the catalogue's spreading ---------------------------------------------------------------
+
+    /// Newest revision of the catalogue.
+    #[must_use]
+    pub fn catalogue_revision(&self) -> u64 {
+        self.catalogue.revision
+    }
+
+    /// At the catalogue's shard: up to which revision another shard has said that it knows all changes.
+    #[must_use]
+    pub fn catalogue_known(&self, shard: ShardId) -> u64 {
+        self.catalogue.known.get(&shard).copied().unwrap_or(0)
+    }
+
+    /// What changed after a revision, in order: each topic as it is now, and those that are gone.
+    pub fn catalogue_changes(&self, after: u64) -> impl Iterator<Item = (u64, Change<'_>)> + '_ {
+        let changed = self.topics.changed_after(after);
+        let mut changed = changed
+            .map(|topic| (topic.meta.revision, Change::Topic(&topic.meta)))
+            .peekable();
+        let deleted = &self.catalogue.deleted;
+        let first = deleted.partition_point(|(_, revision)| *revision <= after);
+        let gone = deleted.range(first..);
+        let mut gone = gone
+            .map(|(id, revision)| (*revision, Change::Gone(*id)))
+            .peekable();
+        std::iter::from_fn(move || match (changed.peek(), gone.peek()) {
+            (Some((topic, _)), Some((deletion, _))) if topic < deletion => changed.next(),
+            (Some(_), None) => changed.next(),
+            _ => gone.next(),
+        })
     }
 
     // --- couriers --------------------------------------------------------------------------------

@@ -11,11 +11,11 @@ use millstream_batch::ids::{
     TopicId,
 };
 use millstream_machine::fact::archive::{
-    BatchAppended, ClockAccepted, ClockAdvanced, CourierApplied, CourierQueued, CourierTrimmed,
-    FilterRecord, ForgetGroupMessage, GroupChanged, GroupDeleted, GroupOffsetsForgotten,
-    HoldRecord, MemberRecord, OffsetCommitted, OffsetReset, ParameterRecord, PartitionClaimed,
-    PartitionRecord, PartitionTrimmed, ProducerAdvanced, ProducerGiven, ProducersExpired,
-    SlotRecord, TopicApplied, TopicForgotten, TopicRecord,
+    BatchAppended, CatalogueKnown, ClockAccepted, ClockAdvanced, CourierApplied, CourierQueued,
+    CourierTrimmed, FilterRecord, ForgetGroupMessage, GroupChanged, GroupDeleted,
+    GroupOffsetsForgotten, HoldRecord, MemberRecord, OffsetCommitted, OffsetReset, ParameterRecord,
+    PartitionClaimed, PartitionRecord, PartitionTrimmed, ProducerAdvanced, ProducerGiven,
+    ProducersExpired, SlotRecord, TopicApplied, TopicDeleted, TopicRecord,
 };
 use millstream_machine::{Fact, FactError, Limits, State, batch_meta, install};
 
@@ -76,12 +76,20 @@ fn samples() -> Vec<(&'static str, Fact)> {
             })),
         ),
         (
-            "017-topic-forgotten",
-            Fact::TopicForgotten(Box::new(TopicForgotten {
+            "019-topic-deleted",
+            Fact::TopicDeleted(Box::new(TopicDeleted {
                 id: [0x11; 16],
                 slots: vec![8, 9],
                 time_ms: 1_700_000_000_001,
+                revision: 8,
             })),
+        ),
+        (
+            "020-catalogue-known",
+            Fact::CatalogueKnown(CatalogueKnown {
+                shard: 2,
+                revision: 7,
+            }),
         ),
         (
             "032-producer-given",
@@ -277,7 +285,7 @@ fn old_facts_decode() {
     let files = fs::read_dir(file("x").parent().unwrap()).unwrap().count();
     assert_eq!(
         files,
-        samples().len() + 3,
+        samples().len() + 4,
         "every file is of a kind tested here, one of before, or a snapshot"
     );
 }
@@ -294,9 +302,19 @@ fn old_topics_decode() {
     assert_eq!(read, now);
 }
 
-/// Kind 51 knew no epoch.
+/// Kind 17 had no revision, kind 51 no epoch.
 #[test]
 fn old_deletions_decode() {
+    let bytes = golden("017-topic-forgotten", &[]);
+    let fact = TopicDeleted {
+        id: [0x11; 16],
+        slots: vec![8, 9],
+        time_ms: 1_700_000_000_001,
+        revision: 0,
+    };
+    let fact = Fact::TopicDeleted(Box::new(fact));
+    assert_eq!(Fact::decode(17, &bytes), Ok(fact));
+
     let bytes = golden("051-group-forgotten", &[]);
     let fact = GroupOffsetsForgotten {
         group: "old".to_owned(),

@@ -152,7 +152,17 @@ impl Asker {
                 }
                 None => Request::ListTopics,
             },
-            8 if self.rng.one_in(3) => Request::ForgetTopic { id: self.topic() },
+            8 => match self.rng.below(6) {
+                0 => Request::CatalogueKnown {
+                    shard: ShardId(1),
+                    revision: self.rng.below(9),
+                },
+                1 | 2 => Request::ForgetTopic {
+                    id: self.topic(),
+                    revision: self.rng.below(20),
+                },
+                _ => Request::ListTopics,
+            },
             9 => Request::TrimPartition {
                 partition: self.partition(),
                 start: Offset(self.rng.below(40)),
@@ -349,7 +359,7 @@ fn replaying_the_log_gives_the_live_state() {
             kinds.extend(facts.map(|(kind, _)| *kind));
         }
     }
-    assert_eq!(kinds.len(), 18, "facts of every kind were made: {kinds:?}");
+    assert_eq!(kinds.len(), 19, "facts of every kind were made: {kinds:?}");
 }
 
 /// Takes a snapshot in slices of `bytes`, `steps` requests apart. Returns its parts, when it began, and

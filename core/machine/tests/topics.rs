@@ -3,12 +3,12 @@
 mod world;
 
 use millstream_batch::ids::{
-    GroupEpoch, Offset, Partition, PartitionSlot, ProducerId, Term, TopicId,
+    GroupEpoch, Offset, Partition, PartitionSlot, ProducerId, ShardId, Term, TopicId,
 };
 use millstream_batch::limits::TOPIC_PARTITIONS_MAX;
 use millstream_machine::request::{Refusal, Reply, Request};
 use millstream_machine::topics::{Budget, FilterBinding, OnError, Stage, TopicConfig, TopicMeta};
-use millstream_machine::{Fact, Limits, decide};
+use millstream_machine::{Change, Fact, Limits, decide};
 use world::{TERM, World, batch, partition};
 
 fn create(id: u8, name: &str, partitions: u32) -> Request {
@@ -70,13 +70,13 @@ fn every_partition_has_one_shard_and_slots_are_never_reused() {
             );
             *next += used.len() as u32;
         }
-        let Ok(Reply::TopicGone { id }) = worlds[0].ask(&Request::DeleteTopic {
+        let Ok(Reply::TopicGone { id, revision }) = worlds[0].ask(&Request::DeleteTopic {
             name: "t".to_owned(),
         }) else {
             panic!()
         };
         for world in &mut worlds {
-            world.ask(&Request::ForgetTopic { id }).unwrap();
+            world.ask(&Request::ForgetTopic { id, revision }).unwrap();
             let lsn = world.lsn();
             world
                 .ask(&Request::ApplyTopic { meta: meta.clone() })
@@ -430,6 +430,7 @@ fn a_namesake_that_is_still_to_be_forgotten_does_not_hide_the_new_topic() {
     other
         .ask(&Request::ForgetTopic {
             id: TopicId([2; 16]),
+            revision: 6,
         })
         .unwrap();
     assert_eq!(other.state.topic_by_name("t").unwrap().id, TopicId([9; 16]));
@@ -439,7 +440,9 @@ fn a_namesake_that_is_still_to_be_forgotten_does_not_hide_the_new_topic() {
 fn a_deletion_that_overtakes_the_description_wins() {
     let mut other = World::new(1, 2, Limits::default());
     let id = TopicId([7; 16]);
-    other.ask(&Request::ForgetTopic { id }).unwrap();
+    other
+        .ask(&Request::ForgetTopic { id, revision: 2 })
+        .unwrap();
     let lsn = other.lsn();
     let meta = TopicMeta {
         id,
@@ -450,9 +453,94 @@ fn a_deletion_that_overtakes_the_description_wins() {
         filters: Vec::new(),
     };
     other.ask(&Request::ApplyTopic { meta }).unwrap();
-    other.ask(&Request::ForgetTopic { id }).unwrap();
+    other
+        .ask(&Request::ForgetTopic { id, revision: 2 })
+        .unwrap();
     assert!(other.state.topic_by_name("t").is_none());
     assert_eq!(other.lsn(), lsn, "once is enough");
+}
+
+/// What a shard has not said that it knows is listed for it, in order; a topic that changed twice once, as it is.
+#[test]
+fn changes_after_a_revision_are_listed_until_they_are_known() {
+    let mut world = World::new(0, 3, Limits::default());
+    for (id, name) in [(1, "a"), (2, "b"), (3, "c")] {
+        world.create(id, name, 2);
+    }
+    let grow = Request::AddPartitions {
+        name: "a".to_owned(),
+        total: 4,
+    };
+    world.ask(&grow).unwrap();
+    let delete = Request::DeleteTopic {
+        name: "b".to_owned(),
+    };
+    let gone = world.ask(&delete);
+    let id = TopicId([2; 16]);
+    assert_eq!(gone, Ok(Reply::TopicGone { id, revision: 5 }));
+    let listed = |world: &World, after: u64| -> Vec<(u64, u8, bool)> {
+        let changes = world.state.catalogue_changes(after);
+        let short = |(revision, change): (u64, Change<'_>)| match change {
+            Change::Topic(meta) => (revision, meta.id.0[0], true),
+            Change::Gone(id) => (revision, id.0[0], false),
+        };
+        changes.map(short).collect()
+    };
+    let all = [(3, 3, true), (4, 1, true), (5, 2, false)];
+    assert_eq!(listed(&world, 0), all);
+    assert_eq!(listed(&world, 3), all[1..]);
+    assert_eq!(listed(&world, 5), []);
+    let known = |shard, revision| Request::CatalogueKnown {
+        shard: ShardId(shard),
+        revision,
+    };
+    world.ask(&known(1, 4)).unwrap();
+    world.ask(&known(1, 2)).unwrap();
+    assert_eq!(world.state.catalogue_known(ShardId(1)), 4);
+    assert_eq!(world.state.catalogue_known(ShardId(2)), 0);
+    assert!(world.ask(&known(1, 6)).is_err(), "it was never told");
+    assert!(world.ask(&known(0, 1)).is_err() && world.ask(&known(3, 1)).is_err());
+    assert!(world.replayed() == world.state);
+}
+
+/// A shard that is down hears of every deletion when it is back, however many there were.
+#[test]
+fn deletions_are_remembered_until_every_shard_knows_them() {
+    let limits = Limits {
+        topics: 2_000,
+        ..Limits::default()
+    };
+    let mut world = World::new(0, 2, limits);
+    for n in 0..2_000_u64 {
+        let mut id = [0; 16];
+        id[..8].copy_from_slice(&n.to_be_bytes());
+        id[15] = 1;
+        let create = Request::CreateTopic {
+            id: TopicId(id),
+            name: "t".to_owned(),
+            partitions: 1,
+            config: TopicConfig::default(),
+        };
+        world.ask(&create).unwrap();
+        let delete = Request::DeleteTopic {
+            name: "t".to_owned(),
+        };
+        world.ask(&delete).unwrap();
+    }
+    assert_eq!(world.state.catalogue_changes(0).count(), 2_000);
+    world.create(9, "t", 1);
+    let delete = Request::DeleteTopic {
+        name: "t".to_owned(),
+    };
+    assert!(matches!(world.ask(&delete), Err(Refusal::StateFull(_))));
+    let known = Request::CatalogueKnown {
+        shard: ShardId(1),
+        revision: world.state.catalogue_revision(),
+    };
+    world.ask(&known).unwrap();
+    world.ask(&delete).unwrap();
+    let changes = world.state.catalogue_changes(0).count();
+    assert_eq!(changes, 1_024, "no more than are remembered anyway");
 }
 
 #[test]

@@ -70,11 +70,25 @@ archived! {
         pub time_ms: i64,
     }
 
-    /// Kind 17. The topic and everything in these slots is gone.
+    /// Kind 17. As kind 19, of a catalogue that did not number its deletions. Read, and no longer written.
     pub struct TopicForgotten {
         pub id: [u8; 16],
         pub slots: Vec<u32>,
         pub time_ms: i64,
+    }
+
+    /// Kind 19. The topic and everything in these slots is gone, as of this revision of the catalogue.
+    pub struct TopicDeleted {
+        pub id: [u8; 16],
+        pub slots: Vec<u32>,
+        pub time_ms: i64,
+        pub revision: u64,
+    }
+
+    /// Kind 20. At the catalogue's shard: another shard has applied all changes up to this revision.
+    pub struct CatalogueKnown {
+        pub shard: u16,
+        pub revision: u64,
     }
 
     /// Kind 32. A producer id given out (epoch 0), or the next epoch of one.

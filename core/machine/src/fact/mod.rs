@@ -98,7 +98,7 @@ impl Fact {
     /// `State::groups_to_rebalance` asked.
     #[must_use]
     pub fn touches_topics(&self) -> bool {
-        matches!(self, Self::TopicApplied(_) | Self::TopicForgotten(_))
+        matches!(self, Self::TopicApplied(_) | Self::TopicDeleted(_))
     }
 
     /// The slot whose start offset this fact raises: for the log's `set_start`.
@@ -113,7 +113,7 @@ impl Fact {
     /// The slots this fact drops: for the log's `drop_slot`.
     pub fn dropped(&self) -> impl Iterator<Item = PartitionSlot> + '_ {
         let slots = match self {
-            Self::TopicForgotten(fact) => fact.slots.as_slice(),
+            Self::TopicDeleted(fact) => fact.slots.as_slice(),
             _ => &[],
         };
         slots.iter().map(|slot| PartitionSlot(*slot))

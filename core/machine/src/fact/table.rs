@@ -10,10 +10,10 @@ use millstream_batch::ids::Lsn;
 use rkyv::util::AlignedVec;
 
 use super::archive::{
-    BatchAppended, ClockAccepted, ClockAdvanced, CourierApplied, CourierQueued, CourierTrimmed,
-    GroupChanged, GroupDeleted, GroupForgotten, GroupOffsetsForgotten, OffsetCommitted,
-    OffsetReset, PartitionClaimed, PartitionTrimmed, ProducerAdvanced, ProducerGiven,
-    ProducersExpired, TopicApplied, TopicApplied16, TopicForgotten,
+    BatchAppended, CatalogueKnown, ClockAccepted, ClockAdvanced, CourierApplied, CourierQueued,
+    CourierTrimmed, GroupChanged, GroupDeleted, GroupForgotten, GroupOffsetsForgotten,
+    OffsetCommitted, OffsetReset, PartitionClaimed, PartitionTrimmed, ProducerAdvanced,
+    ProducerGiven, ProducersExpired, TopicApplied, TopicApplied16, TopicDeleted, TopicForgotten,
 };
 use super::{Class, Sound, decode, encode};
 use crate::state::State;
@@ -109,15 +109,17 @@ facts! {
     3 PARTITION_TRIMMED PartitionTrimmed(PartitionTrimmed) PartitionTrimmed, State
         => [partitions::install_trimmed];
 
-    17 TOPIC_FORGOTTEN TopicForgotten(Box<TopicForgotten>) TopicForgotten, State at time_ms
-        => [
-            topics::install_forgotten,
-            partitions::install_forgotten,
-            producers::install_forgotten,
-            offsets::install_topic_forgotten
-        ];
     18 TOPIC_APPLIED TopicApplied(Box<TopicApplied>) TopicApplied, State at time_ms
         => [topics::install_applied, partitions::install_applied];
+    19 TOPIC_DELETED TopicDeleted(Box<TopicDeleted>) TopicDeleted, State at time_ms
+        => [
+            topics::install_deleted,
+            partitions::install_deleted,
+            producers::install_deleted,
+            offsets::install_topic_deleted
+        ];
+    20 CATALOGUE_KNOWN CatalogueKnown(CatalogueKnown) CatalogueKnown, State
+        => [topics::install_known];
 
     32 PRODUCER_GIVEN ProducerGiven(ProducerGiven) ProducerGiven, State at time_ms
         => [producers::install_given];
@@ -150,6 +152,8 @@ facts! {
 
     // Before topics had settings as rows.
     read 16 TOPIC_APPLIED_16 TopicApplied16 as TOPIC_APPLIED;
+    // Before the catalogue's deletions had revisions.
+    read 17 TOPIC_FORGOTTEN TopicForgotten as TOPIC_DELETED;
     // Before a deletion said up to which epoch it holds.
     read 51 GROUP_FORGOTTEN GroupForgotten as GROUP_OFFSETS_FORGOTTEN;
 }

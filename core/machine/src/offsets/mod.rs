@@ -15,7 +15,7 @@ use millstream_batch::limits::{COMMIT_METADATA_BYTES_MAX, is_name};
 use crate::decide::{Decision, full};
 use crate::fact::archive::{
     GroupForgotten, GroupOffsetsForgotten, OffsetCommitted, OffsetReset, PartitionClaimed,
-    TopicForgotten,
+    TopicDeleted,
 };
 use crate::fact::{Fact, Sound};
 use crate::partitions;
@@ -317,7 +317,7 @@ pub(crate) fn install_forgotten(state: &mut State, lsn: Lsn, fact: &GroupOffsets
 }
 
 /// Slots are not used again, so what a snapshot holds of them was taken before this fact.
-pub(crate) fn install_topic_forgotten(state: &mut State, _: Lsn, fact: &TopicForgotten) {
+pub(crate) fn install_topic_deleted(state: &mut State, _: Lsn, fact: &TopicDeleted) {
     state.offsets.remove_slots(&fact.slots);
 }
 

@@ -10,7 +10,7 @@ mod section;
 use millstream_batch::ids::{Lsn, Offset, Partition, PartitionSlot, Term, TimestampMs, TopicId};
 
 use crate::decide::Decision;
-use crate::fact::archive::{BatchAppended, PartitionTrimmed, TopicApplied, TopicForgotten};
+use crate::fact::archive::{BatchAppended, PartitionTrimmed, TopicApplied, TopicDeleted};
 use crate::fact::{Fact, Sound};
 use crate::request::{PartitionInfo, Refusal, Reply};
 use crate::state::State;
@@ -137,7 +137,7 @@ pub(crate) fn install_applied(state: &mut State, lsn: Lsn, fact: &TopicApplied) 
 }
 
 /// Slots are not used again, so what a snapshot holds of them was taken before this fact.
-pub(crate) fn install_forgotten(state: &mut State, _: Lsn, fact: &TopicForgotten) {
+pub(crate) fn install_deleted(state: &mut State, _: Lsn, fact: &TopicDeleted) {
     for slot in &fact.slots {
         state.partitions.remove(PartitionSlot(*slot));
     }

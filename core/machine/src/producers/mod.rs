@@ -22,7 +22,7 @@ use millstream_batch::ids::{
 use millstream_batch::limits::BATCH_BYTES_MAX;
 
 use crate::decide::{Decision, full};
-use crate::fact::archive::{BatchAppended, ProducerAdvanced, TopicForgotten};
+use crate::fact::archive::{BatchAppended, ProducerAdvanced, TopicDeleted};
 use crate::fact::{Fact, Sound};
 use crate::partitions;
 use crate::request::{Produce, Produced, Refusal, Reply};
@@ -280,7 +280,7 @@ fn advance(
 }
 
 /// Slots are not used again, so what a snapshot holds of them was taken before this fact.
-pub(crate) fn install_forgotten(state: &mut State, _: Lsn, fact: &TopicForgotten) {
+pub(crate) fn install_deleted(state: &mut State, _: Lsn, fact: &TopicDeleted) {
     for slot in &fact.slots {
         state.producers.remove_slot(PartitionSlot(*slot));
     }

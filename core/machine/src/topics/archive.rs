@@ -5,8 +5,8 @@ use millstream_batch::ids::TopicId;
 use super::meta::{Budget, FilterBinding, OnError, Stage, TopicConfig, TopicMeta};
 use super::settings;
 use crate::fact::archive::{
-    FilterRecord, ParameterRecord, TopicApplied, TopicApplied16, TopicForgotten, TopicRecord,
-    TopicRecord16,
+    CatalogueKnown, FilterRecord, ParameterRecord, TopicApplied, TopicApplied16, TopicDeleted,
+    TopicForgotten, TopicRecord, TopicRecord16,
 };
 use crate::fact::{Fact, Sound};
 
@@ -86,9 +86,26 @@ impl Sound for TopicApplied {
     }
 }
 
-impl Sound for TopicForgotten {
+impl From<TopicForgotten> for Fact {
+    fn from(fact: TopicForgotten) -> Self {
+        Self::TopicDeleted(Box::new(TopicDeleted {
+            id: fact.id,
+            slots: fact.slots,
+            time_ms: fact.time_ms,
+            revision: 0,
+        }))
+    }
+}
+
+impl Sound for TopicDeleted {
     fn is_sound(&self) -> bool {
         self.slots.is_sorted_by(|a, b| a < b)
+    }
+}
+
+impl Sound for CatalogueKnown {
+    fn is_sound(&self) -> bool {
+        self.revision > 0
     }
 }
 

@@ -1,8 +1,8 @@
 //! The cells of topics, and what the shard knows of the catalogue as a whole.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use millstream_batch::ids::{PartitionSlot, TopicId};
+use millstream_batch::ids::{PartitionSlot, ShardId, TopicId};
 use rustc_hash::FxHashMap;
 
 use super::meta::TopicMeta;
@@ -14,16 +14,48 @@ pub(crate) struct Catalogue {
     /// Newest revision of any topic; on the catalog's shard the next change takes the one after.
     pub(crate) revision: u64,
     pub(crate) slot_next: PartitionSlot,
-    /// The topics deleted last, oldest first.
-    pub(crate) forgotten: VecDeque<TopicId>,
+    /// The topics deleted last, oldest first, with the revision of their deletion.
+    pub(crate) deleted: VecDeque<(TopicId, u64)>,
+    /// At the catalogue's shard: up to which revision every other shard has applied all changes, as it
+    /// said. One that never did is at 0.
+    pub(crate) known: BTreeMap<ShardId, u64>,
 }
 
 impl Catalogue {
-    pub(super) fn forget(&mut self, id: TopicId) {
-        if self.forgotten.len() == FORGOTTEN_TOPICS_REMEMBERED {
-            self.forgotten.pop_front();
+    /// Whether a topic was deleted lately.
+    pub(super) fn is_deleted(&self, id: TopicId) -> bool {
+        self.deleted.iter().any(|(deleted, _)| *deleted == id)
+    }
+
+    /// The revision up to which all of these shards know the catalogue.
+    pub(super) fn known_to_all(&self, shards: u16) -> u64 {
+        let others = (1..shards).map(|shard| self.known.get(&ShardId(shard)).copied());
+        others
+            .map(Option::unwrap_or_default)
+            .min()
+            .unwrap_or(u64::MAX)
+    }
+
+    /// Deletions that some shard has not heard of.
+    pub(super) fn untold(&self, shards: u16) -> usize {
+        let known = self.known_to_all(shards);
+        let told = self
+            .deleted
+            .partition_point(|(_, revision)| *revision <= known);
+        self.deleted.len() - told
+    }
+
+    /// At most [`FORGOTTEN_TOPICS_REMEMBERED`] are kept of those that every shard knows of.
+    pub(super) fn delete(&mut self, id: TopicId, revision: u64, known_to_all: u64) {
+        while self.deleted.len() >= FORGOTTEN_TOPICS_REMEMBERED
+            && self
+                .deleted
+                .front()
+                .is_some_and(|(_, told)| *told <= known_to_all)
+        {
+            self.deleted.pop_front();
         }
-        self.forgotten.push_back(id);
+        self.deleted.push_back((id, revision));
     }
 }
 
@@ -48,6 +80,8 @@ impl Topic {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Topics {
     pub(super) cells: BTreeMap<TopicId, Topic>,
+    /// By the revision of the description.
+    revisions: BTreeSet<(u64, TopicId)>,
     /// Ids by name. More than one while a deletion has not reached this shard yet.
     names: FxHashMap<String, Vec<TopicId>>,
 }
@@ -67,6 +101,13 @@ impl Topics {
         ids.iter()
             .filter_map(|id| self.cells.get(id))
             .max_by_key(|topic| topic.meta.revision)
+    }
+
+    /// Topics that changed after this revision, in the order in which they did.
+    pub(crate) fn changed_after(&self, revision: u64) -> impl Iterator<Item = &Topic> + '_ {
+        let first = (revision.saturating_add(1), TopicId::default());
+        let changed = self.revisions.range(first..);
+        changed.filter_map(|(_, id)| self.cells.get(id))
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Topic> + '_ {
@@ -93,10 +134,13 @@ impl Topics {
         match self.cells.entry(meta.id) {
             std::collections::btree_map::Entry::Occupied(cell) => {
                 let cell = cell.into_mut();
+                self.revisions.remove(&(cell.meta.revision, meta.id));
+                self.revisions.insert((meta.revision, meta.id));
                 cell.meta = meta;
                 cell.slots.extend(added);
             }
             std::collections::btree_map::Entry::Vacant(cell) => {
+                self.revisions.insert((meta.revision, meta.id));
                 cell.insert(Topic {
                     meta,
                     slots: added.collect(),
@@ -109,6 +153,7 @@ impl Topics {
         let Some(topic) = self.cells.remove(&id) else {
             return;
         };
+        self.revisions.remove(&(topic.meta.revision, id));
         let ids = self
             .names
             .get_mut(&topic.meta.name)

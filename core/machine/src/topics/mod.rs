@@ -12,12 +12,14 @@ pub mod settings;
 
 use std::ops::Bound;
 
-use millstream_batch::ids::{CATALOG_SHARD, Lsn, Partition, PartitionSlot, TimestampMs, TopicId};
+use millstream_batch::ids::{
+    CATALOG_SHARD, Lsn, Partition, PartitionSlot, ShardId, TimestampMs, TopicId,
+};
 use millstream_batch::limits::{TOPIC_PARTITIONS_MAX, is_name};
 
 use crate::decide::{Decision, full};
 use crate::fact::Fact;
-use crate::fact::archive::{SlotRecord, TopicApplied, TopicForgotten};
+use crate::fact::archive::{CatalogueKnown, SlotRecord, TopicApplied, TopicDeleted};
 use crate::request::{Refusal, Reply, TOPICS_A_PAGE};
 use crate::state::State;
 use cell::Topic;
@@ -46,7 +48,7 @@ pub(crate) fn create(
     if state.topics.by_name(name).is_some() {
         return Err(Refusal::TopicExists(name.to_owned()));
     }
-    if state.topics.cell(id).is_some() || state.catalogue.forgotten.contains(&id) {
+    if state.topics.cell(id).is_some() || state.catalogue.is_deleted(id) {
         return Err(Refusal::BadConfig(format!(
             "topic id {id} was used before: draw another"
         )));
@@ -74,7 +76,19 @@ pub(crate) fn delete(state: &State, time: TimestampMs, name: &str) -> Result<Dec
     catalog(state)?;
     let topic = by_name(state, name)?;
     let id = topic.meta.id;
-    Ok(Decision::of(gone(topic, time), Reply::TopicGone { id }))
+    let (deleted, max) = (state.catalogue.untold(state.shards), state.limits.topics);
+    if deleted >= max {
+        return Err(full(
+            "deleted topics that a shard has not heard of",
+            deleted + 1,
+            max,
+        ));
+    }
+    let revision = state.catalogue.revision + 1;
+    Ok(Decision::of(
+        gone(id, Some(topic), time, revision),
+        Reply::TopicGone { id, revision },
+    ))
 }
 
 pub(crate) fn configure(
@@ -236,7 +250,7 @@ pub(crate) fn apply(
 ) -> Result<Decision, Refusal> {
     let known = state.topics.cell(meta.id);
     if known.is_some_and(|topic| topic.meta.revision >= meta.revision)
-        || state.catalogue.forgotten.contains(&meta.id)
+        || state.catalogue.is_deleted(meta.id)
     {
         return Ok(Decision::look(Reply::Done));
     }
@@ -257,19 +271,31 @@ pub(crate) fn apply(
 
 /// A topic that is not known here yet is remembered as deleted all the same: its description may still
 /// be on its way.
-pub(crate) fn forget(state: &State, time: TimestampMs, id: TopicId) -> Decision {
+pub(crate) fn forget(state: &State, time: TimestampMs, id: TopicId, revision: u64) -> Decision {
     match state.topics.cell(id) {
-        Some(topic) => Decision::of(gone(topic, time), Reply::Done),
-        None if state.catalogue.forgotten.contains(&id) => Decision::look(Reply::Done),
-        None => {
-            let fact = TopicForgotten {
-                id: id.0,
-                slots: Vec::new(),
-                time_ms: time.0,
-            };
-            Decision::of(Fact::TopicForgotten(Box::new(fact)), Reply::Done)
-        }
+        None if state.catalogue.is_deleted(id) => Decision::look(Reply::Done),
+        topic => Decision::of(gone(id, topic, time, revision), Reply::Done),
     }
+}
+
+/// Another shard has applied all changes up to a revision.
+pub(crate) fn known(state: &State, shard: ShardId, revision: u64) -> Result<Decision, Refusal> {
+    catalog(state)?;
+    if shard == state.id || shard.0 >= state.shards || revision > state.catalogue.revision {
+        return Err(Refusal::BadConfig(format!(
+            "shard {shard} is said to know revision {revision} of a catalogue at {}",
+            state.catalogue.revision
+        )));
+    }
+    let before = state.catalogue.known.get(&shard).copied();
+    if revision <= before.unwrap_or_default() {
+        return Ok(Decision::look(Reply::Done));
+    }
+    let fact = CatalogueKnown {
+        shard: shard.0,
+        revision,
+    };
+    Ok(Decision::of(Fact::CatalogueKnown(fact), Reply::Done))
 }
 
 pub(crate) fn install_applied(state: &mut State, lsn: Lsn, fact: &TopicApplied) {
@@ -287,13 +313,31 @@ pub(crate) fn install_applied(state: &mut State, lsn: Lsn, fact: &TopicApplied) 
     }
 }
 
-pub(crate) fn install_forgotten(state: &mut State, lsn: Lsn, fact: &TopicForgotten) {
+pub(crate) fn install_deleted(state: &mut State, lsn: Lsn, fact: &TopicDeleted) {
     let id = TopicId(fact.id);
+    state.catalogue.revision = state.catalogue.revision.max(fact.revision);
     if !state.guard.holds(lsn, catalogue_key) {
-        state.catalogue.forget(id);
+        let shards = if state.id == CATALOG_SHARD {
+            state.shards
+        } else {
+            1
+        };
+        let known = state.catalogue.known_to_all(shards);
+        state.catalogue.delete(id, fact.revision, known);
     }
     // Ids are not used again, so what a snapshot holds of them was taken before this fact.
     state.topics.remove(id);
+}
+
+pub(crate) fn install_known(state: &mut State, lsn: Lsn, fact: &CatalogueKnown) {
+    if !state.guard.holds(lsn, catalogue_key) {
+        let known = state
+            .catalogue
+            .known
+            .entry(ShardId(fact.shard))
+            .or_default();
+        *known = fact.revision.max(*known);
+    }
 }
 
 // --- helpers -------------------------------------------------------------------------------------
@@ -354,11 +398,12 @@ fn applied(state: &State, time: TimestampMs, meta: &TopicMeta) -> Result<Fact, R
     })))
 }
 
-fn gone(topic: &Topic, time: TimestampMs) -> Fact {
-    let slots = topic.slots.iter().map(|(_, slot)| slot.0).collect();
-    Fact::TopicForgotten(Box::new(TopicForgotten {
-        id: topic.meta.id.0,
-        slots,
+fn gone(id: TopicId, topic: Option<&Topic>, time: TimestampMs, revision: u64) -> Fact {
+    let slots = topic.map_or(&[][..], |topic| &topic.slots);
+    Fact::TopicDeleted(Box::new(TopicDeleted {
+        id: id.0,
+        slots: slots.iter().map(|(_, slot)| slot.0).collect(),
         time_ms: time.0,
+        revision,
     }))
 }

@@ -5,7 +5,7 @@
     reason = "rkyv's resolvers, which no code here names"
 )]
 
-use millstream_batch::ids::{PartitionSlot, TopicId};
+use millstream_batch::ids::{PartitionSlot, ShardId, TopicId};
 
 use super::cell::{Catalogue, Topic};
 use super::meta::TopicMeta;
@@ -18,7 +18,19 @@ archived! {
     pub struct CatalogueRecord {
         pub revision: u64,
         pub slot_next: u32,
-        pub forgotten: Vec<[u8; 16]>,
+        pub deleted: Vec<DeletedRecord>,
+        /// At the catalogue's shard: by shard, up to which revision it has applied all changes.
+        pub known: Vec<KnownRecord>,
+    }
+
+    pub struct DeletedRecord {
+        pub id: [u8; 16],
+        pub revision: u64,
+    }
+
+    pub struct KnownRecord {
+        pub shard: u16,
+        pub revision: u64,
     }
 
     pub struct TopicCellRecord {
@@ -57,19 +69,43 @@ impl Section for CatalogueSection {
         CatalogueRecord {
             revision: cell.revision,
             slot_next: cell.slot_next.0,
-            forgotten: cell.forgotten.iter().map(|id| id.0).collect(),
+            deleted: cell
+                .deleted
+                .iter()
+                .map(|(id, revision)| DeletedRecord {
+                    id: id.0,
+                    revision: *revision,
+                })
+                .collect(),
+            known: cell
+                .known
+                .iter()
+                .map(|(shard, revision)| KnownRecord {
+                    shard: shard.0,
+                    revision: *revision,
+                })
+                .collect(),
         }
     }
 
     fn bytes(cell: &Catalogue) -> usize {
-        32 + cell.forgotten.len() * 16
+        32 + cell.deleted.len() * 24 + cell.known.len() * 16
     }
 
     fn restore(state: &mut State, record: CatalogueRecord) -> Result<(), &'static str> {
         state.catalogue = Catalogue {
             revision: record.revision,
             slot_next: PartitionSlot(record.slot_next),
-            forgotten: record.forgotten.into_iter().map(TopicId).collect(),
+            deleted: record
+                .deleted
+                .iter()
+                .map(|deleted| (TopicId(deleted.id), deleted.revision))
+                .collect(),
+            known: record
+                .known
+                .iter()
+                .map(|known| (ShardId(known.shard), known.revision))
+                .collect(),
         };
         Ok(())
     }

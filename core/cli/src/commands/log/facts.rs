@@ -36,9 +36,10 @@ pub(super) fn fields(fact: &Fact) -> Value {
                 "added": added.collect::<Value>();
                 "time_ms": f.time_ms)
         }
-        Fact::TopicForgotten(f) => {
-            fields!("topic-forgotten", f: slots, time_ms; "topic": uuid(&f.id))
+        Fact::TopicDeleted(f) => {
+            fields!("topic-deleted", f: slots, time_ms, revision; "topic": uuid(&f.id))
         }
+        Fact::CatalogueKnown(f) => fields!("catalogue-known", f: shard, revision),
         Fact::ProducerGiven(f) => fields!("producer-given", f: pid, epoch, time_ms),
         Fact::ProducersExpired(f) => {
             fields!("producers-expired", f: floor, survivors, unused_before_ms)

@@ -52,6 +52,8 @@ pub(super) struct Membership {
     pub(super) joined: GroupEpoch,
     /// The newest assignment that was taken up.
     version: u64,
+    /// The assignment with which the group was seen to move nothing more.
+    pub(super) settled_at: Option<u64>,
     owned: Vec<Owned>,
     /// Of these, what is not open yet and the client was not told of; since when.
     unopened: BTreeMap<Partition, Instant>,
@@ -109,6 +111,11 @@ impl Membership {
     pub(super) fn member(&self) -> MemberId {
         self.member
     }
+
+    /// Who it is, under which join, and the version of what it knows of its partitions.
+    pub(super) fn stands(&self) -> (MemberId, GroupEpoch, u64) {
+        (self.member, self.joined, self.version)
+    }
 }
 
 /// The session timeout that holds for what a client asked for.
@@ -152,6 +159,7 @@ impl Subscription {
             joins: false,
             joined: assignment.joined,
             version: assignment.version,
+            settled_at: None,
             owned: Vec::new(),
             unopened: BTreeMap::new(),
             told_opening: 0,

@@ -248,7 +248,12 @@ fn the_doctor_names_each_limit() -> Result<()> {
             "raises it to 200",
             "LimitNOFILE",
         ),
-        ("--memlock=65536", "locked memory", "64.0 KiB", "LimitMEMLOCK"),
+        (
+            "--memlock=65536",
+            "locked memory",
+            "64.0 KiB",
+            "LimitMEMLOCK",
+        ),
         ("--nproc=300", "threads", "at most 300", "LimitNPROC"),
         ("--fsize=8388608", "file size", "8.0 MiB", "LimitFSIZE"),
     ] {

@@ -141,6 +141,17 @@ pub struct GroupMember {
     pub partitions: Vec<(String, u32)>,
 }
 
+/// How a group may be reset.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ResetOptions {
+    /// Also while it has members.
+    pub force: bool,
+    /// Nothing is changed, and it may have members.
+    pub dry_run: bool,
+    /// Also when it is not there yet: its first member begins there.
+    pub create: bool,
+}
+
 /// A group's place in one partition.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct GroupOffset {
@@ -420,21 +431,24 @@ impl Admin {
         Ok(described)
     }
 
-    /// Set a group's offsets in a topic; no `partitions` means all. With `dry_run` nothing is changed;
-    /// without `force` a group with members is refused. With it, members that hold a partition go on from
-    /// the reset: what they have not committed by then is not committed any more.
+    /// Set a group's offsets in a topic; no `partitions` means all. With `force`, members that hold a
+    /// partition go on from the reset: what they have not committed by then is not committed any more.
     ///
     /// # Errors
-    /// When there is no such group or topic, or the group has members.
+    /// When there is no such group or topic, or the group has members; see [`ResetOptions`].
     pub async fn reset_group(
         &self,
         group: &str,
         topic: &str,
         partitions: &[u32],
         to: StartAt,
-        force: bool,
-        dry_run: bool,
+        options: ResetOptions,
     ) -> Result<Vec<GroupOffset>> {
+        let ResetOptions {
+            force,
+            dry_run,
+            create,
+        } = options;
         let request = wire::ResetGroupRequest {
             group: group.to_owned(),
             topic: topic.to_owned(),
@@ -442,6 +456,7 @@ impl Admin {
             to: Some(to.to_wire()),
             force,
             dry_run,
+            create,
         };
         let answer: wire::ResetGroupResponse =
             self.ask(Kind::ResetGroup, &request, Repeat::Safe).await?;

@@ -38,7 +38,7 @@ mod transport;
 
 pub use admin::{
     Admin, FilterSpec, GroupDescription, GroupList, GroupMember, GroupOffset, GroupSummary,
-    OffsetSpec, PartitionInfo, TopicDescription,
+    OffsetSpec, PartitionInfo, ResetOptions, TopicDescription,
 };
 pub use client::{BrokerInfo, Client, ClientBuilder};
 pub use connection::Connections;

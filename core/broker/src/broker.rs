@@ -13,15 +13,13 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use millstream_batch::ids::ShardId;
-use millstream_machine::topics::TopicMeta;
 use millstream_shard::call::{Answer, Call};
 use millstream_shard::core::CoreConfig;
 use millstream_shard::driver::{Deployments, Peers, Plugins, ShardConfig, Workers};
 use millstream_shard::handle::ShardHandle;
-use rustc_hash::FxHashSet;
 use tokio::sync::{oneshot, watch};
 
-use crate::catalog::{Spread, reconcile};
+use crate::catalog::Spread;
 use crate::components::Components;
 use crate::config::{Config, Flush};
 use crate::directory::{Directory, Meta};
@@ -39,7 +37,7 @@ use crate::throttle::Throttle;
 use crate::tls::Identity;
 use crate::traces::Traces;
 use crate::windows::Windows;
-use crate::{Error, http, limits, preflight, service, steering, sys, tls};
+use crate::{Error, http, limits, preflight, service, settle, steering, sys, tls};
 
 /// How often a stopping broker looks whether its streams are through.
 const DRAIN_LOOK: Duration = Duration::from_millis(10);
@@ -260,7 +258,7 @@ impl Broker {
                 ))
             })?;
         }
-        control.block_on(settle(&shared))?;
+        control.block_on(settle::settle(&shared))?;
         write_context(&shared, &directory, &identity)?;
         shared.enter(Phase::Serving);
         tracing::info!(
@@ -434,65 +432,6 @@ fn plugins(components: &Arc<Components>, worker_threads: usize) -> Result<Plugin
         deployments,
         workers: Arc::new(workers),
     })
-}
-
-/// After recovery, before the first client: every shard knows the catalog, every component is there.
-async fn settle(shared: &Shared) -> Result<(), Error> {
-    if let Err(error) = reconcile(&shared.shards).await {
-        // A shard that is full or read-only still serves what it has.
-        tracing::warn!(
-            error = error.message,
-            "not every shard knows the whole catalog yet"
-        );
-        shared.spread.set_behind();
-    }
-    let Answer::Catalog { topics, .. } = shared
-        .shards
-        .catalog()
-        .call(Call::WatchCatalog {
-            seen: 0,
-            wait_ms: 0,
-        })
-        .await
-    else {
-        return Ok(()); // reported by whoever asks next
-    };
-    let digests: FxHashSet<[u8; 32]> = topics
-        .iter()
-        .flat_map(|topic| &topic.filters)
-        .map(|binding| binding.digest)
-        .collect();
-    let deploying = shared.components.deploying.lock().await;
-    shared.components.sweep(digests.clone()).await;
-    for digest in &digests {
-        if let Err(error) = shared.components.load(*digest).await {
-            tracing::error!(
-                error = error.message,
-                "a deployed component is lost: its topics fail closed"
-            );
-        }
-    }
-    shared.components.sweep_compiled(digests).await;
-    drop(deploying);
-    let deployments = Arc::clone(&shared.plugins.deployments);
-    let started = tokio::task::spawn_blocking(move || start_filters(&deployments, &topics)).await;
-    started.map_err(|error| Error::Internal(format!("starting filters ended badly: {error}")))
-}
-
-/// A component may not start under a newer broker, or on a smaller machine: that is known before its first batch.
-fn start_filters(deployments: &Deployments, topics: &[TopicMeta]) {
-    for topic in topics {
-        for binding in &topic.filters {
-            if let Err(error) = deployments.try_start(topic.id, binding) {
-                tracing::error!(
-                    topic = topic.name,
-                    filter = binding.name,
-                    %error,
-                    "a deployed filter does not start: its on_error says what becomes of batches"
-                );
-            }
-        }
-    }
 }
 
 async fn stop_shards(shared: &Shared) -> Result<(), Error> {

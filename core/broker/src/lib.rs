@@ -27,6 +27,7 @@ mod requests;
 mod secrets;
 mod service;
 mod session;
+mod settle;
 mod shards;
 mod signals;
 mod steering;

@@ -90,18 +90,20 @@ pub fn decide(
         Request::JoinGroup {
             group,
             member,
+            again,
             client,
             topics,
             session_timeout_ms,
-        } => groups::join(
-            state,
-            time,
-            group,
-            *member,
-            client,
-            topics,
-            *session_timeout_ms,
-        ),
+        } => {
+            let joins = groups::Joins {
+                member: *member,
+                again: *again,
+                client,
+                topics,
+                session_timeout_ms: *session_timeout_ms,
+            };
+            groups::join(state, time, group, joins)
+        }
         Request::LeaveGroup {
             group,
             member,
@@ -140,7 +142,7 @@ pub fn decide(
         Request::DescribeTopic { name } => topics::describe(state, name),
         Request::TopicById { id } => topics::describe_id(state, *id),
         Request::ListGroups { after } => Ok(groups::list(state, after)),
-        Request::DescribeGroup { group } => groups::describe(state, group),
+        Request::DescribeGroup { group, of } => groups::describe(state, group, of.as_deref()),
 
         Request::ExpireProducers {
             producer_unused_before,

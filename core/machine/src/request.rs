@@ -111,10 +111,12 @@ pub enum Request {
 
     // --- the group's home shard --------------------------------------------------------------
     /// `member` 0 asks for a new one; a known member joins again and keeps what it owns, under a new
-    /// epoch that fences its stream of before. What that one was asked to let go is let go.
+    /// epoch that fences its stream of before. What that one was asked to let go is let go. With `again`
+    /// it is that stream itself that joins, under this epoch: refused when another took the member since.
     JoinGroup {
         group: String,
         member: MemberId,
+        again: Option<GroupEpoch>,
         client: String,
         topics: Vec<TopicId>,
         session_timeout_ms: u32,
@@ -192,8 +194,10 @@ pub enum Request {
     ListGroups {
         after: String,
     },
+    /// `of`: offsets and owners of these partitions alone, and nothing of those that nobody owns; `None`: of all.
     DescribeGroup {
         group: String,
+        of: Option<Vec<Partition>>,
     },
 
     // --- logged maintenance, every shard -----------------------------------------------------
@@ -366,6 +370,8 @@ pub struct GroupInfo {
     /// At the home: partitions that had an owner and have none, each with the epoch under which
     /// member 0 claims it, so that consumers with fixed partitions may commit again.
     pub unowned: Vec<(Partition, GroupEpoch)>,
+    /// Topics of which an offset is committed on this shard.
+    pub topics: Vec<TopicId>,
     /// Offsets committed on this shard's partitions.
     pub offsets: Vec<(Partition, Offset, String)>,
 }

@@ -177,6 +177,7 @@ impl Cluster {
                 let join = Request::JoinGroup {
                     group: group.to_owned(),
                     member: MemberId(0),
+                    again: None,
                     client: String::new(),
                     topics: vec![partition.topic],
                     session_timeout_ms: 1,

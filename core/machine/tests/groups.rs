@@ -15,6 +15,7 @@ fn join(world: &mut World, member: u64, topics: &[u8]) -> Result<(MemberId, Assi
     let request = Request::JoinGroup {
         group: GROUP.to_owned(),
         member: MemberId(member),
+        again: None,
         client: "client".to_owned(),
         topics: topics.iter().map(|topic| TopicId([*topic; 16])).collect(),
         session_timeout_ms: 10_000,
@@ -28,7 +29,7 @@ fn join(world: &mut World, member: u64, topics: &[u8]) -> Result<(MemberId, Assi
 /// The epoch of the member's newest join.
 fn joined(world: &mut World, member: MemberId) -> GroupEpoch {
     let group = GROUP.to_owned();
-    match world.ask(&Request::DescribeGroup { group }) {
+    match world.ask(&Request::DescribeGroup { group, of: None }) {
         Ok(Reply::Group(info)) => {
             let of_member = |known: &&MemberInfo| known.member == member;
             info.members.iter().find(of_member).expect("known").joined
@@ -388,6 +389,7 @@ fn when_the_last_member_leaves_fixed_consumers_may_commit_and_it_may_not() {
     assert_eq!(unowned.len(), 1);
     match world.ask(&Request::DescribeGroup {
         group: GROUP.to_owned(),
+        of: None,
     }) {
         Ok(Reply::Group(info)) => assert_eq!(info.unowned, unowned),
         other => panic!("{other:?}"),
@@ -552,58 +554,6 @@ fn a_forced_reset_fences_the_member_that_holds_the_partition() {
     assert_eq!(world.claim(GROUP, at, b, owned[0].1), Ok(Some(Offset(3))));
 }
 
-/// One unit: what cannot be done for one partition is done for none.
-#[test]
-fn a_reset_moves_all_of_its_partitions_or_none() {
-    let limits = Limits {
-        offsets: 3,
-        ..Limits::default()
-    };
-    let mut world = World::new(0, 1, limits);
-    world.create(1, "t", 4);
-    for index in 0..4 {
-        world
-            .produce(batch(partition(1, index), 0, 0, 0, 10))
-            .unwrap();
-    }
-    let reset = |places: &[(u32, u64)]| Request::ResetOffsets {
-        group: GROUP.to_owned(),
-        places: places
-            .iter()
-            .map(|(index, offset)| (partition(1, *index), Offset(*offset)))
-            .collect(),
-        force: true,
-    };
-    let before = world.state.clone();
-    for (places, why) in [
-        (&[(0, 3), (1, 11), (2, 3)][..], "past the end"),
-        (&[(0, 3), (9, 0)], "no such partition"),
-        (
-            &[(0, 1), (1, 1), (2, 1), (3, 1)],
-            "one more than there is room for",
-        ),
-    ] {
-        assert!(world.ask(&reset(places)).is_err(), "{why}");
-        assert!(world.state == before, "{why}: a part of it was done");
-    }
-    assert_eq!(
-        world.ask(&reset(&[(0, 3), (1, 4), (0, 5)])),
-        Ok(Reply::Reset {
-            fences: vec![GroupEpoch(0); 3]
-        })
-    );
-    assert_eq!(world.log.last().map(|(_, unit)| unit.len()), Some(3));
-    let committed = |index: u32| world.state.committed().find(|(_, slot, _)| slot.0 == index);
-    assert_eq!(committed(0).map(|(.., offset)| offset), Some(Offset(5)));
-    assert_eq!(committed(1).map(|(.., offset)| offset), Some(Offset(4)));
-    assert!(world.replayed() == world.state);
-    let many = vec![(0, 1); millstream_machine::request::RESETS_MAX + 1];
-    assert!(matches!(
-        world.ask(&reset(&many)),
-        Err(Refusal::StateFull(_))
-    ));
-}
-
 #[test]
 fn groups_are_bounded_and_asked_at_their_home() {
     let limits = Limits {
@@ -624,6 +574,7 @@ fn groups_are_bounded_and_asked_at_their_home() {
     let other = |group: &str| Request::JoinGroup {
         group: group.to_owned(),
         member: MemberId(0),
+        again: None,
         client: String::new(),
         topics: Vec::new(),
         session_timeout_ms: 1,
@@ -918,4 +869,83 @@ fn groups_are_listed_with_how_they_stand() {
     }
     assert_eq!(all.len(), 251);
     assert!(all.is_sorted());
+}
+
+/// A stream that joins again says which join it is: another that took the member since keeps it.
+#[test]
+fn a_stream_that_was_replaced_does_not_take_its_member_back() {
+    let mut world = World::new(0, 1, Limits::default());
+    world.create(1, "t", 2);
+    world.create(2, "u", 2);
+    let again = |member: MemberId, joined: GroupEpoch| Request::JoinGroup {
+        group: GROUP.to_owned(),
+        member,
+        again: Some(joined),
+        client: "client".to_owned(),
+        topics: vec![TopicId([2; 16])],
+        session_timeout_ms: 10_000,
+    };
+    let (member, older) = join(&mut world, 0, &[1]).unwrap();
+    let (_, newer) = join(&mut world, member.0, &[1]).unwrap();
+    let refused = world.ask(&again(member, older.joined));
+    assert_eq!(
+        refused,
+        Err(Refusal::MemberReplaced {
+            group: GROUP.to_owned(),
+            member,
+            joined: older.joined,
+            current: newer.joined,
+        })
+    );
+    assert_eq!(joined(&mut world, member), newer.joined);
+    assert_eq!(assignment(&mut world, member).owned, newer.owned);
+    // The one that has it may.
+    match world.ask(&again(member, newer.joined)) {
+        Ok(Reply::Joined { assignment, .. }) => assert!(assignment.joined > newer.joined),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// A description of some partitions says nothing of others, but for the topics there are.
+#[test]
+fn a_group_is_described_as_far_as_it_is_asked_for() {
+    let mut world = World::new(0, 1, Limits::default());
+    world.create(1, "t", 40);
+    let (member, assignment) = join(&mut world, 0, &[1]).unwrap();
+    assert_eq!(assignment.owned.len(), 40);
+    let reset = Request::ResetOffsets {
+        group: GROUP.to_owned(),
+        places: (0..40)
+            .map(|index| (partition(1, index), Offset(0)))
+            .collect(),
+        force: true,
+    };
+    world.ask(&reset).unwrap();
+    let mut described = |of: Option<Vec<Partition>>| {
+        let group = GROUP.to_owned();
+        match world.ask(&Request::DescribeGroup { group, of }) {
+            Ok(Reply::Group(info)) => info,
+            other => panic!("{other:?}"),
+        }
+    };
+    let all = described(None);
+    assert_eq!(
+        (all.offsets.len(), all.members[0].partitions.len()),
+        (40, 40)
+    );
+    let nothing = described(Some(Vec::new()));
+    assert_eq!(nothing.topics, [TopicId([1; 16])]);
+    assert_eq!(nothing.members[0].member, member);
+    assert!(nothing.offsets.is_empty() && nothing.members[0].partitions.is_empty());
+    let gone = partition(9, 0);
+    let some = vec![partition(1, 7), gone, partition(1, 3)];
+    let some = described(Some(some));
+    assert_eq!(
+        some.offsets,
+        [all.offsets[3].clone(), all.offsets[7].clone()]
+    );
+    assert_eq!(
+        some.members[0].partitions,
+        [partition(1, 7), partition(1, 3)]
+    );
 }

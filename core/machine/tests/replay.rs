@@ -227,14 +227,16 @@ impl Asker {
                 },
             },
             26..=29 => {
-                let (mut group, mut member, _) = self.member();
+                let (mut group, mut member, joined) = self.member();
+                let mut again = self.rng.one_in(3).then_some(joined);
                 if self.rng.one_in(2) {
-                    (group, member) = (self.group(), MemberId(0));
+                    (group, member, again) = (self.group(), MemberId(0), None);
                 }
                 let topics = (0..self.rng.below(3)).map(|_| self.topic()).collect();
                 Request::JoinGroup {
                     group,
                     member,
+                    again,
                     client: "c".to_owned(),
                     topics,
                     session_timeout_ms: 9,
@@ -298,6 +300,7 @@ impl Asker {
             39 if self.rng.one_in(4) => Request::AcceptClock,
             _ => Request::DescribeGroup {
                 group: self.group(),
+                of: None,
             },
         }
     }

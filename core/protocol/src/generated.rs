@@ -695,6 +695,8 @@ pub struct ResetGroupRequest {
     pub force: bool,
     #[prost(bool, tag = "6")]
     pub dry_run: bool,
+    #[prost(bool, tag = "7")]
+    pub create: bool,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ResetGroupResponse {

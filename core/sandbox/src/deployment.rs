@@ -446,7 +446,8 @@ impl Deployment {
                     Placement::Paused => tracing::error!(
                         deployment,
                         kills,
-                        "the filter was killed too often and is paused: correct it, then deploy it again"
+                        "the filter was killed too often and is paused: its batches are refused whatever its on_error says; \
+                         correct it, then deploy it again"
                     ),
                 }
             }

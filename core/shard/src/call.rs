@@ -274,6 +274,8 @@ pub struct Status {
     /// `serving`, `disk-full`, `limited`, `read-only`, `stopped`, with why.
     pub state: String,
     pub why: Option<String>,
+    /// Ranges found damaged, at the start and by reads since.
+    pub damaged: usize,
     /// Why the wall clock is in doubt, and what to do about it.
     pub clock: Option<String>,
     pub log_bytes: u64,

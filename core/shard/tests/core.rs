@@ -799,6 +799,7 @@ fn a_deleted_name_is_free_when_every_shard_has_forgotten_it() {
     let join = Request::JoinGroup {
         group: group.clone(),
         member: millstream_batch::ids::MemberId(0),
+        again: None,
         client: String::new(),
         topics: Vec::new(),
         session_timeout_ms: 1_000,

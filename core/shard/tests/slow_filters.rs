@@ -348,11 +348,18 @@ async fn a_stop_refuses_what_waits_for_a_filter() {
 /// Two threads' hosts share a deployment: kills add up, whoever sees them.
 #[test]
 fn kills_are_counted_over_all_threads_and_deploying_again_forgives() {
+    // A paused filter judges nothing, and no policy makes a judgement of that.
+    for on_error in [OnError::Reject, OnError::Pass, OnError::Drop] {
+        kills_are_counted(on_error);
+    }
+}
+
+fn kills_are_counted(on_error: OnError) {
     let source = Source::of(&[&wat_filter(DIES_OF_TWO)]);
     let deployments = Deployments::new(Arc::clone(&source) as Arc<dyn ComponentSource>);
     let binding = FilterBinding {
         stage: Stage::Subscribe,
-        ..world::binding(&source, OnError::Reject, None)
+        ..world::binding(&source, on_error, None)
     };
     let bindings = std::slice::from_ref(&binding);
     let site = Site {
@@ -404,6 +411,7 @@ fn kills_are_counted_over_all_threads_and_deploying_again_forgives() {
             panic!("{halt:?}")
         };
         assert!(failure.message.contains("paused"), "{failure}");
+        assert!(!failure.retriable, "not before it is deployed again");
     }
     assert_eq!(one.status()[0].kills + two.status()[0].kills, 4);
     assert!(two.status()[0].paused);

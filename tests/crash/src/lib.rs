@@ -1,5 +1,7 @@
 //! Breaking things on purpose: what the crash tests do to a data directory.
 
+pub mod past;
+
 use std::fs::{File, OpenOptions};
 use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};

@@ -1,5 +1,6 @@
 //! Damaged, truncated and missing files: a clear word each, the healthy rest served, nothing dropped silently.
 
+use std::collections::BTreeSet;
 use std::process::Command;
 
 use anyhow::Result;
@@ -51,6 +52,14 @@ fn a_flipped_byte_is_reported_and_the_rest_is_served() -> Result<()> {
             .contains("damaged"),
         "{output:?}"
     );
+    // It is counted once by who met it, however often it is read.
+    let damaged = || -> Result<String> {
+        let (_, metrics) = broker.http("/metrics")?;
+        let sample = |line: &&str| line.starts_with("millstream_shard_damaged_ranges{");
+        Ok(metrics.lines().find(sample).expect("a sample").to_owned())
+    };
+    let once = damaged()?;
+    assert!(!once.ends_with(" 0"), "{once}");
     // Read from the start: what lies before it, then where to go on.
     let output = broker.cli(&[
         "sub",
@@ -152,27 +161,37 @@ fn a_missing_file_is_missed() -> Result<()> {
 }
 
 /// A shard whose log has a hole does not know what came after: nothing takes its end for the end, and
-/// whoever wanted all is told that it did not get it.
+/// whoever wanted all is told that it did not get it. With the only shard that is the whole broker.
 #[test]
 fn what_lies_behind_a_hole_is_not_taken_for_nothing() -> Result<()> {
+    for shards in [1, 3] {
+        a_hole_is_told(shards)?;
+    }
+    Ok(())
+}
+
+fn a_hole_is_told(shards: u16) -> Result<()> {
+    const PARTITIONS: usize = 4;
+    let holed_shard = shards / 2;
     let dir = tempfile::tempdir()?;
     let broker = Options::on(dir.path().join("data"))
-        .with("--shards 2")
+        .with(&format!("--shards {shards}"))
         .start()?;
-    broker.ok("topic create t --partitions 2")?;
-    let shards = broker.json("topic describe t")?;
-    let holed = (0..2usize)
-        .find(|at| shards["partitions"][*at]["shard"] == 1)
-        .expect("one of two partitions is on shard 1");
-    for partition in 0..2 {
-        for word in ["before", "needle-in-the-middle", "after", "last"] {
+    broker.ok(&format!("topic create t --partitions {PARTITIONS}"))?;
+    let described = broker.json("topic describe t")?;
+    let (holed, whole): (Vec<usize>, Vec<usize>) =
+        (0..PARTITIONS).partition(|at| described["partitions"][*at]["shard"] == holed_shard);
+    assert!(!holed.is_empty(), "{described}");
+    for word in ["before", "needle-in-the-middle", "after", "last"] {
+        for partition in 0..PARTITIONS {
             let line = format!("{word}\n");
             broker.ok_with(&format!("pub t --partition {partition}"), line.as_bytes())?;
         }
     }
     broker.ok("sub t --group g --count 2 --exit-at-end")?;
     let data = broker.kill()?;
-    zero_around(&wal_files(&data, 1)?[0], b"needle-in-the-middle")?;
+    let first = &wal_files(&data, holed_shard)?[0];
+    zero_around(first, b"needle-in-the-middle")?;
 
     let verify = Command::new(binary())
         .args(["log", "verify", "-o", "json"])
@@ -180,56 +199,117 @@ fn what_lies_behind_a_hole_is_not_taken_for_nothing() -> Result<()> {
         .output()?;
     let said: serde_json::Value = serde_json::from_slice(&verify.stdout)?;
     assert!(!verify.status.success() && said["ok"] == false, "{said}");
-    assert!(said["shards"][1]["read_only"].is_string(), "{said}");
+    let of_shard = &said["shards"][usize::from(holed_shard)];
+    assert!(of_shard["read_only"].is_string(), "{said}");
 
     // It serves, and is not ready: a shard takes no writes.
     let broker = Options::on(data).spawn()?;
     eventually("it serves", || {
         Ok::<_, anyhow::Error>(broker.log().contains(" serving "))
     })?;
-    // A group needs its home.
-    let healthy = (0..)
-        .map(|n| format!("new-{n}"))
-        .find(|group| group_home(group, 2) == ShardId(0))
-        .expect("names enough");
-    for arguments in ["--verify", "", &format!("--group {healthy}")] {
-        let line = format!("sub t --from start --exit-at-end -f %v\\n {arguments}");
+    let (_, metrics) = broker.http("/metrics")?;
+    for shard in 0..shards {
+        let stopped = u8::from(shard == holed_shard);
+        let sample = format!("millstream_shard_stopped{{shard=\"{shard}\"}} {stopped}\n");
+        assert!(metrics.contains(&sample), "{sample}: {metrics}");
+    }
+    let places = |words: &str| -> BTreeSet<String> {
+        let lines = words.lines().map(str::to_owned);
+        lines.collect()
+    };
+    let with = |word: &str, partitions: &[usize]| -> BTreeSet<String> {
+        partitions.iter().map(|at| format!("{at}{word}")).collect()
+    };
+    for arguments in ["--verify", ""] {
+        let line = format!("sub t --from start --exit-at-end -f %p%v\\n {arguments}");
         let words: Vec<&str> = line.split_whitespace().collect();
         let output = broker.cli(&words)?;
-        let (out, err) = (
-            String::from_utf8_lossy(&output.stdout).into_owned(),
-            String::from_utf8_lossy(&output.stderr).into_owned(),
+        let read = places(&String::from_utf8_lossy(&output.stdout));
+        let err = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(
+            output.status.code(),
+            Some(1),
+            "{shards}, {line}: {read:?}{err}"
         );
-        assert_eq!(output.status.code(), Some(1), "{line}: {out}{err}");
-        assert!(err.contains("READ_ONLY"), "{line}: {err}");
-        // What can be read is: all of the healthy shard, the other's up to the hole.
-        assert_eq!(out.matches("last").count(), 1, "{line}: {out}");
-        // A group's claim is a write: nothing of the other is read.
-        let befores = if arguments.starts_with("--group") {
-            1
-        } else {
-            2
-        };
-        assert_eq!(out.matches("before").count(), befores, "{line}: {out}");
+        assert!(err.contains("READ_ONLY"), "{shards}, {line}: {err}");
+        // What can be read is: all of the healthy shards, the other's up to the hole.
+        let all: Vec<usize> = (0..PARTITIONS).collect();
+        assert!(read.is_superset(&with("before", &all)), "{line}: {read:?}");
+        assert!(read.is_superset(&with("last", &whole)), "{line}: {read:?}");
+        assert!(read.is_disjoint(&with("last", &holed)), "{line}: {read:?}");
     }
-    let topic = broker.cli(&["topic", "describe", "t", "-o", "json"])?;
-    assert_eq!(topic.status.code(), Some(1));
-    let topic: serde_json::Value = serde_json::from_slice(&topic.stdout)?;
-    assert!(topic["partitions"][holed]["error"].is_string(), "{topic}");
-    assert!(topic["partitions"][1 - holed]["error"].is_null(), "{topic}");
-    let group = broker.cli(&["group", "describe", "g", "-o", "json"])?;
-    assert_eq!(group.status.code(), Some(1));
-    let group: serde_json::Value = serde_json::from_slice(&group.stdout)?;
+    // A group needs its home, which is on a healthy shard if there is one.
+    let healthy = (0..)
+        .map(|n| format!("new-{n}"))
+        .find(|group| shards == 1 || group_home(group, shards) != ShardId(holed_shard))
+        .expect("names enough");
+    let member = || {
+        let words = [
+            "sub",
+            "t",
+            "--from",
+            "start",
+            "--exit-at-end",
+            "--group",
+            &healthy,
+        ];
+        let mut command = broker.command(&words);
+        command.args(["-f", "%p%v\\n"]).spawn()
+    };
+    // Two at once, each to its end, and one that comes after them: a member that had only the holed one may
+    // end before it is given more.
+    let (mut read, mut codes, mut said) = (BTreeSet::new(), Vec::new(), String::new());
+    for count in [2, 1] {
+        let members: Vec<_> = (0..count).map(|_| member()).collect::<Result<_, _>>()?;
+        for member in members {
+            let output = member.wait_with_output()?;
+            read.extend(places(&String::from_utf8_lossy(&output.stdout)));
+            said.push_str(&String::from_utf8_lossy(&output.stderr));
+            codes.push(output.status.code());
+        }
+    }
+    assert!(codes[..2].contains(&Some(1)), "{shards}: {codes:?} {said}");
+    assert_eq!(codes[2], Some(1), "{shards}: {said}");
+    assert!(said.contains("READ_ONLY"), "{shards}: {said}");
+    // A claim is a write: nothing of the holed shard is read, and all of the others.
+    assert!(read.is_superset(&with("last", &whole)), "{read:?} {said}");
+    assert!(read.is_disjoint(&with("before", &holed)), "{read:?}");
+
+    let failed = |line: &str| -> Result<Vec<serde_json::Value>> {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let output = broker.cli(&words)?;
+        let err = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{shards}, {line}: {err}");
+        assert!(err.contains("read-only"), "{shards}, {line}: {err}");
+        // Who can say nothing at all says only why.
+        json_lines(std::str::from_utf8(&output.stdout)?)
+    };
+    let one = |line: &str| -> Result<serde_json::Value> {
+        let said = failed(line)?;
+        assert!(
+            said.len() == 1 || shards == 1 && said.is_empty(),
+            "{said:?}"
+        );
+        Ok(said.into_iter().next().unwrap_or_default())
+    };
+    let topic = one("topic describe t -o json")?;
+    let group = one("group describe g -o json")?;
+    let groups = failed("group list -o json")?;
     assert!(group["lag"].is_null(), "{group}");
-    assert!(group["offsets"][holed]["lag"].is_null(), "{group}");
-    assert!(group["offsets"][1 - holed]["lag"].is_u64(), "{group}");
-    let groups = broker.cli(&["group", "list", "-o", "json"])?;
-    assert_eq!(groups.status.code(), Some(1), "{groups:?}");
-    let groups = json_lines(std::str::from_utf8(&groups.stdout)?)?;
-    let known = groups.iter().filter(|row| row["group"] == "g");
-    let known: Vec<_> = known.collect();
-    assert_eq!(known.len(), 1, "{groups:?}");
-    assert!(known[0]["lag"].is_null(), "{groups:?}");
+    if shards > 1 {
+        for &at in &holed {
+            assert!(topic["partitions"][at]["error"].is_string(), "{topic}");
+            assert!(group["offsets"][at]["lag"].is_null(), "{group}");
+        }
+        for &at in &whole {
+            assert!(topic["partitions"][at]["error"].is_null(), "{topic}");
+            assert!(group["offsets"][at]["lag"].is_u64(), "{group}");
+        }
+        let known = groups.iter().filter(|row| row["group"] == "g");
+        let known: Vec<_> = known.collect();
+        assert_eq!(known.len(), 1, "{groups:?}");
+        assert!(known[0]["lag"].is_null(), "{groups:?}");
+    }
     Ok(())
 }
 

@@ -1,12 +1,13 @@
 //! Limits of the process are no failures of the disk: each is reached, what is asked for is refused or
 //! waits, nothing stops for good, and a restart without the limit works.
 
+use std::io::{BufRead as _, BufReader};
 use std::net::TcpStream;
 use std::os::unix::fs::chown;
 use std::process::{Command, Stdio};
 
 use anyhow::Result;
-use millstream_e2e::{Broker, Options, binary, eventually};
+use millstream_e2e::{Broker, Options, binary, bundled, eventually};
 
 /// Runs what follows under a limit of the shell: `-n 48`.
 fn under(limit: &str) -> [String; 4] {
@@ -174,6 +175,153 @@ fn no_locked_memory_is_needed() -> Result<()> {
         .through(under("-l 0"))
         .start()?;
     round_trip(&broker, "t")
+}
+
+/// Descriptors run out while the broker runs: what needs one is refused or waits, all else goes on, and
+/// afterwards everything works.
+#[test]
+fn what_needs_a_descriptor_is_refused_or_waits_and_all_else_goes_on() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let broker = Options::on(dir.path().join("data"))
+        .with("--shards 1")
+        .through(under("-n 40"))
+        .start()?;
+    round_trip(&broker, "t")?;
+    let mut held: Vec<TcpStream> = (0..60)
+        .filter_map(|_| TcpStream::connect(("127.0.0.1", broker.http_port())).ok())
+        .collect();
+    eventually("no descriptor is left", || {
+        Ok(broker.log().contains("an HTTP connection was not taken"))
+    })?;
+    let component = bundled("key-filter");
+    let deploy = format!(
+        "plugin deploy {} --topic t --name f --param prefix=f",
+        component.display()
+    );
+    // A client needs none, and the log's files are open.
+    broker.ok_with("pub t", b"second\n")?;
+    let both = broker.ok("sub t --from start --exit-at-end -f %v\\n")?;
+    assert_eq!(both, "first\nsecond\n");
+    // A component is kept in a file of its own.
+    let words: Vec<&str> = deploy.split_whitespace().collect();
+    let refused = broker.cli(&words)?;
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert_eq!(refused.status.code(), Some(1), "{said}");
+    assert!(said.contains("Too many open files"), "{said}");
+    // One that waits is taken when there is room for it.
+    let waits = held.pop().expect("more than there is room for");
+    drop(held);
+    drop(waits);
+    eventually("it is ready again", || Ok(broker.http("/readyz")?.0 == 200))?;
+    broker.ok(&deploy)?;
+    broker.ok_with("pub t --key f", b"third\n")?;
+    round_trip(&broker, "u")?;
+    let filters = broker.list("plugin list")?;
+    assert_eq!(filters[0]["state"], "running", "{filters}");
+    Ok(())
+}
+
+/// Each limit that the broker may meet is named by `doctor`, with what raises it.
+#[test]
+fn the_doctor_names_each_limit() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let doctor = |through: &[&str]| -> Result<String> {
+        let output = Command::new(through[0])
+            .args(&through[1..])
+            .arg(binary())
+            .args(["doctor", "--offline", "--data"])
+            .arg(dir.path())
+            .output()?;
+        assert!(!output.stdout.is_empty(), "{output:?}");
+        Ok(String::from_utf8(output.stdout)?)
+    };
+    for (limit, name, found, raised_by) in [
+        (
+            "--nofile=100:100",
+            "open files",
+            "at most 100",
+            "LimitNOFILE",
+        ),
+        (
+            "--nofile=100:200",
+            "open files",
+            "raises it to 200",
+            "LimitNOFILE",
+        ),
+        (
+            "--memlock=65536",
+            "locked memory",
+            "64.0 KiB",
+            "LimitMEMLOCK",
+        ),
+        ("--nproc=300", "threads", "at most 300", "LimitNPROC"),
+        ("--fsize=8388608", "file size", "8.0 MiB", "LimitFSIZE"),
+    ] {
+        let said = doctor(&["prlimit", limit])?;
+        let line = said.lines().find(|line| line.contains(name));
+        let line = line.unwrap_or_else(|| panic!("{name}: {said}"));
+        assert!(line.contains(found), "{limit}: {line}");
+        assert!(said.contains(raised_by), "{limit}: {said}");
+    }
+    let script = "mount -t tmpfs -o size=512m,nr_inodes=64 tmpfs \"$1\" && shift && exec \"$@\"";
+    let path = dir.path().to_string_lossy();
+    let inodes = [
+        "unshare",
+        "--user",
+        "--map-root-user",
+        "--mount",
+        "sh",
+        "-c",
+        script,
+        "sh",
+        &path,
+    ];
+    let said = doctor(&inodes)?;
+    assert!(
+        said.contains("inodes are left") && said.contains("df -i"),
+        "{said}"
+    );
+    Ok(())
+}
+
+/// A shard that may write nothing more still serves, so that a member reads on; what it read is not
+/// committed, and never will be here.
+#[test]
+fn a_member_whose_commits_fail_for_good_says_so_and_fails() -> Result<()> {
+    const RECORDS: usize = 20_000;
+    let dir = tempfile::tempdir()?;
+    let broker = Options::on(dir.path().join("data"))
+        .with("--shards 1")
+        .start()?;
+    broker.ok("topic create t --partitions 1")?;
+    let line = "x".repeat(100) + "\n";
+    broker.ok_with("pub t", line.repeat(RECORDS).as_bytes())?;
+    let count = RECORDS.to_string();
+    let member = [
+        "sub", "t", "--group", "g", "--from", "start", "--count", &count,
+    ];
+    let mut reader = broker.command(&member).spawn()?;
+    // It has begun, and cannot print the rest before somebody reads it.
+    let mut out = BufReader::new(reader.stdout.take().expect("piped"));
+    let mut first = String::new();
+    out.read_line(&mut first)?;
+    let limited = Command::new("prlimit")
+        .args(["--pid", &broker.pid().to_string(), "--fsize=4096:4096"])
+        .status()?;
+    assert!(limited.success());
+    let rest = out.lines().collect::<Result<Vec<_>, _>>()?;
+    assert_eq!(rest.len(), RECORDS - 1, "everything is read");
+    let output = reader.wait_with_output()?;
+    let said = String::from_utf8(output.stderr)?;
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("t/0 was not committed: "), "{said}");
+    let stopped = broker.cli_with(&["pub", "t", "--delivery-timeout", "2s"], b"x\n")?;
+    assert_eq!(stopped.status.code(), Some(1), "{stopped:?}");
+    // It will come again, as it was said: nothing passed for committed.
+    let broker = Options::on(broker.kill()?).start()?;
+    let group = broker.json("group describe g")?;
+    assert!(group["lag"].as_u64() > Some(0), "{group}");
+    Ok(())
 }
 
 /// A file system without inodes is a full one: refused, served, healed.

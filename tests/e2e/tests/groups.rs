@@ -1,10 +1,10 @@
 //! Consumer groups through the real binary: sharing, resuming, moving, describing, resetting.
 
 use std::collections::BTreeSet;
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, Read as _};
 
 use anyhow::Result;
-use millstream_e2e::{Options, bundled, eventually, json_lines};
+use millstream_e2e::{Broker, Options, bundled, eventually, json_lines};
 
 /// A group goes on where it committed, also after the broker was killed.
 #[test]
@@ -106,6 +106,15 @@ fn a_group_is_reset_by_command() -> Result<()> {
         assert_eq!(again, "1a\n1b\n1c\n", "{shards} shards");
         let groups = broker.list("group list")?;
         assert!(groups.to_string().contains("\"g\""), "{groups}");
+        // A name that was mistyped is no new group.
+        let words = ["group", "reset", "G", "--topic", "t", "--to", "start"];
+        let mistyped = broker.cli(&words)?;
+        let told = String::from_utf8_lossy(&mistyped.stderr).into_owned();
+        assert_eq!(mistyped.status.code(), Some(1), "{told}");
+        for words in ["UNKNOWN_GROUP", "is `g` meant?", "--create"] {
+            assert!(told.contains(words), "{words}: {told}");
+        }
+        assert_eq!(broker.list("group list")?.as_array().map(Vec::len), Some(1));
         let words = ["group", "reset", "g", "--topic", "t", "--to", "99"];
         let told = broker.cli(&words)?;
         let told = String::from_utf8_lossy(&told.stderr).into_owned();
@@ -138,25 +147,44 @@ fn a_group_takes_no_until_but_the_end() -> Result<()> {
 /// A group whose filter drops nearly all of a topic is behind by what is new, and reads nothing twice.
 #[test]
 fn what_a_groups_filter_drops_is_committed() -> Result<()> {
-    let dir = tempfile::tempdir()?;
-    let broker = Options::on(dir.path().join("data")).start()?;
-    broker.ok("topic create t --partitions 2")?;
-    let component = bundled("json-filter");
-    let component = component.display();
-    broker.ok(&format!(
-        "plugin deploy {component} --topic t --stage subscribe --name few --param expr=n==777"
-    ))?;
-    let input: String = (0..20_000).map(|n| format!("{{\"n\":{n}}}\n")).collect();
-    broker.ok_with("pub t", input.as_bytes())?;
-    let once = broker.ok("sub t --group g --exit-at-end -f %v\\n")?;
-    assert_eq!(once, "{\"n\":777}\n");
-    let group = broker.json("group describe g")?;
-    assert_eq!(group["lag"], 0, "{group}");
-    assert_eq!(
-        broker.ok("sub t --group g --from start --exit-at-end -f %v\\n")?,
-        ""
-    );
+    for shards in ["1", "3"] {
+        let dir = tempfile::tempdir()?;
+        let broker = Options::on(dir.path().join("data"))
+            .with(&format!("--shards {shards}"))
+            .start()?;
+        broker.ok("topic create t --partitions 4")?;
+        let component = bundled("json-filter");
+        let component = component.display();
+        broker.ok(&format!(
+            "plugin deploy {component} --topic t --stage subscribe --name few --param expr=n==777"
+        ))?;
+        let input: String = (0..20_000).map(|n| format!("{{\"n\":{n}}}\n")).collect();
+        broker.ok_with("pub t", input.as_bytes())?;
+        let mut once = two_members_to_the_end(&broker, "t")?;
+        // What was between the two when both ended.
+        let rest = broker.ok("sub t --group g --exit-at-end -f %v\\n")?;
+        once.extend(rest.lines().map(str::to_owned));
+        assert_eq!(once, BTreeSet::from(["{\"n\":777}".to_owned()]));
+        let group = broker.json("group describe g")?;
+        assert_eq!(group["lag"], 0, "{shards} shards: {group}");
+        let again = two_members_to_the_end(&broker, "t")?;
+        assert!(again.is_empty(), "{shards} shards: {again:?}");
+    }
     Ok(())
+}
+
+/// The different records that two members of `g` read together, each to its end, in order.
+fn two_members_to_the_end(broker: &Broker, topic: &str) -> Result<BTreeSet<String>> {
+    let words = ["sub", topic, "--group", "g", "--exit-at-end", "-f", "%v\\n"];
+    let member = || broker.command(&words).spawn();
+    let members = [member()?, member()?];
+    let mut seen = BTreeSet::new();
+    for member in members {
+        let output = member.wait_with_output()?;
+        assert!(output.status.success(), "{output:?}");
+        seen.extend(String::from_utf8(output.stdout)?.lines().map(str::to_owned));
+    }
+    Ok(seen)
 }
 
 /// Two members of a topic on several shards, each to its end: together they read all, and commit it.
@@ -170,18 +198,7 @@ fn members_that_exit_at_the_end_leave_nothing() -> Result<()> {
         broker.ok("topic create t --partitions 5")?;
         let input: String = (0..500).map(|i| format!("k{i}:{i}\n")).collect();
         broker.ok_with("pub t --key-separator :", input.as_bytes())?;
-        let member = || {
-            let words = ["sub", "t", "--group", "g", "--exit-at-end", "-f", "%v\\n"];
-            broker.command(&words).spawn()
-        };
-        let members = [member()?, member()?];
-        let mut seen = BTreeSet::new();
-        for member in members {
-            let output = member.wait_with_output()?;
-            assert!(output.status.success(), "{output:?}");
-            let text = String::from_utf8(output.stdout)?;
-            seen.extend(text.lines().filter_map(|line| line.parse::<u32>().ok()));
-        }
+        let seen = two_members_to_the_end(&broker, "t")?;
         assert_eq!(seen.len(), 500, "{shards} shards");
         let group = broker.json("group describe g")?;
         assert_eq!(group["lag"], 0, "{group}");
@@ -193,50 +210,52 @@ fn members_that_exit_at_the_end_leave_nothing() -> Result<()> {
 /// on. Without a group that is the default.
 #[test]
 fn lost_records_are_told_with_their_number() -> Result<()> {
-    let dir = tempfile::tempdir()?;
-    let broker = Options::on(dir.path().join("data"))
-        .with("--shards 2")
-        .setting("LOG__SEGMENT_BYTES", "16777216")
-        .start()?;
-    broker.ok("topic create t --partitions 1 --config retention.bytes=1000000")?;
-    broker.ok_with("pub t", b"first\n")?;
-    broker.ok("sub t --group g --from start --count 1")?;
-    let line = "x".repeat(1_000) + "\n";
-    let start = || -> Result<u64> {
-        let topic = broker.json("topic describe t")?;
-        Ok(topic["partitions"][0]["start_offset"].as_u64().unwrap_or(0))
-    };
-    eventually("retention takes what the group did not read", || {
-        broker.ok_with("pub t", line.repeat(20_000).as_bytes())?;
-        Ok::<_, anyhow::Error>(start()? > 1)
-    })?;
-    let start = start()?;
-    let lost = format!("{} records (offsets 1 to {})", start - 1, start - 1);
-    let said = |line: &str| -> Result<(Option<i32>, String)> {
-        let words: Vec<&str> = line.split_whitespace().collect();
-        let output = broker.cli(&words)?;
-        Ok((output.status.code(), String::from_utf8(output.stderr)?))
-    };
-    let (code, err) = said("sub t --group g --count 1")?;
-    assert_eq!(code, Some(1), "{err}");
-    assert_eq!(err.matches(&lost).count(), 1, "{lost}: {err}");
-    assert!(
-        err.contains("RECORDS_LOST") && err.contains("--on-lost"),
-        "{err}"
-    );
-    // Failing has changed nothing.
-    let (code, err) = said("sub t --group g --count 1 --on-lost oldest")?;
-    assert_eq!(code, Some(0), "{err}");
-    assert_eq!(err.matches(&lost).count(), 1, "{lost}: {err}");
-    let group = broker.json("group describe g")?;
-    assert_eq!(group["offsets"][0]["committed"], start + 1, "{group}");
+    for shards in ["1", "3"] {
+        let dir = tempfile::tempdir()?;
+        let broker = Options::on(dir.path().join("data"))
+            .with(&format!("--shards {shards}"))
+            .setting("LOG__SEGMENT_BYTES", "16777216")
+            .start()?;
+        broker.ok("topic create t --partitions 1 --config retention.bytes=1000000")?;
+        broker.ok_with("pub t", b"first\n")?;
+        broker.ok("sub t --group g --from start --count 1")?;
+        let line = "x".repeat(1_000) + "\n";
+        let start = || -> Result<u64> {
+            let topic = broker.json("topic describe t")?;
+            Ok(topic["partitions"][0]["start_offset"].as_u64().unwrap_or(0))
+        };
+        eventually("retention takes what the group did not read", || {
+            broker.ok_with("pub t", line.repeat(20_000).as_bytes())?;
+            Ok::<_, anyhow::Error>(start()? > 1)
+        })?;
+        let start = start()?;
+        let lost = format!("{} records (offsets 1 to {})", start - 1, start - 1);
+        let said = |line: &str| -> Result<(Option<i32>, String)> {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            let output = broker.cli(&words)?;
+            Ok((output.status.code(), String::from_utf8(output.stderr)?))
+        };
+        let (code, err) = said("sub t --group g --count 1")?;
+        assert_eq!(code, Some(1), "{err}");
+        assert_eq!(err.matches(&lost).count(), 1, "{lost}: {err}");
+        assert!(
+            err.contains("RECORDS_LOST") && err.contains("--on-lost"),
+            "{err}"
+        );
+        // Failing has changed nothing.
+        let (code, err) = said("sub t --group g --count 1 --on-lost oldest")?;
+        assert_eq!(code, Some(0), "{err}");
+        assert_eq!(err.matches(&lost).count(), 1, "{lost}: {err}");
+        let group = broker.json("group describe g")?;
+        assert_eq!(group["offsets"][0]["committed"], start + 1, "{group}");
 
-    let (code, err) = said("sub t --from 1 --count 1")?;
-    assert_eq!((code, err.matches(&lost).count()), (Some(0), 1), "{err}");
-    let (code, err) = said("sub t --from 1 --count 1 --verify")?;
-    assert_eq!((code, err.matches(&lost).count()), (Some(1), 1), "{err}");
-    let (code, err) = said("sub t --from 1 --count 1 --on-lost fail")?;
-    assert_eq!((code, err.matches(&lost).count()), (Some(1), 1), "{err}");
+        let (code, err) = said("sub t --from 1 --count 1")?;
+        assert_eq!((code, err.matches(&lost).count()), (Some(0), 1), "{err}");
+        let (code, err) = said("sub t --from 1 --count 1 --verify")?;
+        assert_eq!((code, err.matches(&lost).count()), (Some(1), 1), "{err}");
+        let (code, err) = said("sub t --from 1 --count 1 --on-lost fail")?;
+        assert_eq!((code, err.matches(&lost).count()), (Some(1), 1), "{err}");
+    }
     Ok(())
 }
 
@@ -259,58 +278,73 @@ fn from_a_time_begins_with_its_record() -> Result<()> {
 /// A group's place is taken over from another's, or from a file; a dry run changes nothing.
 #[test]
 fn a_group_is_reset_to_another_groups_place_and_from_a_file() -> Result<()> {
-    let dir = tempfile::tempdir()?;
-    let broker = Options::on(dir.path().join("data")).start()?;
-    broker.ok("topic create t --partitions 2")?;
-    broker.ok("topic create u --partitions 1")?;
-    for topic in ["t", "u"] {
-        let input: String = (0..40).map(|i| format!("{i}\n")).collect();
-        broker.ok_with(&format!("pub {topic}"), input.as_bytes())?;
-    }
-    for topic in ["t", "u"] {
-        broker.ok(&format!("sub {topic} --group old --count 10"))?;
-    }
-    let committed = |group: &str| -> Result<Vec<(String, u64, Option<u64>)>> {
-        let described = broker.json(&format!("group describe {group}"))?;
-        let rows = described["offsets"].as_array().expect("offsets").clone();
-        let row = |row: &serde_json::Value| {
-            let topic = row["topic"].as_str().unwrap_or_default().to_owned();
-            let partition = row["partition"].as_u64().unwrap_or(99);
-            (topic, partition, row["committed"].as_u64())
+    for shards in ["1", "3"] {
+        let dir = tempfile::tempdir()?;
+        let broker = Options::on(dir.path().join("data"))
+            .with(&format!("--shards {shards}"))
+            .start()?;
+        broker.ok("topic create t --partitions 2")?;
+        broker.ok("topic create u --partitions 1")?;
+        for topic in ["t", "u"] {
+            let input: String = (0..40).map(|i| format!("{i}\n")).collect();
+            broker.ok_with(&format!("pub {topic}"), input.as_bytes())?;
+        }
+        let mut read_by_old = BTreeSet::new();
+        for topic in ["t", "u"] {
+            let read = broker.ok(&format!("sub {topic} --group old --count 10 -f %v\\n"))?;
+            if topic == "t" {
+                read_by_old.extend(read.lines().map(str::to_owned));
+            }
+        }
+        let committed = |group: &str| -> Result<Vec<(String, u64, Option<u64>)>> {
+            let described = broker.json(&format!("group describe {group}"))?;
+            let rows = described["offsets"].as_array().expect("offsets").clone();
+            let row = |row: &serde_json::Value| {
+                let topic = row["topic"].as_str().unwrap_or_default().to_owned();
+                let partition = row["partition"].as_u64().unwrap_or(99);
+                (topic, partition, row["committed"].as_u64())
+            };
+            Ok(rows.iter().map(row).collect())
         };
-        Ok(rows.iter().map(row).collect())
-    };
-    let old = committed("old")?;
-    assert_eq!(old.len(), 3);
-    let dry = broker.json("group reset new --topic t --to-group old --dry-run")?;
-    assert_eq!(
-        (
-            dry["dry_run"].as_bool(),
-            dry["offsets"].as_array().map(Vec::len)
-        ),
-        (Some(true), Some(2))
-    );
-    assert!(
-        broker.json("group describe new").is_err(),
-        "nothing was changed"
-    );
-    broker.ok("group reset new --topic t --to-group old")?;
-    assert_eq!(committed("new")?, old[..2], "of that topic");
+        let old = committed("old")?;
+        assert_eq!(old.len(), 3);
+        let dry = broker.json("group reset new --topic t --to-group old --create --dry-run")?;
+        assert_eq!(
+            (
+                dry["dry_run"].as_bool(),
+                dry["offsets"].as_array().map(Vec::len)
+            ),
+            (Some(true), Some(2))
+        );
+        assert!(
+            broker.json("group describe new").is_err(),
+            "nothing was changed"
+        );
+        broker.ok("group reset new --topic t --to-group old --create")?;
+        assert_eq!(committed("new")?, old[..2], "of that topic");
+        // Its members go on from there: what the other group had not read, all of it and nothing else.
+        broker.ok("group reset g --topic t --to-group old --create")?;
+        let mut rest = two_members_to_the_end(&broker, "t")?;
+        let between = broker.ok("sub t --group g --exit-at-end -f %v\\n")?;
+        rest.extend(between.lines().map(str::to_owned));
+        let is_rest = rest.len() == 30 && rest.is_disjoint(&read_by_old);
+        assert!(is_rest, "{shards} shards: {rest:?}");
 
-    // What describe prints is a file to go back to.
-    let file = dir.path().join("places.json");
-    std::fs::write(&file, broker.ok("group describe old -o json")?)?;
-    let file = file.to_str().expect("a path");
-    broker.ok("group reset old --topic t --to end")?;
-    broker.ok("group reset old --topic u --to end")?;
-    assert_ne!(committed("old")?, old);
-    broker.ok(&format!("group reset old --from-file {file}"))?;
-    assert_eq!(committed("old")?, old);
-    broker.ok_with("group reset old --from-file -", b"u 0 3\nt 1 0\n")?;
-    let now = committed("old")?;
-    assert_eq!((&now[0], now[1].2, now[2].2), (&old[0], Some(0), Some(3)));
-    let output = broker.cli_with(&["group", "reset", "old", "--from-file", "-"], b"u 0\n")?;
-    assert_eq!(output.status.code(), Some(2), "{output:?}");
+        // What describe prints is a file to go back to.
+        let file = dir.path().join("places.json");
+        std::fs::write(&file, broker.ok("group describe old -o json")?)?;
+        let file = file.to_str().expect("a path");
+        broker.ok("group reset old --topic t --to end")?;
+        broker.ok("group reset old --topic u --to end")?;
+        assert_ne!(committed("old")?, old);
+        broker.ok(&format!("group reset old --from-file {file}"))?;
+        assert_eq!(committed("old")?, old);
+        broker.ok_with("group reset old --from-file -", b"u 0 3\nt 1 0\n")?;
+        let now = committed("old")?;
+        assert_eq!((&now[0], now[1].2, now[2].2), (&old[0], Some(0), Some(3)));
+        let output = broker.cli_with(&["group", "reset", "old", "--from-file", "-"], b"u 0\n")?;
+        assert_eq!(output.status.code(), Some(2), "{output:?}");
+    }
     Ok(())
 }
 
@@ -377,7 +411,17 @@ fn a_running_group_is_reset_and_deleted_by_force() -> Result<()> {
     );
     assert!(broker.ok("group delete g").is_err(), "it has a member");
     broker.ok("group delete g --force")?;
-    assert_eq!(member.wait()?.code(), Some(1), "it is told, and fails");
+    let mut told = String::new();
+    member
+        .stderr
+        .take()
+        .expect("piped")
+        .read_to_string(&mut told)?;
+    assert_eq!(member.wait()?.code(), Some(1), "it fails: {told}");
+    assert!(
+        told.contains("group `g` was deleted"),
+        "and is told: {told}"
+    );
     assert_eq!(broker.list("group list")?, serde_json::json!([]));
     Ok(())
 }

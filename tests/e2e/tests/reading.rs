@@ -94,3 +94,31 @@ fn the_newest_and_from_here_to_there() -> Result<()> {
     }
     Ok(())
 }
+
+/// A topic goes with all its partitions: that is said once, by name, and is a failure.
+#[test]
+fn a_topic_that_is_deleted_while_it_is_read_is_told_once() -> Result<()> {
+    const PARTITIONS: usize = 6;
+    let dir = tempfile::tempdir()?;
+    let broker = Options::on(dir.path().join("data"))
+        .with("--shards 3")
+        .start()?;
+    broker.ok(&format!("topic create t --partitions {PARTITIONS}"))?;
+    for partition in 0..PARTITIONS {
+        broker.ok_with(&format!("pub t --partition {partition}"), b"a\n")?;
+    }
+    let mut reader = broker.command(&["sub", "t", "--from", "start"]).spawn()?;
+    let mut out = BufReader::new(reader.stdout.take().expect("piped"));
+    for _ in 0..PARTITIONS {
+        let mut line = String::new();
+        out.read_line(&mut line)?;
+        assert_eq!(line, "a\n");
+    }
+    broker.ok("topic delete t --yes")?;
+    let output = reader.wait_with_output()?;
+    let told = String::from_utf8(output.stderr)?;
+    assert_eq!(output.status.code(), Some(1), "{told}");
+    assert_eq!(told.matches("error: ").count(), 1, "{told}");
+    assert!(told.contains("topic `t` was deleted"), "{told}");
+    Ok(())
+}

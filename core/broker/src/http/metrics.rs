@@ -271,11 +271,21 @@ fn shard_label(status: &Status) -> (&'static str, String) {
 
 fn shards(shards: &[Status]) -> impl Iterator<Item = Family> + '_ {
     type Column = (&'static str, &'static str, fn(&Status) -> u64);
-    let columns: [Column; 19] = [
+    let columns: [Column; 21] = [
         (
             "millstream_shard_serving",
             "1 when the shard takes writes",
             |s| u64::from(s.state == "serving"),
+        ),
+        (
+            "millstream_shard_stopped",
+            "1 when the shard takes no writes until a restart or a repair: after a failed write, or read-only",
+            |s| u64::from(matches!(s.state.as_str(), "stopped" | "read-only")),
+        ),
+        (
+            "millstream_shard_damaged_ranges",
+            "Ranges of the log found damaged since the start, by it and by reads",
+            |s| s.damaged as u64,
         ),
         (
             "millstream_clock_doubted",

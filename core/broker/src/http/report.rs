@@ -148,7 +148,7 @@ fn shard_json(status: &Status) -> serde_json::Value {
         })
         .collect();
     json!({
-        "shard": status.shard.0, "state": status.state, "why": status.why, "clock": status.clock, "disk": status.disk,
+        "shard": status.shard.0, "state": status.state, "why": status.why, "damaged": status.damaged, "clock": status.clock, "disk": status.disk,
         "topics": status.topics, "partitions": status.partitions, "groups": status.groups,
         "last_lsn": status.last_lsn, "durable_lsn": status.durable_lsn, "term": status.term,
         "log_bytes": status.log_bytes, "log_files": status.log_files, "hot_tail_bytes": status.hot_tail_bytes,

@@ -1,12 +1,14 @@
 //! DESCRIBE_GROUP: members from the group's home, offsets and lag from the shards of the partitions.
-//! Topics that the principal does not see are left out.
+//! Topics that the principal does not see are left out. A page asks for its own partitions alone.
 //!
 //! What a shard that does not answer would have said is missing, and said to be: never taken for nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
 
 use millstream_batch::ids::{Offset, Partition, ShardId, TopicId};
 use millstream_machine::request::{GroupInfo, Reply, Request, Standing};
+use millstream_machine::topics::TopicMeta;
 use millstream_protocol::Code;
 use millstream_protocol::messages::{
     self, DescribeGroupRequest, DescribeGroupResponse, GroupMember, GroupOffset, GroupPartition,
@@ -30,17 +32,13 @@ pub(super) async fn handle(
     session.principal().check(Right::Consume, &request.group)?;
     let Gathered {
         home,
-        committed,
+        committed_in,
         silent,
     } = gather(session, &request.group).await?;
-    let mut owners = BTreeMap::new();
     let mut members = Vec::new();
-    let mut subscribed: BTreeSet<TopicId> = BTreeSet::new();
+    let mut topics = committed_in;
     for member in &home.members {
-        for partition in &member.partitions {
-            owners.insert(*partition, member.member.0);
-        }
-        subscribed.extend(&member.topics);
+        topics.extend(&member.topics);
         let known = &session.shared.members;
         let address = known.address(&request.group, member.member, member.joined);
         members.push(GroupMember {
@@ -51,39 +49,42 @@ pub(super) async fn handle(
                 .unwrap_or_default(),
         });
     }
-    // Every partition of what the group reads or has read: one without a commit is unread, not absent.
-    let mut topics = subscribed.clone();
-    topics.extend(committed.keys().map(|partition| partition.topic));
-    let partition_count = |topic| {
-        let topic = session.thread.catalog.cached(topic);
-        topic.map_or(0, |topic| topic.partitions)
-    };
-    let mut partitions = Vec::new();
-    for topic in topics {
-        for index in 0..partition_count(topic) {
-            let partition = Partition { topic, index };
-            partitions.extend(named(session, partition).map(|name| (partition, name)));
-        }
-    }
-    partitions.sort_unstable_by(|(_, a), (_, b)| a.cmp(b));
     let after = request.after.map(|after| (after.topic, after.partition));
     if after.is_some() {
         members.clear();
     }
-    let next = turn_to(&mut partitions, after.as_ref(), PAGE);
-    let asked: Vec<Partition> = partitions.iter().map(|(partition, _)| *partition).collect();
+    // Every partition of what the group reads or has read: one without a commit is unread, not absent.
+    let seen = |topic| {
+        let topic = session.thread.catalog.cached(topic)?;
+        session.principal().sees(&topic.name).then_some(topic)
+    };
+    let mut topics: Vec<Rc<TopicMeta>> = topics.into_iter().filter_map(seen).collect();
+    topics.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+    let counts = topics.iter().map(|topic| (&*topic.name, topic.partitions));
+    let counts: Vec<(&str, u32)> = counts.collect();
+    let after = after
+        .as_ref()
+        .map(|(topic, index)| (topic.as_str(), *index));
+    let (rows, more) = page(&counts, after, PAGE);
+    let partition_of = |(topic, index): (usize, u32)| Partition {
+        topic: topics[topic].id,
+        index,
+    };
+    let asked: Vec<Partition> = rows.iter().copied().map(partition_of).collect();
+    let mut page = look_up(session, &request.group, &asked, silent).await?;
     let mut bounds_of = all_bounds(session, &asked).await;
-    let mut offsets = Vec::with_capacity(partitions.len());
-    for (partition, (topic, index)) in partitions {
+    let mut offsets = Vec::with_capacity(rows.len());
+    for (partition, &(topic, index)) in asked.into_iter().zip(&rows) {
+        let topic = topics[topic].name.clone();
         let shard = session.shared.shards.of(partition).shard();
-        let bounds = match (silent.get(&shard), bounds_of.remove(&partition)) {
+        let bounds = match (page.silent.get(&shard), bounds_of.remove(&partition)) {
             (Some(error), _) => Err(error.message.clone()),
             (None, Some(Ok(bounds))) => Ok(bounds),
             (None, Some(Err(error))) => Err(error.message),
             (None, None) => Err("it was not asked".to_owned()),
         };
-        let owner = owners.get(&partition).copied().unwrap_or(0);
-        let committed = committed.get(&partition).cloned();
+        let owner = page.owners.get(&partition).copied().unwrap_or(0);
+        let committed = page.committed.remove(&partition);
         offsets.push(match bounds {
             Ok((start, end)) => offset_row(topic, index, committed, start, end, owner),
             Err(error) => GroupOffset {
@@ -96,15 +97,16 @@ pub(super) async fn handle(
             },
         });
     }
-    let is_home_silent = silent.contains_key(&session.shared.shards.home(&request.group).shard());
-    let state = match is_home_silent {
+    let home_shard = session.shared.shards.home(&request.group).shard();
+    let state = match page.silent.contains_key(&home_shard) {
         true => "unknown",
         false => state_name(home.standing),
     };
-    let unreachable = silent
-        .into_iter()
+    let unreachable = page.silent.into_iter();
+    let unreachable = unreachable
         .map(|(shard, error)| format!("shard {}: {}", shard.0, error.message))
         .collect();
+    let next = rows.last().filter(|_| more);
     Ok(DescribeGroupResponse {
         group: request.group,
         epoch: home.epoch.0,
@@ -112,20 +114,98 @@ pub(super) async fn handle(
         members,
         offsets,
         unreachable,
-        next: next.map(|(topic, partition)| GroupPartition { topic, partition }),
+        next: next.map(|&(topic, partition)| GroupPartition {
+            topic: topics[topic].name.clone(),
+            partition,
+        }),
     })
 }
 
-/// A topic's name and the number of a partition.
-type Name = (String, u32);
+/// The first `most` partitions behind `after`, of topics in order with how many each has: the topic's place
+/// and the partition's number. And whether more follow. Costs what it gives.
+fn page(
+    topics: &[(&str, u32)],
+    after: Option<(&str, u32)>,
+    most: usize,
+) -> (Vec<(usize, u32)>, bool) {
+    let first = after.map_or(0, |(name, _)| {
+        topics.partition_point(|topic| topic.0 < name)
+    });
+    let begins = |name: &str| match after {
+        Some((topic, last)) if topic == name => last.saturating_add(1),
+        _ => 0,
+    };
+    let rest = topics.iter().enumerate().skip(first);
+    let mut rows = rest.flat_map(|(at, (name, count))| {
+        let indexes = begins(name)..*count;
+        indexes.map(move |index| (at, index))
+    });
+    let page = rows.by_ref().take(most).collect();
+    (page, rows.next().is_some())
+}
 
-/// Leave the `page` rows behind `after`, of rows in order. Gives the last of them when more follow.
-fn turn_to<T>(rows: &mut Vec<(T, Name)>, after: Option<&Name>, page: usize) -> Option<Name> {
-    let skip = after.map_or(0, |after| rows.partition_point(|(_, name)| name <= after));
-    rows.drain(..skip);
-    let more = rows.len() > page;
-    rows.truncate(page);
-    rows.last().filter(|_| more).map(|(_, name)| name.clone())
+/// What is known of some partitions.
+struct Page {
+    owners: BTreeMap<Partition, u64>,
+    committed: BTreeMap<Partition, (Offset, String)>,
+    /// Shards that could not say what they know, and why.
+    silent: BTreeMap<ShardId, messages::Error>,
+}
+
+/// Ask the home who owns these, and each shard for its own what is committed.
+async fn look_up(
+    session: &Session,
+    group: &str,
+    partitions: &[Partition],
+    silent: BTreeMap<ShardId, messages::Error>,
+) -> Result<Page, messages::Error> {
+    let shards = &session.shared.shards;
+    let home = shards.home(group).shard();
+    let mut page = Page {
+        owners: BTreeMap::new(),
+        committed: BTreeMap::new(),
+        silent,
+    };
+    for shard in shards.all() {
+        let is_home = shard.shard() == home;
+        let mut of = partitions.to_vec();
+        of.retain(|partition| is_home || shards.of(*partition).shard() == shard.shard());
+        if of.is_empty() || page.silent.contains_key(&shard.shard()) {
+            continue;
+        }
+        match describe(shard, group, of).await {
+            Ok(part) => {
+                let committed = part.offsets.into_iter();
+                let committed = committed.map(|(at, offset, metadata)| (at, (offset, metadata)));
+                page.committed.extend(committed);
+                for member in part.members {
+                    let owned = member.partitions.into_iter();
+                    page.owners.extend(owned.map(|at| (at, member.member.0)));
+                }
+            }
+            Err(error) if error.code == Code::UnknownGroup.number() => {}
+            Err(error) => {
+                page.silent.insert(shard.shard(), error);
+            }
+        }
+    }
+    Ok(page)
+}
+
+/// What one shard knows of a group: of these partitions, and which topics there are.
+async fn describe(
+    shard: &ShardHandle,
+    group: &str,
+    of: Vec<Partition>,
+) -> Result<GroupInfo, messages::Error> {
+    let request = Request::DescribeGroup {
+        group: group.to_owned(),
+        of: Some(of),
+    };
+    match ask(shard, request).await? {
+        Reply::Group(info) => Ok(info),
+        other => Err(unexpected(&other)),
+    }
 }
 
 /// How a group stands, as the wire says it.
@@ -137,12 +217,13 @@ pub(super) fn state_name(standing: Standing) -> &'static str {
     }
 }
 
-/// A group as its shards know it.
+/// A group as its shards know it, but for its partitions.
 #[derive(Debug, Default)]
 pub(super) struct Gathered {
     /// From its home.
     pub(super) home: GroupInfo,
-    pub(super) committed: BTreeMap<Partition, (Offset, String)>,
+    /// Topics of which it has committed an offset.
+    pub(super) committed_in: BTreeSet<TopicId>,
     /// Shards that could not say what they know, and why.
     pub(super) silent: BTreeMap<ShardId, messages::Error>,
 }
@@ -157,8 +238,8 @@ impl Gathered {
     }
 }
 
-/// The group at its home, and the offsets committed on all shards. UNKNOWN_GROUP when every shard answers
-/// and none knows it.
+/// The group at its home, and the topics that it has offsets in on all shards. UNKNOWN_GROUP when every
+/// shard answers and none knows it.
 pub(super) async fn gather(session: &Session, group: &str) -> Result<Gathered, messages::Error> {
     let shards = &session.shared.shards;
     let home = shards.home(group).shard();
@@ -166,20 +247,14 @@ pub(super) async fn gather(session: &Session, group: &str) -> Result<Gathered, m
     gathered.home.name = group.to_owned();
     let mut known = false;
     for shard in shards.all() {
-        let request = Request::DescribeGroup {
-            group: group.to_owned(),
-        };
-        match ask(shard, request).await {
-            Ok(Reply::Group(mut part)) => {
+        match describe(shard, group, Vec::new()).await {
+            Ok(part) => {
                 known = true;
-                let committed = std::mem::take(&mut part.offsets).into_iter();
-                let committed = committed.map(|(at, offset, metadata)| (at, (offset, metadata)));
-                gathered.committed.extend(committed);
+                gathered.committed_in.extend(&part.topics);
                 if shard.shard() == home {
                     gathered.home = part;
                 }
             }
-            Ok(other) => return Err(unexpected(&other)),
             Err(error) if error.code == Code::UnknownGroup.number() => {}
             Err(error) => {
                 gathered.silent.insert(shard.shard(), error);
@@ -254,43 +329,34 @@ pub(super) fn offset_row(
     }
 }
 
-/// The topic's name and the partition's number; `None` when the topic is gone, or not to be seen.
-fn named(session: &Session, partition: Partition) -> Option<(String, u32)> {
-    session
-        .thread
-        .catalog
-        .cached(partition.topic)
-        .filter(|topic| session.principal().sees(&topic.name))
-        .map(|topic| (topic.name.clone(), partition.index))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn pages_have_each_row_once() {
-        let rows: Vec<((), Name)> = ["a", "b"]
-            .iter()
-            .flat_map(|topic| (0..3).map(|partition| ((), ((*topic).to_owned(), partition))))
+        let topics = [("a", 3), ("b", 0), ("c", 3)];
+        let rows: Vec<(usize, u32)> = [0, 2]
+            .into_iter()
+            .flat_map(|topic| (0..3).map(move |partition| (topic, partition)))
             .collect();
-        for page in 1..8 {
+        for most in 1..8 {
             let (mut told, mut after) = (Vec::new(), None);
             loop {
-                let mut left = rows.clone();
-                after = turn_to(&mut left, after.as_ref(), page);
-                assert!(left.len() <= page);
-                told.extend(left);
-                if after.is_none() {
+                let (rows, more) = page(&topics, after, most);
+                assert!(rows.len() <= most);
+                after = rows.last().map(|&(topic, index)| (topics[topic].0, index));
+                told.extend(rows);
+                if !more {
                     break;
                 }
             }
-            assert_eq!(told, rows, "pages of {page}");
+            assert_eq!(told, rows, "pages of {most}");
         }
         // What a page ended with may be gone by the next.
-        let mut left = rows.clone();
-        let gone = ("a".to_owned(), 7);
-        assert_eq!(turn_to(&mut left, Some(&gone), 9), None);
-        assert_eq!(left, rows[3..]);
+        for gone in [("a", 7), ("aa", 1), ("b", 0)] {
+            assert_eq!(page(&topics, Some(gone), 9), (rows[3..].to_vec(), false));
+        }
+        assert_eq!(page(&topics, Some(("c", u32::MAX)), 9), (Vec::new(), false));
     }
 }

@@ -21,7 +21,7 @@ pub(super) fn describe(session: &Session, meta: &TopicMeta, binding: &FilterBind
         None => component(),
         Some(deployment) => match deployment.placement() {
             Placement::Paused => {
-                "paused: killed too often; correct it, then deploy it again".into()
+                "paused: killed too often, its batches are refused; correct it, then deploy it again".into()
             }
             _ if !deployment.starts() => "not starting: see its last error".into(),
             Placement::Worker => "running on a worker thread: slow, or killed once".into(),

@@ -36,8 +36,8 @@ pub(super) async fn handle(
         .and_then(Gathered::whole)
     {
         Ok(gathered) => gathered.home.members.len(),
-        // Offsets may be set before the group's first member comes.
-        Err(error) if error.code == Code::UnknownGroup.number() => 0,
+        // Offsets may be set before the group's first member comes; a name that was mistyped has none.
+        Err(error) if error.code == Code::UnknownGroup.number() && request.create => 0,
         Err(error) => return Err(error),
     };
     if members > 0 && !request.force && !request.dry_run {

@@ -5,6 +5,7 @@ use std::rc::Rc;
 
 use millstream_batch::ids::{GroupEpoch, Offset, Partition, Term};
 use millstream_batch::{Batch, served_head};
+use millstream_machine::request::Refusal;
 use millstream_machine::topics::TopicMeta;
 use millstream_protocol::messages::{self, CaughtUp, OnLost, PartitionError, Passed, RecordsLost};
 use millstream_protocol::{Code, Kind};
@@ -443,6 +444,16 @@ impl Subscription {
                 if idle {
                     feeds.turns.push_back(handle);
                 }
+            }
+            // Partitions do not go one by one. To a member its group says what it has instead.
+            Answer::Error(Error::Refused(Refusal::UnknownPartition(_)))
+                if self.membership.is_some() =>
+            {
+                self.retry(handle);
+            }
+            Answer::Error(Error::Refused(Refusal::UnknownPartition(_))) => {
+                let message = format!("topic `{}` was deleted", feed.topic.name);
+                self.fail_behind_ready(handle, Code::UnknownTopic.error(message));
             }
             other => self.fail_behind_ready(handle, refusals::unexpected(&other)),
         }

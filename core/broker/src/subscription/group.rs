@@ -49,9 +49,11 @@ pub(super) struct Membership {
     /// It is joining for topics that were made anew: what the home says meanwhile is of before.
     pub(super) joins: bool,
     /// The epoch under which it joined: this stream, and no other under the same id.
-    joined: GroupEpoch,
+    pub(super) joined: GroupEpoch,
     /// The newest assignment that was taken up.
     version: u64,
+    /// The assignment with which the group was seen to move nothing more.
+    pub(super) settled_at: Option<u64>,
     owned: Vec<Owned>,
     /// Of these, what is not open yet and the client was not told of; since when.
     unopened: BTreeMap<Partition, Instant>,
@@ -74,10 +76,12 @@ pub(super) struct Joining {
 }
 
 impl Joining {
-    pub(super) fn request(&self, member: MemberId) -> Request {
+    /// `again`: the stream that is this member joins again, if it still is.
+    pub(super) fn request(&self, member: MemberId, again: Option<GroupEpoch>) -> Request {
         Request::JoinGroup {
             group: self.group.clone(),
             member,
+            again,
             client: self.client.clone(),
             topics: self.topics.iter().map(|topic| topic.id).collect(),
             session_timeout_ms: self.session_timeout_ms,
@@ -107,6 +111,11 @@ impl Membership {
     pub(super) fn member(&self) -> MemberId {
         self.member
     }
+
+    /// Who it is, under which join, and the version of what it knows of its partitions.
+    pub(super) fn stands(&self) -> (MemberId, GroupEpoch, u64) {
+        (self.member, self.joined, self.version)
+    }
 }
 
 /// The session timeout that holds for what a client asked for.
@@ -131,10 +140,10 @@ impl Subscription {
         member: MemberId,
     ) -> Result<(), messages::Error> {
         let home = self.session.shared.shards.home(&joining.group).clone();
-        let reply = match ask(&home, joining.request(member)).await {
+        let reply = match ask(&home, joining.request(member, None)).await {
             // It was away for too long: a new member then.
             Err(error) if error.code == Code::UnknownMember.number() && member.0 != 0 => {
-                ask(&home, joining.request(MemberId(0))).await?
+                ask(&home, joining.request(MemberId(0), None)).await?
             }
             other => other?,
         };
@@ -150,6 +159,7 @@ impl Subscription {
             joins: false,
             joined: assignment.joined,
             version: assignment.version,
+            settled_at: None,
             owned: Vec::new(),
             unopened: BTreeMap::new(),
             told_opening: 0,

@@ -11,6 +11,7 @@
 
 mod begin;
 mod client;
+mod ending;
 mod feed;
 mod feeds;
 mod filters;
@@ -286,15 +287,6 @@ impl Subscription {
             return self.assignment_came(tag as u32, answer);
         }
         self.fetched(tag, answer)
-    }
-
-    /// With `stop_at_end`: every partition is over, and all is sent.
-    fn is_over(&self) -> bool {
-        self.stop_at_end
-            && self.outbox.is_empty()
-            && self.jobs.is_empty()
-            && self.feeds.all_ended()
-            && (self.membership.is_none() || !self.feeds.is_empty())
     }
 
     /// Tell the client that partitions are gone already.

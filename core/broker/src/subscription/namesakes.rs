@@ -45,8 +45,10 @@ impl Subscription {
         }
         membership.joins = true;
         let (home, member) = (membership.home.clone(), membership.member);
+        // Another stream may be this member by now: it is not taken back from that one.
+        let again = Some(membership.joined);
         self.jobs.spawn_local(async move {
-            let joined = match ask(&home, joining.request(member)).await {
+            let joined = match ask(&home, joining.request(member, again)).await {
                 Ok(Reply::Joined { assignment, .. }) => Ok(assignment),
                 Ok(other) => Err(unexpected(&other)),
                 Err(error) => Err(error),

@@ -156,6 +156,7 @@ fn a_reset_names_each_partition_once() {
                 leader_epoch: None,
             }),
             dry_run: true,
+            create: true,
             ..ResetGroupRequest::default()
         };
         for (partitions, code) in [

@@ -180,6 +180,47 @@ fn a_member_that_leaves_gives_its_partitions_to_the_other() {
     });
 }
 
+/// A member that reads to the end is not through while another has yet to let go what is to be its: if both
+/// ended, nobody would read that.
+#[test]
+fn a_member_that_exits_at_the_end_waits_for_what_is_coming_to_it() {
+    for shards in [1, 3] {
+        let world = World::new(|config| config.shards = Some(shards));
+        world.run(async {
+            let client = world.connect().await;
+            produced(&client, 4).await;
+            let mut first = client.subscribe(&member("t")).await;
+            assigned(&mut first, &mut Vec::new(), 4).await;
+            let to_the_end = Subscribe {
+                stop_at_end: true,
+                ..member("t")
+            };
+            let mut second = client.subscribe(&to_the_end).await;
+            let revoked = loop {
+                let frame = first.next().await.expect("a frame");
+                if frame.known() == Some(Kind::Revoke) {
+                    break frame.message::<Revoke>().expect("REVOKE").handles;
+                }
+            };
+            assert_eq!(revoked.len(), 2);
+            // One is let go, and read to its end, before the other is.
+            for handle in revoked {
+                let handles = vec![handle];
+                first.frame(Kind::Released, &Released { handles }).await;
+                loop {
+                    let frame = second.next().await.expect("it is not through");
+                    match frame.known() {
+                        Some(Kind::CaughtUp) => break,
+                        Some(Kind::Error | Kind::PartitionError) => panic!("{frame:?}"),
+                        _ => {}
+                    }
+                }
+            }
+            while second.next().await.is_some() {}
+        });
+    }
+}
+
 /// As many offsets as anyone needs are taken in one COMMIT, and no more.
 #[test]
 fn a_commit_is_bounded() {

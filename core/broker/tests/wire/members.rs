@@ -599,6 +599,7 @@ fn groups_and_their_offsets_come_in_pages() {
                         at: Some(start_at::At::Offset(0)),
                         leader_epoch: None,
                     }),
+                    create: true,
                     ..ResetGroupRequest::default()
                 };
                 let _: ResetGroupResponse = client

@@ -4,14 +4,14 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use millstream_protocol::messages::{
-    AddPartitionsRequest, AddPartitionsResponse, Assigned, Batch, CaughtUp, Commit, CommitOffset,
-    Committed, Credit, DescribeGroupRequest, DescribeGroupResponse, FixedPartition, OnLost,
-    PartitionError, Passed, Produce, ProducerOpen, RecordsLost, Seek, StartAt, Subscribe,
-    TrimPartitionRequest, TrimPartitionResponse, start_at,
+    self, AddPartitionsRequest, AddPartitionsResponse, Assigned, Batch, CaughtUp, Commit,
+    CommitOffset, Committed, Credit, DescribeGroupRequest, DescribeGroupResponse, OnLost,
+    PartitionError, Passed, Produce, ProducerOpen, RecordsLost, Released, Revoke, Seek, StartAt,
+    Subscribe, TrimPartitionRequest, TrimPartitionResponse, start_at,
 };
 use millstream_protocol::{Code, Kind};
 
-use crate::client::{Client, Stream, World, batch, from_start, whole};
+use crate::client::{Client, Stream, World, batch, whole};
 use crate::filters::{JSON_FILTER, deploy, expression};
 
 /// One shard, and more than a topic has partitions on.
@@ -86,10 +86,10 @@ async fn three_each(client: &Client, topic_id: &Bytes, partitions: std::ops::Ran
     }
 }
 
-async fn trim(client: &Client, start_offset: u64) {
+async fn trim(client: &Client, partition: u32, start_offset: u64) {
     let request = TrimPartitionRequest {
         topic: "t".to_owned(),
-        partition: 0,
+        partition,
         start_offset,
     };
     let _: TrimPartitionResponse = client
@@ -147,6 +147,132 @@ async fn until(stream: &mut Stream, kind: Kind) -> millstream_protocol::Frame {
     }
 }
 
+/// A stream as a client reads it: what it was given, and what it was told of each partition since.
+struct Reader {
+    stream: Stream,
+    given: Given,
+    /// The first PASSED of each: an offset and its leader epoch.
+    passed: BTreeMap<u32, Passed>,
+    ends: BTreeMap<u32, u64>,
+    /// Bounds of each batch, in the order in which they came.
+    read: BTreeMap<u32, Vec<(u64, u64)>>,
+    lost: BTreeMap<u32, Vec<(u64, u64)>>,
+    failed: BTreeMap<u32, messages::Error>,
+    /// Of any partition, given still or not.
+    has_read: bool,
+}
+
+impl Reader {
+    async fn new(client: &Client, subscribe: &Subscribe) -> Self {
+        Self {
+            stream: client.subscribe(subscribe).await,
+            given: Given::new(),
+            passed: BTreeMap::new(),
+            ends: BTreeMap::new(),
+            read: BTreeMap::new(),
+            lost: BTreeMap::new(),
+            failed: BTreeMap::new(),
+            has_read: false,
+        }
+    }
+
+    fn partition(&self, handle: u32) -> Option<u32> {
+        let mut given = self.given.iter();
+        given.find_map(|(partition, (of, _))| (*of == handle).then_some(*partition))
+    }
+
+    /// Take one frame; what is asked back is released at once, and what was told of it forgotten.
+    async fn step(&mut self) {
+        let frame = self.stream.next().await.expect("a frame");
+        match frame.known() {
+            Some(Kind::Assigned) => {
+                let assigned: Assigned = frame.message().expect("ASSIGNED");
+                for at in assigned.partitions {
+                    self.given.insert(at.partition, (at.handle, at.offset));
+                }
+            }
+            Some(Kind::Revoke) => {
+                let revoke: Revoke = frame.message().expect("REVOKE");
+                for &handle in &revoke.handles {
+                    let partition = self.partition(handle).expect("it was given");
+                    self.given.remove(&partition);
+                    self.passed.remove(&partition);
+                    self.ends.remove(&partition);
+                    self.read.remove(&partition);
+                    self.lost.remove(&partition);
+                    self.failed.remove(&partition);
+                }
+                let handles = revoke.handles;
+                self.stream
+                    .frame(Kind::Released, &Released { handles })
+                    .await;
+            }
+            Some(Kind::Batch) => {
+                let batch: Batch = frame.message().expect("BATCH");
+                let partition = self.partition(batch.handle).expect("it was given");
+                let bounds = (batch.base_offset, batch.last_offset + 1);
+                self.read.entry(partition).or_default().push(bounds);
+                self.has_read = true;
+            }
+            Some(Kind::Passed) => {
+                let passed: Passed = frame.message().expect("PASSED");
+                let partition = self.partition(passed.handle).expect("it was given");
+                self.passed.entry(partition).or_insert(passed);
+            }
+            Some(Kind::CaughtUp) => {
+                let end: CaughtUp = frame.message().expect("CAUGHT_UP");
+                let partition = self.partition(end.handle).expect("it was given");
+                self.ends.insert(partition, end.offset);
+            }
+            Some(Kind::RecordsLost) => {
+                let lost: RecordsLost = frame.message().expect("RECORDS_LOST");
+                let partition = self.partition(lost.handle).expect("it was given");
+                let lost = (lost.from, lost.to);
+                self.lost.entry(partition).or_default().push(lost);
+            }
+            Some(Kind::PartitionError) => {
+                let failed: PartitionError = frame.message().expect("PARTITION_ERROR");
+                let partition = self.partition(failed.handle).expect("it was given");
+                let error = failed.error.expect("an error");
+                self.failed.insert(partition, error);
+            }
+            Some(Kind::Error) => panic!("{:?}", frame.message::<messages::Error>()),
+            _ => {}
+        }
+    }
+
+    async fn until(&mut self, holds: impl Fn(&Self) -> bool) {
+        while !holds(self) {
+            self.step().await;
+        }
+    }
+
+    /// Whether this is known of every partition that it has.
+    fn all<T>(&self, told: &BTreeMap<u32, T>) -> bool {
+        self.given
+            .keys()
+            .all(|partition| told.contains_key(partition))
+    }
+}
+
+/// End them, when all is seen: what one leaves is given to the other.
+async fn leave_all(readers: impl IntoIterator<Item = Reader>) {
+    for reader in readers {
+        leave(reader.stream).await;
+    }
+}
+
+/// Two members that share the topic's partitions evenly.
+async fn two_readers(client: &Client, subscribe: &Subscribe) -> [Reader; 2] {
+    let half = PARTITIONS as usize / 2;
+    let mut first = Reader::new(client, subscribe).await;
+    first.until(|it| it.given.len() == 2 * half).await;
+    let mut second = Reader::new(client, subscribe).await;
+    first.until(|it| it.given.len() == half).await;
+    second.until(|it| it.given.len() == half).await;
+    [first, second]
+}
+
 async fn commit(stream: &mut Stream, handle: u32, offset: u64, leader_epoch: Option<u32>) {
     let offsets = vec![CommitOffset {
         handle,
@@ -164,58 +290,56 @@ async fn commit(stream: &mut Stream, handle: u32, offset: u64, leader_epoch: Opt
     assert!(committed.failed.is_empty(), "{committed:?}");
 }
 
-/// Filters that drop for long say how far they are: a member commits that, and it is not read again.
+/// Filters that drop for long say how far they are: members commit that, and it is not read again.
 #[test]
 fn what_a_filter_drops_is_told_and_can_be_committed() {
     const RECORDS: u64 = 24;
-    let world = World::new(|_| {});
-    world.run(async {
-        let client = world.connect().await;
-        let topic_id = client.create_topic("t", 1).await;
-        // More than is read from the log at once.
-        let dropped = format!(
-            "{{\"level\":\"info\",\"pad\":\"{}\"}}",
-            "x".repeat(100 << 10)
-        );
-        produce(
-            &client,
-            &topic_id,
-            0,
-            &[dropped.as_bytes(); RECORDS as usize],
-        )
-        .await;
-        let errors = expression("level == 'error'");
-        deploy(&client, "subscribe", errors, Bytes::new(), JSON_FILTER)
-            .await
-            .expect("deployed");
-        let mut stream = client.subscribe(&member("t")).await;
-        let assigned: Assigned = until(&mut stream, Kind::Assigned)
-            .await
-            .message()
-            .expect("ASSIGNED");
-        let handle = assigned.partitions[0].handle;
-        let passed: Passed = until(&mut stream, Kind::Passed)
-            .await
-            .message()
-            .expect("PASSED");
-        assert_eq!(passed.handle, handle);
-        assert!((1..RECORDS).contains(&passed.offset), "{passed:?}");
-        commit(&mut stream, handle, passed.offset, passed.leader_epoch).await;
-        stream.send.finish().expect("finished");
-        while stream.next().await.is_some() {}
+    for shards in SHARDS {
+        let world = world(shards);
+        world.run(async {
+            let client = world.connect().await;
+            let topic_id = client.create_topic("t", PARTITIONS).await;
+            // More than is read from the log at once.
+            let pad = "x".repeat(100 << 10);
+            let dropped = format!("{{\"level\":\"info\",\"pad\":\"{pad}\"}}");
+            for partition in 0..PARTITIONS {
+                let values = [dropped.as_bytes(); RECORDS as usize];
+                produce(&client, &topic_id, partition, &values).await;
+            }
+            let errors = expression("level == 'error'");
+            deploy(&client, "subscribe", errors, Bytes::new(), JSON_FILTER)
+                .await
+                .expect("deployed");
+            let mut committed = BTreeMap::new();
+            let mut readers = two_readers(&client, &member("t")).await;
+            for reader in &mut readers {
+                reader.until(|it| it.all(&it.passed)).await;
+                for (partition, passed) in std::mem::take(&mut reader.passed) {
+                    assert!(
+                        (1..RECORDS).contains(&passed.offset),
+                        "{shards} shards, {partition}: {passed:?}"
+                    );
+                    let (handle, _) = reader.given[&partition];
+                    let epoch = passed.leader_epoch;
+                    commit(&mut reader.stream, handle, passed.offset, epoch).await;
+                    committed.insert(partition, passed.offset);
+                }
+                assert!(reader.read.is_empty(), "{shards} shards: all is dropped");
+            }
+            assert_eq!(committed.len(), PARTITIONS as usize);
+            leave_all(readers).await;
 
-        let mut stream = client.subscribe(&member("t")).await;
-        let assigned: Assigned = until(&mut stream, Kind::Assigned)
-            .await
-            .message()
-            .expect("ASSIGNED");
-        assert_eq!(assigned.partitions[0].offset, passed.offset);
-        let caught_up: CaughtUp = until(&mut stream, Kind::CaughtUp)
-            .await
-            .message()
-            .expect("CAUGHT_UP");
-        assert_eq!(caught_up.offset, RECORDS);
-    });
+            let mut readers = two_readers(&client, &member("t")).await;
+            for reader in &mut readers {
+                reader.until(|it| it.all(&it.ends)).await;
+                for (partition, (_, offset)) in &reader.given {
+                    assert_eq!(*offset, committed[partition], "{shards} shards");
+                    assert_eq!(reader.ends[partition], RECORDS, "{shards} shards");
+                }
+            }
+            leave_all(readers).await;
+        });
+    }
 }
 
 /// A group's positions are durable before anything is read: whoever comes next resolves nothing anew.
@@ -334,144 +458,174 @@ fn partitions_that_were_added_are_read_from_their_start() {
     }
 }
 
-/// A member whose next records were removed: what it is told, and where it goes on.
+/// Members whose next records were removed: what they are told, and where they go on.
 #[test]
 fn records_that_were_removed_before_they_were_read_are_told() {
     for shards in SHARDS {
         let world = world(shards);
         world.run(async {
             let client = world.connect().await;
-            let topic_id = client.create_topic("t", 1).await;
+            let topic_id = client.create_topic("t", PARTITIONS).await;
             for _ in 0..3 {
-                three_each(&client, &topic_id, 0..1).await;
+                three_each(&client, &topic_id, 0..PARTITIONS).await;
             }
-            // The group stands at 1, and 1 to 5 go.
-            let mut stream = client.subscribe(&member("t")).await;
-            let handle = given(&mut stream, 1).await[&0].0;
-            commit(&mut stream, handle, 1, None).await;
-            leave(stream).await;
-            trim(&client, 6).await;
+            let mut reader = Reader::new(&client, &member("t")).await;
+            reader
+                .until(|it| it.given.len() == PARTITIONS as usize)
+                .await;
+            for (handle, _) in reader.given.values() {
+                commit(&mut reader.stream, *handle, 1, None).await;
+            }
+            leave(reader.stream).await;
+            for partition in 0..PARTITIONS {
+                trim(&client, partition, 6).await;
+            }
 
-            let mut stream = client.subscribe(&member("t")).await;
-            let handle = given(&mut stream, 1).await[&0].0;
-            let failed = loop {
-                let frame = stream.next().await.expect("a frame");
-                if frame.known() == Some(Kind::PartitionError) {
-                    break frame.message::<PartitionError>().expect("PARTITION_ERROR");
+            let mut readers = two_readers(&client, &member("t")).await;
+            for reader in &mut readers {
+                reader.until(|it| it.all(&it.failed)).await;
+                for error in reader.failed.values() {
+                    assert_eq!(
+                        (error.code, error.next_offset),
+                        (Code::RecordsLost.number(), Some(6))
+                    );
+                    assert!(error.message.starts_with("5 records"), "{}", error.message);
                 }
-            };
-            let error = failed.error.expect("an error");
-            assert_eq!(
-                (error.code, error.next_offset),
-                (Code::RecordsLost.number(), Some(6))
-            );
-            assert!(error.message.starts_with("5 records"), "{}", error.message);
-            // It is the member's to say where to go on.
-            let to = Some(StartAt {
-                at: Some(start_at::At::Offset(6)),
-                leader_epoch: None,
-            });
-            let seek = Seek {
-                handle,
-                to,
-                generation: 1,
-            };
-            stream.frame(Kind::Seek, &seek).await;
-            let read: Batch = until(&mut stream, Kind::Batch)
-                .await
-                .message()
-                .expect("BATCH");
-            assert_eq!(read.base_offset, 6);
-            leave(stream).await;
+                // It is the member's to say where to go on.
+                for (handle, _) in reader.given.values() {
+                    let to = Some(StartAt {
+                        at: Some(start_at::At::Offset(6)),
+                        leader_epoch: None,
+                    });
+                    let seek = Seek {
+                        handle: *handle,
+                        to,
+                        generation: 1,
+                    };
+                    reader.stream.frame(Kind::Seek, &seek).await;
+                }
+                reader.until(|it| it.all(&it.read)).await;
+                let mut firsts = reader.read.values().map(|read| read[0].0);
+                assert!(firsts.all(|first| first == 6), "{shards} shards");
+            }
+            leave_all(readers).await;
 
             for (on_lost, to) in [(OnLost::Oldest, 6), (OnLost::Newest, 9)] {
                 let subscribe = Subscribe {
                     on_lost: on_lost.into(),
                     ..member("t")
                 };
-                let mut stream = client.subscribe(&subscribe).await;
-                given(&mut stream, 1).await;
-                let lost: RecordsLost = until(&mut stream, Kind::RecordsLost)
-                    .await
-                    .message()
-                    .expect("RECORDS_LOST");
-                assert_eq!((lost.from, lost.to), (1, to), "{on_lost:?}");
-                let end: CaughtUp = until(&mut stream, Kind::CaughtUp)
-                    .await
-                    .message()
-                    .expect("CAUGHT_UP");
-                assert_eq!(end.offset, 9);
-                leave(stream).await;
+                let mut readers = two_readers(&client, &subscribe).await;
+                for reader in &mut readers {
+                    reader.until(|it| it.all(&it.ends)).await;
+                    for partition in reader.given.keys() {
+                        let lost = reader.lost.get(partition);
+                        assert_eq!(lost, Some(&vec![(1, to)]), "{shards} shards: {on_lost:?}");
+                        assert_eq!(reader.ends[partition], 9);
+                    }
+                    assert!(reader.failed.is_empty(), "{:?}", reader.failed);
+                }
+                leave_all(readers).await;
             }
         });
     }
 }
 
-/// Retention may also overtake one that reads; without a group it goes on with the oldest.
+/// Retention may also overtake those that read; without a group they go on with the oldest, members stop.
 #[test]
 fn a_reader_that_is_overtaken_gets_what_was_ready_and_is_told() {
-    let world = World::new(|_| {});
-    world.run(async {
-        let client = world.connect().await;
-        let topic_id = client.create_topic("t", 1).await;
-        for _ in 0..3 {
-            three_each(&client, &topic_id, 0..1).await;
-        }
-        let first = FixedPartition {
-            topic: "t".to_owned(),
-            partition: 0,
-            from: from_start(),
-        };
-        for (on_lost, goes_on) in [(OnLost::Default, true), (OnLost::Fail, false)] {
-            let subscribe = Subscribe {
-                topics: Vec::new(),
-                partitions: vec![first.clone()],
-                credit_bytes: 1, // one batch
-                on_lost: on_lost.into(),
-                ..whole("t")
-            };
-            let mut stream = client.subscribe(&subscribe).await;
-            let read: Batch = until(&mut stream, Kind::Batch)
-                .await
-                .message()
-                .expect("BATCH");
-            let end = read.end_offset;
-            // What was fetched with it is ready; what follows is removed before it is fetched.
-            three_each(&client, &topic_id, 0..1).await;
-            three_each(&client, &topic_id, 0..1).await;
-            trim(&client, end + 3).await;
-            stream.frame(Kind::Credit, &Credit { bytes: 1 << 20 }).await;
-            let mut next = read.last_offset + 1;
-            loop {
-                let frame = stream.next().await.expect("a frame");
-                match frame.known() {
-                    Some(Kind::Batch) => {
-                        let read: Batch = frame.message().expect("BATCH");
-                        assert_eq!(read.base_offset, next, "{on_lost:?}");
-                        next = read.last_offset + 1;
-                    }
-                    Some(Kind::RecordsLost) => {
-                        let lost: RecordsLost = frame.message().expect("RECORDS_LOST");
-                        assert!(
-                            goes_on && lost.from == next && lost.to == end + 3,
-                            "{lost:?}"
-                        );
-                        next = lost.to;
-                    }
-                    Some(Kind::PartitionError) => {
-                        let failed: PartitionError = frame.message().expect("PARTITION_ERROR");
-                        let error = failed.error.expect("an error");
-                        assert!(!goes_on, "{error:?}");
-                        assert_eq!(error.next_offset, Some(end + 3));
-                        break;
-                    }
-                    Some(Kind::CaughtUp) if next == end + 6 => break,
-                    _ => {}
-                }
+    let alone = |on_lost: OnLost| Subscribe {
+        credit_bytes: 1, // one batch
+        on_lost: on_lost.into(),
+        ..whole("t")
+    };
+    let cases = [
+        (alone(OnLost::Default), true),
+        (alone(OnLost::Fail), false),
+        (
+            Subscribe {
+                group: "fails".to_owned(),
+                ..alone(OnLost::Default)
+            },
+            false,
+        ),
+        (
+            Subscribe {
+                group: "goes-on".to_owned(),
+                ..alone(OnLost::Oldest)
+            },
+            true,
+        ),
+    ];
+    for shards in SHARDS {
+        let world = world(shards);
+        world.run(async {
+            let client = world.connect().await;
+            let topic_id = client.create_topic("t", PARTITIONS).await;
+            for _ in 0..3 {
+                three_each(&client, &topic_id, 0..PARTITIONS).await;
             }
-            leave(stream).await;
+            for (end, (subscribe, goes_on)) in (9..).step_by(6).zip(&cases) {
+                let mut readers = match subscribe.group.is_empty() {
+                    false => Vec::from(two_readers(&client, subscribe).await),
+                    true => {
+                        let mut reader = Reader::new(&client, subscribe).await;
+                        reader
+                            .until(|it| it.given.len() == PARTITIONS as usize)
+                            .await;
+                        vec![reader]
+                    }
+                };
+                for reader in &mut readers {
+                    reader.until(|it| it.has_read).await;
+                }
+                // What was fetched already is ready; what follows is removed before it is fetched.
+                three_each(&client, &topic_id, 0..PARTITIONS).await;
+                three_each(&client, &topic_id, 0..PARTITIONS).await;
+                for partition in 0..PARTITIONS {
+                    trim(&client, partition, end + 3).await;
+                }
+                let mut overtaken = 0;
+                for reader in &mut readers {
+                    overtaken += read_on(reader, end, *goes_on).await;
+                }
+                assert!(overtaken > 0, "{shards} shards: {subscribe:?}");
+                leave_all(readers).await;
+            }
+        });
+    }
+}
+
+/// Read on where records up to three past `end` were removed, three more being there. How many partitions
+/// were overtaken.
+async fn read_on(reader: &mut Reader, end: u64, goes_on: bool) -> usize {
+    let credit = Credit { bytes: 1 << 20 };
+    reader.stream.frame(Kind::Credit, &credit).await;
+    let is_done = |it: &Reader, partition: &u32| {
+        it.failed.contains_key(partition) || it.ends.get(partition) == Some(&(end + 6))
+    };
+    let all_done = |it: &Reader| it.given.keys().all(|partition| is_done(it, partition));
+    reader.until(all_done).await;
+    assert!(reader.failed.is_empty() || !goes_on, "{:?}", reader.failed);
+    assert!(reader.lost.is_empty() || goes_on, "{:?}", reader.lost);
+    for (partition, (_, offset)) in &reader.given {
+        let mut next = *offset;
+        let mut lost = reader.lost.get(partition).into_iter().flatten();
+        for (from, to) in reader.read.get(partition).into_iter().flatten() {
+            if *from != next {
+                assert_eq!(lost.next(), Some(&(next, end + 3)));
+                next = end + 3;
+            }
+            assert_eq!(*from, next, "partition {partition}");
+            next = *to;
         }
-    });
+        assert_eq!(lost.next(), None, "lost is what was not read");
+        match reader.failed.get(partition) {
+            Some(error) => assert_eq!(error.next_offset, Some(end + 3), "{error:?}"),
+            None => assert_eq!(next, end + 6, "partition {partition}"),
+        }
+    }
+    reader.lost.len() + reader.failed.len()
 }
 
 /// A member that is to read to the end knows when it was given all that it has.

@@ -196,6 +196,11 @@ fn shards(status: &Value) -> Vec<Check> {
             let (found, hint) = words.split_once(": ").unwrap_or((words, ""));
             checks.push(Check::warning("broker's clock", named(shard, found), hint));
         }
+        if let Some(ranges) = shard["damaged"].as_u64().filter(|ranges| *ranges > 0) {
+            let found = named(shard, &format!("{ranges} damaged in its log"));
+            let hint = "`millstream log verify` shows the extent, on a copy of the directory or a stopped broker's";
+            checks.push(Check::failure("broker's shards", found, hint));
+        }
         let state = shard["state"].as_str().unwrap_or("serving");
         if state != "serving" {
             let why = shard["why"].as_str().unwrap_or("it does not say why");

@@ -44,7 +44,8 @@ Examples:
         /// A parameter of the component; may be given several times.
         #[arg(short, long, value_parser = pair, value_name = "KEY=VALUE")]
         param: Vec<(String, String)>,
-        /// What becomes of a record that the component cannot judge, and of batches while it does not run.
+        /// What becomes of a record that the component cannot judge, and of batches when it does not start.
+        /// While it is paused all are refused.
         #[arg(long, default_value = "reject", value_parser = ["reject", "pass", "drop"], value_name = "WHAT")]
         on_error: String,
         /// Memory of an instance, for example 16m. Default: the broker's.

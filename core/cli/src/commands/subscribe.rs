@@ -219,6 +219,7 @@ async fn subscribe(
         failed: false,
         verify: arguments.verify,
         reading: BTreeSet::new(),
+        gone: BTreeSet::new(),
         ends,
         last,
     };
@@ -356,6 +357,8 @@ struct Printer {
     verify: bool,
     /// Partitions that were given and have not failed.
     reading: BTreeSet<TopicPartition>,
+    /// Topics that were said to be deleted.
+    gone: BTreeSet<String>,
     /// Where to stop, if not where the broker ends the subscription.
     ends: Option<Ends>,
     /// The newest records, until all of them are here.
@@ -453,7 +456,13 @@ impl Printer {
                 Some(Ok(ConsumerEvent::Failed { partition, error })) => {
                     self.write()?;
                     self.failed = true;
-                    note(&format!("error: {partition}: {error}"));
+                    // A topic goes with all its partitions, and that is one thing to say.
+                    let is_gone = error.code() == Some(Code::UnknownTopic);
+                    if !is_gone {
+                        note(&format!("error: {partition}: {error}"));
+                    } else if self.gone.insert(partition.topic.to_string()) {
+                        note(&format!("error: {error}"));
+                    }
                     self.reading.remove(&partition);
                     self.give_up(&partition)?;
                     // Without a group nothing more can come; in one, to lose records is to fail.

@@ -29,7 +29,7 @@ use crate::couriers::{self, Message};
 use crate::decide::{Decision, full};
 use crate::fact::archive::{GroupChanged, GroupDeleted, MemberRecord, PartitionRecord};
 use crate::fact::{Fact, Sound};
-use crate::offsets;
+use crate::offsets::{self, Held};
 use crate::partitions;
 use crate::request::{GroupInfo, GroupSummary, MemberInfo, Refusal, Reply};
 use crate::state::State;
@@ -39,16 +39,33 @@ use change::Change;
 use section::key;
 pub(crate) use section::{FloorSection, GroupsSection};
 
+/// Who joins, and for what: see [`Request::JoinGroup`](crate::request::Request::JoinGroup).
+#[derive(Clone, Copy)]
+pub(crate) struct Joins<'a> {
+    pub(crate) member: MemberId,
+    pub(crate) again: Option<GroupEpoch>,
+    pub(crate) client: &'a str,
+    pub(crate) topics: &'a [TopicId],
+    pub(crate) session_timeout_ms: u32,
+}
+
 pub(crate) fn join(
     state: &State,
     time: TimestampMs,
     name: &str,
-    member: MemberId,
-    client: &str,
-    topics: &[TopicId],
-    session_timeout_ms: u32,
+    joins: Joins<'_>,
 ) -> Result<Decision, Refusal> {
+    let Joins {
+        member,
+        again,
+        client,
+        topics,
+        session_timeout_ms,
+    } = joins;
     home(state, name)?;
+    if let Some(joined) = again {
+        incarnation(state, name, member, joined)?;
+    }
     let group = state.groups.get(name);
     if member.0 != 0 && !group.is_some_and(|group| group.members.contains_key(&member)) {
         return Err(Refusal::UnknownMember {
@@ -324,33 +341,66 @@ fn lag(state: &State, name: &str) -> Vec<(TopicId, u64)> {
 }
 
 /// What this shard knows: members at the home, offsets where the partitions are.
-pub(crate) fn describe(state: &State, name: &str) -> Result<Decision, Refusal> {
+/// What is told of partitions costs as much as `of` names.
+pub(crate) fn describe(
+    state: &State,
+    name: &str,
+    of: Option<&[Partition]>,
+) -> Result<Decision, Refusal> {
     let group = state.groups.get(name);
-    let mut offsets: Vec<_> = state
-        .offsets
-        .of_group(name)
-        .filter_map(|(slot, held)| {
-            let partition = state.partitions.at(slot)?.partition;
-            Some((partition, held.offset?, held.metadata.to_string()))
-        })
-        .collect();
+    let held = || {
+        let held = state.offsets.of_group(name);
+        held.filter_map(|(slot, held)| Some((state.partitions.at(slot)?.partition, held)))
+    };
+    let told = |(partition, held): (Partition, &Held)| {
+        Some((partition, held.offset?, held.metadata.to_string()))
+    };
+    let mut offsets: Vec<_> = match of {
+        None => held().filter_map(told).collect(),
+        Some(of) => {
+            let held = of.iter().filter_map(|partition| {
+                let (slot, _) = partitions::find(state, *partition).ok()?;
+                Some((*partition, state.offsets.cell(name, slot)?))
+            });
+            held.filter_map(told).collect()
+        }
+    };
     offsets.sort();
     if group.is_none() && state.offsets.of_group(name).next().is_none() {
         return Err(Refusal::UnknownGroup(name.to_owned()));
     }
+    let committed = held().filter(|(_, held)| held.offset.is_some());
+    let topics: BTreeSet<TopicId> = committed.map(|(partition, _)| partition.topic).collect();
     let mut info = GroupInfo {
         name: name.to_owned(),
+        topics: topics.into_iter().collect(),
         offsets,
         ..GroupInfo::default()
     };
     if let Some(group) = group {
         info.epoch = group.epoch;
         info.standing = group.standing(|topic| state.partition_count(topic));
-        info.unowned = state.unowned(name).collect();
+        if of.is_none() {
+            info.unowned = state.unowned(name).collect();
+        }
+        let mut owned: BTreeMap<MemberId, Vec<Partition>> = BTreeMap::new();
+        let mut own = |partition: Partition, hold: &Hold| {
+            owned.entry(hold.member).or_default().push(partition);
+        };
+        match of {
+            None => group.holds.iter().for_each(|(at, hold)| own(*at, hold)),
+            Some(of) => {
+                for partition in of {
+                    if let Some(hold) = group.holds.get(partition) {
+                        own(*partition, hold);
+                    }
+                }
+            }
+        }
         info.members = group
             .members
             .iter()
-            .map(|(id, member)| describe_member(group, *id, member))
+            .map(|(id, member)| describe_member(*id, member, owned.remove(id)))
             .collect();
     }
     Ok(Decision::look(Reply::Group(info)))
@@ -409,18 +459,13 @@ impl From<&PartitionRecord> for Partition {
     }
 }
 
-fn describe_member(group: &Group, id: MemberId, member: &Member) -> MemberInfo {
+fn describe_member(id: MemberId, member: &Member, owned: Option<Vec<Partition>>) -> MemberInfo {
     MemberInfo {
         member: id,
         joined: member.joined,
         client: member.client.to_string(),
         topics: member.topics.to_vec(),
-        partitions: group
-            .holds
-            .iter()
-            .filter(|(_, hold)| hold.member == id)
-            .map(|(held, _)| *held)
-            .collect(),
+        partitions: owned.unwrap_or_default(),
     }
 }
 

@@ -637,6 +637,7 @@ fn groups() -> Vec<Sample> {
         to: Some(start(start_at::At::End(true))),
         force: true,
         dry_run: true,
+        create: true,
     };
     vec![
         sample(

@@ -103,6 +103,7 @@ impl ShardCore {
                     fetch.partition
                 );
                 self.effects.push_back(Effect::Damaged(words));
+                self.counters.damage_met(slot, from);
                 return self.fail(token, Error::Damaged { from, to });
             }
             Err(FetchError::Io(error)) => return self.fail(token, Error::Read(error.to_string())),

@@ -14,6 +14,8 @@ const LAG_ROWS_MAX: usize = 1_000;
 /// Most topics whose totals are told, and most partitions that are looked at for them.
 const TOPIC_ROWS_MAX: usize = 1_000;
 const TOPIC_PARTITIONS_MAX: usize = 50_000;
+/// Most damaged ranges that are remembered.
+const DAMAGED_MAX: usize = 1_024;
 /// Most holder lines in one status.
 const HOLDER_ROWS_MAX: usize = 100;
 
@@ -31,6 +33,17 @@ pub(super) struct Counters {
     pub(super) sync_us: Latency,
     /// When the write under way was handed out.
     pub(super) written_us: Option<u64>,
+    /// Where damaged ranges begin that were read, each once, up to a bound.
+    damaged: BTreeSet<(PartitionSlot, Offset)>,
+}
+
+impl Counters {
+    /// A range that begins here is damaged: it may be read again and again.
+    pub(super) fn damage_met(&mut self, slot: PartitionSlot, from: Offset) {
+        if self.damaged.len() < DAMAGED_MAX {
+            self.damaged.insert((slot, from));
+        }
+    }
 }
 
 impl ShardCore {
@@ -59,6 +72,7 @@ impl ShardCore {
             disk: String::new(), // the driver knows its storage
             state: state.to_owned(),
             why,
+            damaged: c.damaged.len() + self.damaged_at_start(),
             clock: self.clock_words(),
             log_bytes: stats.disk_bytes,
             log_files: stats.wal_files as usize,
@@ -81,6 +95,11 @@ impl ShardCore {
             lag: self.lag(),
             recovery: self.recovery_words(),
         }
+    }
+
+    fn damaged_at_start(&self) -> usize {
+        let recovery = self.recovery.as_ref();
+        recovery.map_or(0, |recovery| recovery.damage.len())
     }
 
     /// What was appended to the oldest topics, as far as the bounds go.

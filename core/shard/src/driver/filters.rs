@@ -254,8 +254,9 @@ impl FilterHost {
                     let message = "the component is loading: try again".to_owned();
                     return Err(failed(message, true));
                 }
-                Err(Trouble::Lost(message)) => {
-                    // No policy applies: it says what to do with a filter's faults, not without one.
+                Err(Trouble::Off(message)) => {
+                    // No policy applies: it says what to do with a filter's faults, not without one. Passing
+                    // or dropping everything from now on would look like success.
                     self.counts.of(&binding.name, |count| count.errors += 1);
                     return Err(failed(message, false));
                 }
@@ -537,8 +538,8 @@ pub(super) enum Trouble {
     /// Which records are at fault is to be searched for.
     Worker,
     Loading,
-    /// There is no component to ask, until it is deployed again.
-    Lost(String),
+    /// There is no component to ask, or it is not asked any more, until it is deployed again.
+    Off(String),
     /// The producer's fault: no policy applies.
     Batch(String),
     Filter {
@@ -564,9 +565,17 @@ fn kept_offsets(stage: Stage) -> KeptOffsets {
 }
 
 fn of_batch(error: &FilterError) -> Trouble {
-    Trouble::Filter {
-        retriable: matches!(error, FilterError::Restart(start) if is_retriable(start)),
-        message: error.to_string(),
+    let message = error.to_string();
+    match error {
+        FilterError::Paused { .. } => Trouble::Off(message),
+        FilterError::Restart(start) => Trouble::Filter {
+            retriable: is_retriable(start),
+            message,
+        },
+        _ => Trouble::Filter {
+            retriable: false,
+            message,
+        },
     }
 }
 

@@ -30,7 +30,12 @@ const EDGES: &[(&str, &[&str])] = &[
     ("clients/rust", &["batch", "protocol"]),
     ("tests/sim", &["batch", "log", "machine", "shard"]),
     ("tests/e2e", &["client", "batch", "protocol"]),
-    ("tests/crash", &["client", "batch", "protocol", "e2e"]),
+    (
+        "tests/crash",
+        &[
+            "client", "batch", "protocol", "e2e", "log", "machine", "shard", "uring",
+        ],
+    ),
     (
         "tests/bench",
         &["batch", "log", "uring", "client", "protocol", "sandbox"],

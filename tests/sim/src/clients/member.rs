@@ -103,6 +103,7 @@ impl Member {
                 let request = Request::JoinGroup {
                     group,
                     member,
+                    again: None,
                     client: format!("member-{}", self.id),
                     topics,
                     session_timeout_ms: 200,

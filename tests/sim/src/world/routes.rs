@@ -39,7 +39,7 @@ fn of_request(request: &Request, shards: u16) -> ShardId {
         | Request::ExpireMembers { group, .. }
         | Request::RebalanceGroup { group }
         | Request::DeleteGroup { group, .. }
-        | Request::DescribeGroup { group } => group_home(group, shards),
+        | Request::DescribeGroup { group, .. } => group_home(group, shards),
         _ => CATALOG_SHARD,
     }
 }

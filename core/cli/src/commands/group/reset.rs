@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use millstream_client::{Admin, GroupOffset, StartAt};
+use millstream_client::{Admin, Code, GroupOffset, ResetOptions, StartAt};
 use serde_json::{Value, json};
 
 use super::{offset_json, offset_table};
@@ -24,7 +24,7 @@ Examples:
   millstream group reset billing --topic orders --to start --dry-run
   millstream group reset billing --topic orders --partition 3 --to 41
   millstream group reset billing --topic orders --to start --force      # its members follow
-  millstream group reset billing --topic orders --to-group billing-old --dry-run
+  millstream group reset billing --topic orders --to-group billing-old --create
   millstream group describe billing -o json > places.json
   millstream group reset billing --from-file places.json"
 )]
@@ -50,15 +50,73 @@ pub(crate) struct Arguments {
     /// committed by then is read again.
     #[arg(long)]
     force: bool,
+    /// Also when there is no such group yet: its first member begins there.
+    #[arg(long)]
+    create: bool,
     /// Only show what would be. Needs no --force.
     #[arg(long)]
     dry_run: bool,
+}
+
+impl Arguments {
+    fn options(&self, dry_run: bool) -> ResetOptions {
+        ResetOptions {
+            force: self.force,
+            dry_run,
+            create: self.create,
+        }
+    }
 }
 
 /// Offsets by topic and partition.
 type Places = BTreeMap<(String, u32), u64>;
 
 pub(super) async fn run(admin: &Admin, arguments: &Arguments, output: Output) -> Outcome {
+    let outcome = set(admin, arguments, output).await;
+    if let Err(Failure::Failed(error)) = &outcome
+        && let Some(error) = error.downcast_ref::<millstream_client::Error>()
+        && error.code() == Some(Code::UnknownGroup)
+    {
+        hint(admin, &arguments.group).await;
+    }
+    outcome
+}
+
+/// There is no such group: was another meant, or is it to be?
+async fn hint(admin: &Admin, group: &str) {
+    let known = admin.list_groups().await; // a hint that cannot be had is none
+    let known = known.map(|list| list.groups).unwrap_or_default();
+    let near = near(group, known.iter().map(|known| known.group.as_str()));
+    if let Some(near) = near {
+        note(&format!("is `{near}` meant?"));
+    }
+    note("to set where a group begins that is not there yet, add --create");
+}
+
+/// The name that is most like this one, if it may have been meant.
+fn near<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    let most = name.chars().count() / 3 + 1;
+    let near = known.map(|known| (distance(name, known), known));
+    let near = near.filter(|(distance, _)| *distance <= most).min();
+    near.map(|(_, known)| known)
+}
+
+/// Letters to put in, take out or change.
+fn distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (at, letter) in a.chars().enumerate() {
+        let mut diagonal = std::mem::replace(&mut row[0], at + 1);
+        for (column, other) in b.iter().enumerate() {
+            let change = diagonal + usize::from(letter != *other);
+            diagonal = row[column + 1];
+            row[column + 1] = change.min(diagonal + 1).min(row[column] + 1);
+        }
+    }
+    row[b.len()]
+}
+
+async fn set(admin: &Admin, arguments: &Arguments, output: Output) -> Outcome {
     let group = &arguments.group;
     let offsets = match (&arguments.to, &arguments.topic) {
         (Some(to), Some(topic)) => {
@@ -68,8 +126,7 @@ pub(super) async fn run(admin: &Admin, arguments: &Arguments, output: Output) ->
                     topic,
                     &arguments.partition,
                     *to,
-                    arguments.force,
-                    arguments.dry_run,
+                    arguments.options(arguments.dry_run),
                 )
                 .await?;
             if let StartAt::Offset(asked) = to {
@@ -135,8 +192,7 @@ async fn by_place(admin: &Admin, arguments: &Arguments) -> Outcome<Vec<GroupOffs
                     topic,
                     &[*partition],
                     to,
-                    arguments.force,
-                    dry_run,
+                    arguments.options(dry_run),
                 )
                 .await?;
             shown.extend(set);
@@ -241,6 +297,20 @@ mod tests {
             {"topic": "orders", "partition": 0, "committed": 41, "lag": 3},
             {"topic": "orders", "partition": 1, "committed": null}]}"#;
         assert_eq!(parse(json).unwrap(), Places::from([place("orders", 0, 41)]));
+    }
+
+    #[test]
+    fn a_mistyped_name_is_near_to_what_was_meant() {
+        let known = ["billing", "billing-old", "audit"];
+        let near = |name| near(name, known.into_iter());
+        assert_eq!(near("biling"), Some("billing"));
+        assert_eq!(near("billing"), Some("billing"));
+        assert_eq!(near("billing_old"), Some("billing-old"));
+        assert_eq!(near("adut"), Some("audit"));
+        assert_eq!(near("shipping"), None);
+        assert_eq!(near("x"), None);
+        assert_eq!(distance("", "abc"), 3);
+        assert_eq!(distance("kitten", "sitting"), 3);
     }
 
     #[test]

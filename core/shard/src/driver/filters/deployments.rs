@@ -163,7 +163,7 @@ impl Deployments {
         let component = match self.source.component(&binding.digest) {
             Lookup::Ready(component) => component,
             Lookup::Loading => return Err(Trouble::Loading),
-            Lookup::Lost(why) => return Err(Trouble::Lost(why)),
+            Lookup::Lost(why) => return Err(Trouble::Off(why)),
         };
         let mut known = self.known();
         let of_whose = known.entry(whose).or_default();

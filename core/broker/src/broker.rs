@@ -1,7 +1,7 @@
 //! The broker as a whole: start, serve, stop.
 //!
 //! ```text
-//! Starting ──recovered, reconciled──▶ Serving ──stop──▶ Draining ──streams are through──▶ Closing
+//! Starting ──recovered, settled──▶ Serving ──stop──▶ Draining ──streams are through──▶ Closing
 //! ```
 //! Draining: no new connections or streams, what is in flight is answered. Closing: connections are
 //! closed, then the shards flush, seal and snapshot.
@@ -19,7 +19,6 @@ use millstream_shard::driver::{Deployments, Peers, Plugins, ShardConfig, Workers
 use millstream_shard::handle::ShardHandle;
 use tokio::sync::{oneshot, watch};
 
-use crate::catalog::Spread;
 use crate::components::Components;
 use crate::config::{Config, Flush};
 use crate::directory::{Directory, Meta};
@@ -65,7 +64,6 @@ pub(crate) struct Shared {
     pub(crate) cluster_id: [u8; 16],
     pub(crate) address: SocketAddr,
     pub(crate) shards: Shards,
-    pub(crate) spread: Spread,
     pub(crate) bounds: Bounds,
     pub(crate) windows: Windows,
     pub(crate) places: Places,
@@ -189,7 +187,6 @@ impl Broker {
             cluster_id: cluster_id.into_bytes(),
             address: sockets.address,
             shards: Shards::new(handles),
-            spread: Spread::default(),
             bounds: Bounds::new(&config.memory),
             places: Places::new(&config.limits),
             windows: Windows::new(&config),

@@ -1,15 +1,14 @@
-//! Topics as one thread sees them (a cache kept fresh by the thread's own shard), and the way a
-//! change of the catalog takes: decided at shard 0, then applied on every other shard.
+//! Topics as one thread sees them (a cache kept fresh by the thread's own shard), and how long a change of the
+//! catalogue is waited for: decided at shard 0, which tells the others until they know.
 //!
 //! A name that is not in the cache is looked up at the shard before it is refused: whoever was told
 //! that a topic exists may use it at once, from any connection.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use millstream_batch::ids::{CATALOG_SHARD, TopicId};
+use millstream_batch::ids::TopicId;
 use millstream_machine::request::{Reply, Request};
 use millstream_machine::topics::TopicMeta;
 use millstream_protocol::{Code, messages};
@@ -218,112 +217,28 @@ impl Catalog {
     }
 }
 
-/// The spreading of catalog changes from shard 0 to the others.
-#[derive(Debug, Default)]
-pub(crate) struct Spread {
-    /// A shard could not be told: reconcile.
-    behind: AtomicBool,
-}
+/// How long the other shards are waited for before a change of the catalogue is answered.
+const SPREAD_MS: u32 = 2_000;
 
-impl Spread {
-    /// A topic changed at shard 0: tell every other shard.
-    pub(crate) async fn apply(
-        &self,
-        shards: &Shards,
-        meta: &TopicMeta,
-    ) -> Result<(), messages::Error> {
-        self.tell(shards, || Request::ApplyTopic { meta: meta.clone() })
-            .await
-    }
-
-    /// A topic is gone at shard 0.
-    pub(crate) async fn forget(&self, shards: &Shards, id: TopicId) -> Result<(), messages::Error> {
-        self.tell(shards, || Request::ForgetTopic { id }).await
-    }
-
-    /// Whether [`reconcile`] has work, and from now on not any more.
-    pub(crate) fn take_behind(&self) -> bool {
-        self.behind.swap(false, Ordering::Relaxed)
-    }
-
-    /// There is still work for [`reconcile`].
-    pub(crate) fn set_behind(&self) {
-        self.behind.store(true, Ordering::Relaxed);
-    }
-
-    async fn tell(
-        &self,
-        shards: &Shards,
-        request: impl Fn() -> Request,
-    ) -> Result<(), messages::Error> {
-        // All are told before any is waited for: the slowest gives the time, not the sum.
-        let mut waiting = tokio::task::JoinSet::new();
-        for shard in shards
-            .all()
-            .iter()
-            .filter(|shard| shard.shard() != CATALOG_SHARD)
-        {
-            let (shard, request) = (shard.clone(), request());
-            waiting.spawn_local(async move { (shard.shard(), ask(&shard, request).await) });
-        }
-        let mut result = Ok(());
-        while let Some(told) = waiting.join_next().await {
-            let Ok((shard, told)) = told else { continue };
-            if let Err(error) = told {
-                self.behind.store(true, Ordering::Relaxed);
-                let message = format!(
-                    "the change is made, but shard {shard} does not know of it yet: {}; it will be told again",
-                    error.message
+/// Wait until every shard that answers knows the catalogue up to a revision. One that does not is told as soon as
+/// it can be: nobody is refused for it.
+pub(crate) async fn spread(shards: &Shards, revision: u64) -> Result<(), messages::Error> {
+    let call = Call::WatchSpread {
+        revision,
+        wait_ms: SPREAD_MS,
+    };
+    match shards.catalog().call(call).await {
+        Answer::Reply(Reply::Spread { behind }) => {
+            if !behind.is_empty() {
+                let shards: Vec<u16> = behind.iter().map(|shard| shard.0).collect();
+                tracing::warn!(
+                    ?shards,
+                    revision,
+                    "these shards do not know the whole catalogue yet"
                 );
-                result = Err(messages::Error {
-                    message,
-                    retriable: true,
-                    ..error
-                });
             }
+            Ok(())
         }
-        result
-    }
-}
-
-/// Make every shard know what shard 0 knows: at start, and after a shard could not be told.
-///
-/// Shard 0 is asked last. A topic is created there first and its id is never used again: what another
-/// shard knew before and shard 0 does not know afterwards is deleted, not merely newer than the list.
-pub(crate) async fn reconcile(shards: &Shards) -> Result<(), messages::Error> {
-    let mut others = Vec::new();
-    for shard in shards
-        .all()
-        .iter()
-        .filter(|shard| shard.shard() != CATALOG_SHARD)
-    {
-        let known: FxHashMap<TopicId, u64> = list(shard)
-            .await?
-            .into_iter()
-            .map(|meta| (meta.id, meta.revision))
-            .collect();
-        others.push((shard, known));
-    }
-    let truth = list(shards.catalog()).await?;
-    let alive: FxHashSet<TopicId> = truth.iter().map(|meta| meta.id).collect();
-    for (shard, known) in others {
-        for gone in known.keys().filter(|&id| !alive.contains(id)) {
-            ask(shard, Request::ForgetTopic { id: *gone }).await?;
-        }
-        for meta in truth.iter().filter(|meta| {
-            known
-                .get(&meta.id)
-                .is_none_or(|&revision| revision < meta.revision)
-        }) {
-            ask(shard, Request::ApplyTopic { meta: meta.clone() }).await?;
-        }
-    }
-    Ok(())
-}
-
-async fn list(shard: &ShardHandle) -> Result<Vec<TopicMeta>, messages::Error> {
-    match ask(shard, Request::ListTopics).await? {
-        Reply::Topics(topics) => Ok(topics),
-        other => Err(unexpected(&other)),
+        other => Err(refusals::unexpected(&other)),
     }
 }

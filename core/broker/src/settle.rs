@@ -16,7 +16,7 @@ use rustc_hash::FxHashSet;
 
 use crate::Error;
 use crate::broker::Shared;
-use crate::catalog::reconcile;
+use crate::catalog::spread;
 
 /// Components that are loaded, or filters that are started, at a time.
 const TOGETHER: usize = 4;
@@ -24,13 +24,9 @@ const TOGETHER: usize = 4;
 const TELL_EVERY: Duration = Duration::from_secs(5);
 
 pub(crate) async fn settle(shared: &Shared) -> Result<(), Error> {
-    if let Err(error) = reconcile(&shared.shards).await {
-        // A shard that is full or read-only still serves what it has.
-        tracing::warn!(
-            error = error.message,
-            "not every shard knows the whole catalog yet"
-        );
-        shared.spread.set_behind();
+    // A shard that is full or read-only still serves what it has, and is told as soon as it can be.
+    if let Err(error) = spread(&shared.shards, u64::MAX).await {
+        tracing::warn!(error = error.message, "the catalogue cannot be spread yet");
     }
     let Answer::Catalog { topics, .. } = shared
         .shards

@@ -54,19 +54,17 @@ pub(crate) struct Thread {
 }
 
 impl Thread {
-    /// A topic changed at shard 0: tell every other shard. Whoever asked for it sees it from now on, on this
-    /// thread; the others hear of it from their shards.
+    /// A topic changed at the catalogue's shard, which tells the others: wait until they know. Whoever asked for
+    /// it sees it from now on, on this thread; the others hear of it from their shards.
     pub(crate) async fn spread(&self, meta: &TopicMeta) -> Result<(), messages::Error> {
-        let shared = &self.shared;
-        shared.spread.apply(&shared.shards, meta).await?;
+        catalog::spread(&self.shared.shards, meta.revision).await?;
         self.catalog.learn(meta);
         Ok(())
     }
 
-    /// A topic is gone at shard 0: as [`spread`](Self::spread).
-    pub(crate) async fn forget(&self, id: TopicId) -> Result<(), messages::Error> {
-        let shared = &self.shared;
-        shared.spread.forget(&shared.shards, id).await?;
+    /// A topic is gone as of this revision: as [`spread`](Self::spread).
+    pub(crate) async fn forget(&self, id: TopicId, revision: u64) -> Result<(), messages::Error> {
+        catalog::spread(&self.shared.shards, revision).await?;
         self.catalog.forget(id);
         Ok(())
     }
@@ -222,20 +220,4 @@ async fn accept(thread: &Rc<Thread>, endpoint: &Endpoint) {
     endpoint.close(VarInt::from_u32(code.number()), b"the broker is stopping");
     drop(tokio::time::timeout(GOODBYE, endpoint.wait_idle()).await); // what is not told by then is not told
     watching.abort();
-}
-
-/// Make shards that missed a change of the catalog know it, from time to time.
-pub(crate) async fn keep_reconciled(shared: &Shared) {
-    loop {
-        tokio::time::sleep(Duration::from_secs(1)).await;
-        if shared.spread.take_behind()
-            && let Err(error) = catalog::reconcile(&shared.shards).await
-        {
-            tracing::warn!(
-                error = error.message,
-                "a shard cannot be told of a change yet"
-            );
-            shared.spread.set_behind();
-        }
-    }
 }

@@ -288,6 +288,10 @@ pub enum Reply {
         more: bool,
     },
     Group(GroupInfo),
+    /// These shards do not know the catalogue up to the revision that was asked about.
+    Spread {
+        behind: Vec<ShardId>,
+    },
     /// All messages up to this one are applied here.
     CourierTaken {
         last: u64,

@@ -317,6 +317,16 @@ impl State {
         })
     }
 
+    /// Whether nobody owns a partition of the group since this epoch.
+    #[must_use]
+    pub fn is_unowned(&self, group: &str, partition: Partition, epoch: GroupEpoch) -> bool {
+        let hold = self
+            .groups
+            .get(group)
+            .and_then(|group| group.holds.get(&partition));
+        hold.is_some_and(|hold| hold.member.0 == 0 && hold.epoch == epoch)
+    }
+
     /// Groups whose topics gained partitions or are gone. Looks at every group: ask at start and
     /// after a fact that [`crate::Fact::touches_topics`].
     #[must_use]

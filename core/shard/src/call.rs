@@ -6,7 +6,7 @@
 use bytes::Bytes;
 use millstream_batch::Parts;
 use millstream_batch::ids::{
-    GroupEpoch, MemberId, Offset, Partition, ShardId, Term, TimestampMs, TopicId,
+    GroupEpoch, MemberId, Offset, Partition, ProducerId, ShardId, Term, TimestampMs, TopicId,
 };
 use millstream_machine::request::{Assignment, Produced, Refusal, Reply, Request};
 use millstream_machine::topics::{Stage, TopicMeta};
@@ -49,6 +49,23 @@ pub enum Call {
         group: String,
         wait_ms: u32,
     },
+    /// At the catalogue's shard: answered with `Reply::Spread` when every other shard knows the catalogue up to
+    /// this revision, but for those that refuse, or after `wait_ms`.
+    WatchSpread {
+        revision: u64,
+        wait_ms: u32,
+    },
+    /// Of another shard: what came of an `Effect::Tell`.
+    Told {
+        shard: ShardId,
+        about: About,
+        outcome: Outcome,
+    },
+    /// Of another shard: no producer id below this lives there.
+    ProducerFloor {
+        shard: ShardId,
+        floor: ProducerId,
+    },
     /// A partition as its readers see it.
     DescribePartition {
         partition: Partition,
@@ -59,6 +76,42 @@ pub enum Call {
     Status,
     /// Stop taking calls, flush, seal and snapshot; answered when that is durable.
     Stop,
+}
+
+/// What one shard asks of another again and again, until it is so.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum About {
+    /// The change of the catalogue that has this revision.
+    Catalogue { revision: u64 },
+    /// That nobody owns a partition since this epoch.
+    Claim {
+        group: String,
+        partition: Partition,
+        epoch: GroupEpoch,
+    },
+}
+
+/// What came of asking another shard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It is so there, durably.
+    Done,
+    /// The machine there refuses, and will while nothing changes.
+    Refused,
+    /// The shard could not be asked, or could not do it now.
+    Failed,
+}
+
+impl Outcome {
+    /// What an answer to a machine's request says.
+    #[must_use]
+    pub fn of(answer: &Answer) -> Self {
+        match answer {
+            Answer::Reply(_) => Self::Done,
+            Answer::Error(Error::Refused(_)) => Self::Refused,
+            _ => Self::Failed,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -106,6 +159,8 @@ pub enum Answer {
     Partition(PartitionStatus),
     TopicTotals(Vec<TopicTotals>),
     Status(Box<Status>),
+    /// To what one shard tells another: it was heard, and nothing hangs on it.
+    Heard,
     Stopped,
     Error(Error),
 }

@@ -9,7 +9,7 @@ use millstream_machine::Row;
 use millstream_machine::request::{Reply, Request};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::call::{Answer, Call, Error, Kept};
+use crate::call::{About, Answer, Call, Error, Kept, Outcome};
 
 /// Where an answer goes.
 #[derive(Debug)]
@@ -27,6 +27,12 @@ pub enum ReplyTo {
         source: ShardHandle,
         to: ShardId,
         row: Row,
+    },
+    /// Of an `Effect::Tell`: what came of it is told to the shard that asked.
+    Told {
+        source: ShardHandle,
+        shard: ShardId,
+        about: About,
     },
     /// Nobody waits.
     Nobody,
@@ -47,7 +53,7 @@ impl ReplyTo {
             Self::Once(to) => to.is_closed(),
             Self::Queue { queue, .. } => queue.is_closed(),
             Self::Filtered { to, .. } => to.is_closed(),
-            Self::Courier { .. } | Self::Nobody => false,
+            Self::Courier { .. } | Self::Told { .. } | Self::Nobody => false,
         }
     }
 
@@ -62,6 +68,18 @@ impl ReplyTo {
                     let request = Request::CourierAcknowledged { to, row, last };
                     source.send(Call::Machine(request), Self::Nobody);
                 }
+            }
+            Self::Told {
+                source,
+                shard,
+                about,
+            } => {
+                let told = Call::Told {
+                    shard,
+                    about,
+                    outcome: Outcome::of(&answer),
+                };
+                source.send(told, Self::Nobody);
             }
             Self::Nobody => {}
             Self::Filtered { kept, repeated, to } => to.send(match answer {

@@ -399,9 +399,11 @@ impl History {
             return; // a commit is refused either way
         }
         let cut = self.cut_below(*partition, offset.0, Some(*leader_epoch));
+        let topic = self.topics.get(&partition.topic);
+        let expires = topic.is_some_and(|topic| topic.expires);
         let known = self.partitions.entry(*partition).or_default();
-        let fits =
-            cut.is_some_and(|cut| safe.0 == cut.base || safe.0 > cut.base && known.trims(*safe));
+        let trimmed = |cut: &Lost| safe.0 > cut.base && (expires || known.trims(*safe));
+        let fits = cut.is_some_and(|cut| safe.0 == cut.base || trimmed(&cut));
         if !fits {
             let what =
                 format!("{partition}: {refusal}, and what was lost of it begins with {cut:?}");

@@ -2,7 +2,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use millstream_batch::ids::{Offset, Partition, Term};
+use millstream_batch::ids::{Offset, Partition, ShardId, Term, TopicId};
 use millstream_machine::request::{Reply, Request};
 use millstream_shard::call::{Answer, Call, Error, Fetch};
 
@@ -11,7 +11,7 @@ use crate::disk::Faults;
 use crate::history::{Counts, Seen, Violation};
 use crate::layer::{Honest, Layer};
 use crate::payload::Payload;
-use crate::world::{Event, World};
+use crate::world::{Event, Shard, World};
 
 /// How a run ended.
 #[derive(Clone, Debug)]
@@ -96,6 +96,7 @@ impl World {
                 );
             }
             self.compare_live();
+            self.compare_catalogues();
         }
         self.audit("live");
         self.auditing = true;
@@ -128,7 +129,36 @@ impl World {
             let (installed, durable) = core.lsns();
             installed.0 - durable.0 + core.state().outboxes().count() as u64
         });
-        undurable.sum()
+        undurable.sum::<u64>() + self.untold()
+    }
+
+    /// Shards that are not known to know the whole catalogue.
+    fn untold(&self) -> u64 {
+        let Some(core) = &self.shards[0].core else {
+            return 0;
+        };
+        let state = core.state();
+        let others = (1..self.plan.shards).map(ShardId);
+        let untold =
+            others.filter(|shard| state.catalogue_known(*shard) < state.catalogue_revision());
+        untold.count() as u64
+    }
+
+    /// `catalogue_spread`: what the catalogue's shard decided, every other one has applied.
+    fn compare_catalogues(&mut self) {
+        let topics = |shard: &Shard| -> Option<Vec<(TopicId, u64)>> {
+            let topics = shard.core.as_ref()?.state().topics();
+            Some(topics.map(|meta| (meta.id, meta.revision)).collect())
+        };
+        let truth = topics(&self.shards[0]);
+        for (at, shard) in self.shards.iter().enumerate() {
+            let known = topics(shard);
+            if known != truth {
+                let what = format!("shard {at} knows {known:?}, the catalogue is {truth:?}");
+                self.history.violation("catalogue_spread", what);
+                return;
+            }
+        }
     }
 
     /// The live state is what its facts make.

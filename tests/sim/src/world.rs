@@ -10,13 +10,13 @@ mod routes;
 
 use std::collections::BTreeMap;
 
-use millstream_batch::ids::{Lsn, PartitionSlot, ProducerId, ShardId, Term, TimestampMs};
+use millstream_batch::ids::{Lsn, PartitionSlot, ShardId, Term, TimestampMs};
 use millstream_log::Recovery;
 use millstream_log::io::{FileId, Io, IoOp, Storage};
 use millstream_machine::Row;
 use millstream_machine::bounds::CLOCK_STEP_MS_MAX;
 use millstream_machine::request::{Reply, Request};
-use millstream_shard::call::{Answer, Call};
+use millstream_shard::call::{About, Answer, Call, Outcome};
 use millstream_shard::core::{CoreConfig, Effect, Now, ShardCore};
 
 use crate::clients::{Client, Scene};
@@ -52,8 +52,7 @@ pub(crate) enum Event {
     Mail {
         to: usize,
         call: Box<Call>,
-        /// The shard that hears what was taken of its messages, and their row.
-        source: Option<(usize, Row)>,
+        from: To,
     },
     Disk(usize),
     Flush(usize),
@@ -64,11 +63,13 @@ pub(crate) enum Event {
 }
 
 /// Who hears an answer.
-#[derive(Clone, Copy, Debug)]
-enum To {
+#[derive(Clone, Debug)]
+pub(crate) enum To {
     Client(usize, u64),
     /// A shard that sent messages of this row.
     Source(usize, Row),
+    /// A shard that told another something.
+    Teller(usize, About),
     /// The auditor, or nobody.
     Heard,
 }
@@ -108,8 +109,6 @@ pub(crate) struct Shard {
     disk_due: bool,
     flush_due: bool,
     tick_at: Option<u64>,
-    /// What it told last about the producers that live there; 0: nothing yet.
-    producer_floor: ProducerId,
 }
 
 #[derive(Debug)]
@@ -165,7 +164,6 @@ impl World {
                 disk_due: false,
                 flush_due: false,
                 tick_at: None,
-                producer_floor: ProducerId(0),
             }
         };
         let shards: Vec<Shard> = (0..plan.shards).map(&mut shard).collect();
@@ -251,7 +249,7 @@ impl World {
                 call,
                 silent,
             } => self.arrive(client, tag, *call, silent),
-            Event::Mail { to, call, source } => self.mail_arrives(to, *call, source),
+            Event::Mail { to, call, from } => self.mail_arrives(to, *call, from),
             Event::Disk(shard) => self.disk_step(shard),
             Event::Flush(shard) => {
                 self.shards[shard].flush_due = false;
@@ -419,8 +417,14 @@ impl World {
                 self.shards[at].doubted = None;
             }
             Effect::Stopped => self.shards[at].stopped = true,
-            Effect::Tell { shard, request } => {
-                self.mail(usize::from(shard.0), &request, None);
+            Effect::Tell {
+                shard,
+                request,
+                about,
+            } => {
+                self.history.counts.messages += 1;
+                let call = || Call::Machine(request.clone());
+                self.mail(usize::from(shard.0), call, &To::Teller(at, about));
             }
             Effect::Courier {
                 to,
@@ -430,21 +434,20 @@ impl World {
             } => {
                 self.history.counts.messages += 1;
                 let from = ShardId(at as u16);
-                let request = Request::ApplyCourier {
-                    from,
-                    row,
-                    k,
-                    message,
+                let call = || {
+                    Call::Machine(Request::ApplyCourier {
+                        from,
+                        row,
+                        k,
+                        message: message.clone(),
+                    })
                 };
-                self.mail(usize::from(to.0), &request, Some((at, row)));
+                self.mail(usize::from(to.0), call, &To::Source(at, row));
             }
             Effect::ProducerFloor(floor) => {
-                self.shards[at].producer_floor = floor;
-                let floors = self.shards.iter().map(|shard| shard.producer_floor);
-                let floor = floors.min().unwrap_or_default();
-                let now = self.now();
-                if let Some(core) = &mut self.shards[at].core {
-                    core.expire_producers_below(now, floor);
+                let shard = ShardId(at as u16);
+                for to in (0..self.shards.len()).filter(|to| *to != at) {
+                    self.mail(to, || Call::ProducerFloor { shard, floor }, &To::Heard);
                 }
             }
         }
@@ -554,7 +557,7 @@ impl World {
     // --- mail between shards -----------------------------------------------------------------------
 
     /// Over the same network as all else: it may be lost, or come twice, or late.
-    fn mail(&mut self, to: usize, request: &Request, source: Option<(usize, Row)>) {
+    fn mail(&mut self, to: usize, call: impl Fn() -> Call, from: &To) {
         let times = match () {
             () if self.network.one_in(self.plan.loss) => 0,
             () if self.network.one_in(self.plan.twice) => 2,
@@ -562,18 +565,17 @@ impl World {
         };
         for _ in 0..times {
             let way = self.way_us();
-            let call = Box::new(Call::Machine(request.clone()));
-            self.after(way, Event::Mail { to, call, source });
+            let (call, from) = (Box::new(call()), from.clone());
+            self.after(way, Event::Mail { to, call, from });
         }
     }
 
-    fn mail_arrives(&mut self, to: usize, call: Call, source: Option<(usize, Row)>) {
+    fn mail_arrives(&mut self, to: usize, call: Call, from: To) {
         if !self.shards[to].ready || self.shards[to].core.is_none() {
             return;
         }
         self.say(|_| format!("shard {to} is asked by another {}", brief(&call)));
-        let heard = source.map_or(To::Heard, |(shard, row)| To::Source(shard, row));
-        self.call(to, heard, call);
+        self.call(to, from, call);
         self.flush_soon(to);
     }
 
@@ -585,9 +587,7 @@ impl World {
         } else {
             To::Client(client, tag)
         };
-        let at = self.clients[client]
-            .shard_of(tag)
-            .unwrap_or_else(|| usize::from(routes::shard_of(&call, self.plan.shards).0));
+        let at = usize::from(routes::shard_of(&call, self.plan.shards).0);
         if !self.shards[at].ready || self.shards[at].core.is_none() {
             if let To::Client(client, tag) = to {
                 let late = self.network.skewed(100, 20_000);
@@ -656,9 +656,18 @@ impl World {
             To::Source(source, row) => {
                 if let Answer::Reply(Reply::CourierTaken { last }) = answer {
                     let to = ShardId(shard as u16);
-                    let request = Request::CourierAcknowledged { to, row, last };
-                    self.mail(source, &request, None);
+                    let request = || Request::CourierAcknowledged { to, row, last };
+                    self.mail(source, || Call::Machine(request()), &To::Heard);
                 }
+            }
+            To::Teller(source, about) => {
+                let outcome = Outcome::of(&answer);
+                let told = || Call::Told {
+                    shard: ShardId(shard as u16),
+                    about: about.clone(),
+                    outcome,
+                };
+                self.mail(source, told, &To::Heard);
             }
             To::Client(client, tag) => {
                 let way = self.way_us();

@@ -116,6 +116,11 @@ fn truncation_told() {
 }
 
 #[test]
+fn catalogue_spread() {
+    kept("catalogue_spread");
+}
+
+#[test]
 fn no_panic() {
     kept("no_panic");
 }

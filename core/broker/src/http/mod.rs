@@ -1,5 +1,5 @@
 //! What operators see: `/livez`, `/readyz`, `/metrics`, `/status`, over plain HTTP on a thread of its
-//! own, so that a busy shard does not look dead. It also exports metrics and keeps shards reconciled.
+//! own, so that a busy shard does not look dead. It also exports metrics.
 
 mod metrics;
 mod otlp;
@@ -25,7 +25,6 @@ use self::places::Places;
 use self::report::Report;
 use crate::broker::{Phase, Shared};
 use crate::ports::Transport;
-use crate::thread::keep_reconciled;
 use crate::{Error, preflight};
 
 /// Connections at a time; past it the oldest goes.
@@ -101,7 +100,6 @@ async fn operate(
     };
     tokio::select! {
         () = serving => {}
-        () = keep_reconciled(&shared) => {}
         () = otlp::export(&shared) => {}
         () = preflight::watch_certificate(&shared) => {}
         _ = stop.wait_for(|stop| *stop) => {}

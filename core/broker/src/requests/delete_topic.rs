@@ -20,8 +20,8 @@ pub(super) async fn handle(
     )
     .await?
     {
-        Reply::TopicGone { id } => {
-            session.thread.forget(id).await?;
+        Reply::TopicGone { id, revision } => {
+            session.thread.forget(id, revision).await?;
             session.shared.plugins.deployments.keep(id, &[]);
             sweep_later(session);
         }

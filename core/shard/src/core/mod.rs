@@ -19,6 +19,7 @@
 //! Absent on purpose: clocks, sockets, threads, async, plugins' code (the driver runs filters before
 //! it calls), and the bytes of batches, which only pass through.
 
+mod claims;
 mod clock;
 mod config;
 mod couriers;
@@ -30,6 +31,7 @@ mod recover;
 mod release;
 mod retention;
 mod snapshot;
+mod spread;
 mod status;
 mod upkeep;
 mod waiting;
@@ -47,14 +49,16 @@ use millstream_machine::{Message, Row, State, decide};
 use rustc_hash::FxHashMap;
 use std::collections::VecDeque;
 
+use self::claims::Claiming;
 pub use self::config::{CoreConfig, Now};
 use self::couriers::Sending;
 use self::gate::Gate;
 use self::snapshot::Snapshot;
+use self::spread::Spreading;
 use self::status::Counters;
 use self::upkeep::Upkeep;
 use self::waiting::Waiting;
-use crate::call::{Answer, Call, Error};
+use crate::call::{About, Answer, Call, Error, Outcome};
 
 /// What the caller is to do, or to know.
 #[derive(Debug)]
@@ -79,10 +83,11 @@ pub enum Effect {
     Damaged(String),
     /// The wall clock is in doubt, in words; `None`: it is not any more. Once per time.
     ClockDoubted(Option<String>),
-    /// Ask this of another shard; the answer is of no interest, and asking twice does no harm.
+    /// Ask this of another shard, and bring back with `Call::Told` what came of it. Asking twice does no harm.
     Tell {
         shard: ShardId,
         request: Request,
+        about: About,
     },
     /// Bring this to another shard, with `Request::ApplyCourier`, and what it answers (`Reply::CourierTaken`)
     /// back with `Request::CourierAcknowledged`. Lost on the way, it comes again; it may come twice.
@@ -92,8 +97,7 @@ pub enum Effect {
         k: u64,
         message: Message,
     },
-    /// No producer id below this lives here. The smallest over all shards is for
-    /// [`ShardCore::expire_producers_below`].
+    /// Tell every other shard, with `Call::ProducerFloor`: no producer id below this lives here.
     ProducerFloor(ProducerId),
     /// The end of a `Call::Stop`: nothing more will happen.
     Stopped,
@@ -171,6 +175,10 @@ pub struct ShardCore {
     sealed: bool,
     upkeep: Upkeep,
     sending: Sending,
+    spreading: Spreading,
+    claiming: Claiming,
+    /// What each shard said last of the producers that live there; 0: nothing yet.
+    producer_floors: Vec<ProducerId>,
     counters: Counters,
     /// Parts of the snapshot begun here are being restored.
     restoring: Option<Lsn>,
@@ -216,6 +224,9 @@ impl ShardCore {
             sealed: false,
             upkeep: Upkeep::default(),
             sending: Sending::default(),
+            spreading: Spreading::default(),
+            claiming: Claiming::default(),
+            producer_floors: vec![ProducerId(0); usize::from(config.shards)],
             counters: Counters::default(),
             restoring: None,
             recovery: None,
@@ -256,6 +267,21 @@ impl ShardCore {
             Call::WatchForgotten { group, wait_ms } => {
                 self.watch_forgotten(token, group, wait_ms);
             }
+            Call::WatchSpread { revision, wait_ms } => {
+                self.watch_spread(token, revision, wait_ms);
+            }
+            Call::Told {
+                shard,
+                about,
+                outcome,
+            } => {
+                self.told(shard, about, outcome);
+                self.answer(token, Answer::Heard);
+            }
+            Call::ProducerFloor { shard, floor } => {
+                self.hear_producer_floor(shard, floor);
+                self.answer(token, Answer::Heard);
+            }
             Call::DescribePartition { partition } => self.describe_partition(token, partition),
             Call::TopicTotals => {
                 let totals = self.topic_totals();
@@ -283,13 +309,6 @@ impl ShardCore {
         self.flush_log();
     }
 
-    /// The smallest [`Effect::ProducerFloor`] of all shards, each time it was gathered anew.
-    pub fn expire_producers_below(&mut self, now: Now, floor_max: ProducerId) {
-        self.at(now);
-        self.expire_producers(floor_max);
-        self.flush_log();
-    }
-
     /// The storage answered.
     pub fn io_done(&mut self, now: Now, done: IoDone) {
         self.at(now);
@@ -309,6 +328,8 @@ impl ShardCore {
         }
         self.expire_waits();
         self.couriers_tick();
+        self.spread_tick();
+        self.claims_tick();
         self.upkeep_tick();
         self.snapshot_step();
         self.flush_log();
@@ -341,6 +362,8 @@ impl ShardCore {
                 self.waiting.next_deadline(),
                 self.upkeep.next(),
                 self.sending.next(),
+                self.spreading.next(),
+                self.claiming.next(),
                 self.snapshot.next(self.now, self.log.snapshot_waiting()),
             ]
             .into_iter()
@@ -387,6 +410,25 @@ impl ShardCore {
         self.recovery
             .as_ref()
             .is_some_and(|recovery| recovery.last > self.gate.durable())
+    }
+
+    /// What came of an [`Effect::Tell`].
+    fn told(&mut self, shard: ShardId, about: About, outcome: Outcome) {
+        match (about, outcome) {
+            (About::Catalogue { revision }, _) => {
+                self.spread_told(shard, revision, outcome == Outcome::Done);
+            }
+            // Refused: a later claim holds there, or the partition is gone.
+            (
+                About::Claim {
+                    group,
+                    partition,
+                    epoch,
+                },
+                Outcome::Done | Outcome::Refused,
+            ) => self.claimed(group, partition, epoch),
+            (About::Claim { .. }, Outcome::Failed) => {} // asked again
+        }
     }
 
     fn answer(&mut self, token: u64, answer: Answer) {

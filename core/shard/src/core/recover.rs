@@ -76,6 +76,7 @@ impl ShardCore {
         self.upkeep.start(self.now, &self.config);
         self.look_at_all_groups();
         self.look_at_outboxes();
+        self.start_spreading();
         self.recovery = Some(Box::new(recovery.clone()));
         self.effects.push_back(Effect::Ready(Box::new(recovery)));
     }

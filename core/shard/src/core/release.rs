@@ -111,10 +111,11 @@ impl ShardCore {
                 Held::Catalog => {
                     self.catalog_version = catalog_version(lsn);
                     self.wake_catalog();
+                    self.catalogue_durable();
                 }
                 Held::Group { group } => {
                     self.wake_group(&group);
-                    self.upkeep.changed_groups.insert(group);
+                    self.claiming.group_changed(group);
                 }
                 Held::Courier { to, row, k } => self.courier_durable(to, row, k),
                 Held::Acknowledged { to, row } => {

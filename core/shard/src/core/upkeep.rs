@@ -2,9 +2,9 @@
 //! forgotten producers, the interval sync.
 
 use std::cell::Cell;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
-use millstream_batch::ids::{MemberId, Partition, ProducerId, TimestampMs};
+use millstream_batch::ids::{MemberId, Partition, ProducerId, ShardId, TimestampMs};
 use millstream_log::SealedRange;
 use millstream_machine::request::Request;
 use rustc_hash::FxHashMap;
@@ -14,8 +14,6 @@ use super::{CoreConfig, Effect, Now, Phase, ShardCore, Writes};
 
 /// How long nothing is appended until the log is idle.
 const IDLE_MS: u64 = 50;
-/// How often claims of unowned partitions are repeated: one told to another shard may have been lost.
-const CLAIMS_MS: u64 = 30_000;
 /// How long retention leaves a shard alone after it has looked at so many ranges of a partition in a
 /// file, for each of them: far more than the look takes.
 const RETENTION_PAUSE_US: u64 = 10;
@@ -29,8 +27,6 @@ const SPACE_RETRY_MS: u64 = 1_000;
 pub(super) struct Upkeep {
     /// Topics changed since groups were last looked at.
     pub(super) catalog_changed: bool,
-    /// Groups whose members changed since unowned partitions were last looked at.
-    pub(super) changed_groups: BTreeSet<String>,
     /// Members by group, and when they were last heard of.
     heard: FxHashMap<String, BTreeMap<MemberId, u64>>,
     members_us: Option<u64>,
@@ -39,7 +35,6 @@ pub(super) struct Upkeep {
     retention_not_before_us: u64,
     producers_us: Option<u64>,
     sync_us: Option<u64>,
-    claims_us: Option<u64>,
     /// When a log that stays quiet is to prove its last group.
     idle_us: Option<u64>,
     appended_us: u64,
@@ -54,7 +49,6 @@ impl Upkeep {
         self.members_us = Some(now.after_ms(config.members_check_ms));
         self.retention_us = Some(now.after_ms(config.retention_check_ms));
         self.producers_us = Some(now.after_ms(config.producer_check_ms));
-        self.claims_us = Some(now.after_ms(CLAIMS_MS));
         self.sync_us = (!config.log.sync_each_group).then(|| now.after_ms(config.sync_interval_ms));
     }
 
@@ -94,7 +88,6 @@ impl Upkeep {
             self.retention_us,
             self.producers_us,
             self.sync_us,
-            self.claims_us,
             self.idle_us,
             self.space_us,
         ]
@@ -118,13 +111,9 @@ impl ShardCore {
 
     pub(super) fn upkeep_tick(&mut self) {
         self.vouch_for_clock();
+        self.claim_unowned();
         let now = self.now;
         let due = |at: Option<u64>| at.is_some_and(|at| at <= now.mono_us);
-        if due(self.upkeep.claims_us) {
-            self.look_at_all_groups();
-            self.upkeep.claims_us = Some(now.after_ms(CLAIMS_MS));
-        }
-        self.claim_unowned();
         if due(self.upkeep.sync_us) {
             self.log.sync_now();
             self.upkeep.sync_us = Some(now.after_ms(self.config.sync_interval_ms));
@@ -161,12 +150,12 @@ impl ShardCore {
         }
     }
 
-    fn may_write(&self) -> bool {
+    pub(super) fn may_write(&self) -> bool {
         self.phase == Phase::Serving && matches!(self.writes, Writes::Open | Writes::Full(_))
     }
 
     /// A request of the shard's own. Refusals are no news: what it wanted is so already, or waits.
-    fn maintain(&mut self, request: &Request) {
+    pub(super) fn maintain(&mut self, request: &Request) {
         let _outcome = self.carry_out(request);
     }
 
@@ -267,20 +256,29 @@ impl ShardCore {
         }
     }
 
-    /// With more shards than one the floor is the smallest over all of them: the driver gathers it.
+    /// The floor is the smallest over all shards: each tells the others its own.
     fn tell_producer_floor(&mut self) {
-        if self.doubts_clock() {
-            // Nor do the others, for whom this is no bound any more.
-            self.effects.push_back(Effect::ProducerFloor(ProducerId(0)));
-            return;
-        }
-        let floor = self
-            .state
-            .producer_floor_bound(self.producers_unused_before());
-        if self.config.shards == 1 {
-            self.expire_producers(floor);
+        let floor = if self.doubts_clock() {
+            ProducerId(0) // nor do the others, for whom this is no bound any more
         } else {
+            let before = self.producers_unused_before();
+            self.state.producer_floor_bound(before)
+        };
+        if self.config.shards > 1 {
             self.effects.push_back(Effect::ProducerFloor(floor));
+        }
+        self.hear_producer_floor(self.config.shard, floor);
+    }
+
+    /// No producer below this lives at a shard, as it says.
+    pub(super) fn hear_producer_floor(&mut self, shard: ShardId, floor: ProducerId) {
+        if let Some(known) = self.producer_floors.get_mut(usize::from(shard.0)) {
+            *known = floor;
+        }
+        if shard == self.config.shard {
+            let floors = self.producer_floors.iter().copied();
+            let floor = floors.min().unwrap_or_default();
+            self.expire_producers(floor);
         }
     }
 
@@ -301,39 +299,5 @@ impl ShardCore {
                 .0
                 .saturating_sub(self.config.producer_expiry_ms),
         )
-    }
-
-    /// Shut out former owners of partitions that nobody owns now, so that consumers with fixed
-    /// partitions may commit there again. What other shards are told is durable here first.
-    fn claim_unowned(&mut self) {
-        if self.upkeep.changed_groups.is_empty()
-            || self.installed_state > self.settled()
-            || !self.may_write()
-        {
-            return;
-        }
-        for group in std::mem::take(&mut self.upkeep.changed_groups) {
-            let unowned: Vec<_> = self.state.unowned(&group).collect();
-            for (partition, epoch) in unowned {
-                let shard = partition.shard(self.config.shards);
-                let request = Request::ClaimPartition {
-                    group: group.clone(),
-                    partition,
-                    member: MemberId(0),
-                    epoch,
-                };
-                if shard == self.config.shard {
-                    self.maintain(&request);
-                } else {
-                    self.effects.push_back(Effect::Tell { shard, request });
-                }
-            }
-        }
-    }
-
-    /// After recovery, and now and then: whatever may have been left undone is looked at again.
-    pub(super) fn look_at_all_groups(&mut self) {
-        let groups = self.state.groups_at_home().map(str::to_owned);
-        self.upkeep.changed_groups.extend(groups);
     }
 }

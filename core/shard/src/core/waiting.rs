@@ -27,6 +27,8 @@ pub(crate) enum Wait {
     Catalog { seen: u64 },
     /// That every shard has forgotten a deleted group.
     Forgotten { group: String },
+    /// That every shard knows the catalogue up to here.
+    Spread { revision: u64 },
 }
 
 /// All waiting calls by token, and their deadlines in order.
@@ -38,6 +40,7 @@ pub(crate) struct Waiting {
     by_group: FxHashMap<String, BTreeSet<u64>>,
     catalog: BTreeSet<u64>,
     forgotten: BTreeSet<u64>,
+    spread: BTreeSet<u64>,
 }
 
 impl Waiting {
@@ -56,6 +59,7 @@ impl Waiting {
             },
             Wait::Catalog { .. } => drop(self.catalog.insert(token)),
             Wait::Forgotten { .. } => drop(self.forgotten.insert(token)),
+            Wait::Spread { .. } => drop(self.spread.insert(token)),
         }
         self.deadlines.insert((deadline_us, token));
         let before = self.calls.insert(token, (wait, deadline_us));
@@ -85,6 +89,7 @@ impl Waiting {
             }
             Wait::Catalog { .. } => drop(self.catalog.remove(&token)),
             Wait::Forgotten { .. } => drop(self.forgotten.remove(&token)),
+            Wait::Spread { .. } => drop(self.spread.remove(&token)),
         }
         Some(wait)
     }
@@ -123,6 +128,10 @@ impl Waiting {
 
     pub(crate) fn of_catalog(&self) -> Vec<u64> {
         listed(Some(&self.catalog))
+    }
+
+    pub(crate) fn of_spread(&self) -> Vec<u64> {
+        listed(Some(&self.spread))
     }
 
     pub(crate) fn of_forgotten(&self) -> Vec<u64> {

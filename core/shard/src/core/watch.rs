@@ -68,6 +68,9 @@ impl ShardCore {
     }
 
     fn forgotten(&mut self, token: u64) {
+        if let Some(error) = self.may_never_be() {
+            return self.fail(token, error);
+        }
         self.hold(Held::Answer {
             token,
             answer: Box::new(Answer::Reply(Reply::Done)),
@@ -119,6 +122,7 @@ impl ShardCore {
             match wait {
                 Wait::Records { fetch, .. } => self.nothing_to_read(token, fetch),
                 Wait::Catalog { .. } => self.show_catalog(token),
+                Wait::Spread { revision } => self.expired_spread(token, revision),
                 Wait::Forgotten { group } => self.refuse(token, Refusal::GroupForgotten(group)),
                 Wait::Assignment {
                     group,
@@ -189,10 +193,8 @@ impl ShardCore {
     }
 
     fn show_catalog(&mut self, token: u64) {
-        if let Writes::Stopped(why) = &self.writes
-            && self.installed_state > self.settled()
-        {
-            return self.fail(token, Error::Stopped(why.clone()));
+        if let Some(error) = self.may_never_be() {
+            return self.fail(token, error);
         }
         let topics = match decide(&self.state, self.now.wall, self.term, &Request::ListTopics)
             .map(|decision| decision.reply)
@@ -209,6 +211,17 @@ impl ShardCore {
             answer,
             wrote: false,
         });
+    }
+
+    /// The log has stopped, and what is installed beyond its end never happened: nothing that may depend on it
+    /// is told.
+    pub(super) fn may_never_be(&self) -> Option<Error> {
+        match &self.writes {
+            Writes::Stopped(why) if self.installed_state > self.settled() => {
+                Some(Error::Stopped(why.clone()))
+            }
+            _ => None,
+        }
     }
 
     fn refuse_or_fail(&mut self, token: u64, error: Error) {

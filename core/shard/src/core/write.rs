@@ -46,6 +46,7 @@ impl Use {
             | R::TrimPartition { .. }
             | R::ApplyCourier { .. }
             | R::CourierAcknowledged { .. }
+            | R::CatalogueKnown { .. }
             | R::LeaveGroup { .. }
             | R::ReleasePartitions { .. }
             | R::ReassignPartitions { .. }

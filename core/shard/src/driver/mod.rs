@@ -16,11 +16,10 @@ mod replies;
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use millstream_batch::ids::{ProducerId, TimestampMs};
+use millstream_batch::ids::{ShardId, TimestampMs};
 use millstream_log::Recovery;
 use millstream_log::io::Storage;
 use millstream_machine::request::Request;
@@ -58,23 +57,19 @@ pub struct ShardConfig {
     pub peers: Option<Arc<Peers>>,
 }
 
-/// The shards of one data directory.
+/// The shards of one data directory, in their order.
 #[derive(Debug)]
-pub struct Peers {
-    handles: Vec<ShardHandle>,
-    /// What each told last about the producers that live there; 0: nothing yet.
-    producer_floors: Vec<AtomicU64>,
-}
+pub struct Peers(Vec<ShardHandle>);
 
 impl Peers {
     /// `handles` in the order of their shards.
     #[must_use]
     pub fn new(handles: Vec<ShardHandle>) -> Arc<Self> {
-        let producer_floors = handles.iter().map(|_| AtomicU64::new(0)).collect();
-        Arc::new(Self {
-            handles,
-            producer_floors,
-        })
+        Arc::new(Self(handles))
+    }
+
+    fn of(&self, shard: ShardId) -> &ShardHandle {
+        &self.0[usize::from(shard.0)]
     }
 }
 
@@ -378,14 +373,19 @@ impl<C: Fn() -> Now> Task<C> {
             Effect::ClockDoubted(None) => {
                 tracing::info!(shard, "the wall clock is believed again");
             }
-            Effect::Tell { shard, request } => {
-                if let Some(peer) = self
-                    .config
-                    .peers
-                    .as_ref()
-                    .and_then(|peers| peers.handles.get(usize::from(shard.0)))
-                {
-                    peer.send(Call::Machine(request), ReplyTo::Nobody);
+            Effect::Tell {
+                shard,
+                request,
+                about,
+            } => {
+                if let Some(peers) = &self.config.peers {
+                    let source = peers.of(self.config.core.shard).clone();
+                    let reply = ReplyTo::Told {
+                        source,
+                        shard,
+                        about,
+                    };
+                    peers.of(shard).send(Call::Machine(request), reply);
                 }
             }
             Effect::Courier {
@@ -396,7 +396,7 @@ impl<C: Fn() -> Now> Task<C> {
             } => {
                 if let Some(peers) = &self.config.peers {
                     let from = self.config.core.shard;
-                    let source = peers.handles[usize::from(from.0)].clone();
+                    let source = peers.of(from).clone();
                     let request = Request::ApplyCourier {
                         from,
                         row,
@@ -404,18 +404,14 @@ impl<C: Fn() -> Now> Task<C> {
                         message,
                     };
                     let reply = ReplyTo::Courier { source, to, row };
-                    peers.handles[usize::from(to.0)].send(Call::Machine(request), reply);
+                    peers.of(to).send(Call::Machine(request), reply);
                 }
             }
             Effect::ProducerFloor(floor) => {
-                if let Some(peers) = &self.config.peers {
-                    peers.producer_floors[usize::from(shard)].store(floor.0, Ordering::Relaxed);
-                    let floors = peers
-                        .producer_floors
-                        .iter()
-                        .map(|floor| floor.load(Ordering::Relaxed));
-                    let floor_max = ProducerId(floors.min().unwrap_or(0));
-                    self.core.expire_producers_below((self.clock)(), floor_max);
+                let shard = self.config.core.shard;
+                let peers = self.config.peers.iter().flat_map(|peers| peers.0.iter());
+                for peer in peers.filter(|peer| peer.shard() != shard) {
+                    peer.send(Call::ProducerFloor { shard, floor }, ReplyTo::Nobody);
                 }
             }
             Effect::Stopped => {

@@ -1,11 +1,11 @@
 //! An operator: topics come, grow, change and go; records are deleted; groups are set elsewhere; things
 //! are looked at.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use millstream_batch::ids::{Offset, Partition, TopicId};
 use millstream_machine::request::{Reply, Request};
-use millstream_machine::topics::TopicConfig;
+use millstream_machine::topics::{TopicConfig, TopicMeta};
 use millstream_shard::call::{Answer, Call};
 
 use crate::clients::{Client, Scene};
@@ -13,10 +13,8 @@ use crate::clients::{Client, Scene};
 #[derive(Debug, Default)]
 pub struct Admin {
     flying: BTreeMap<u64, Request>,
-    /// Calls that are for another shard than the one that decides them: the catalogue's changes.
-    spread: BTreeMap<u64, usize>,
-    /// Who knows of a topic's revision, by topic: it is there for all when all do.
-    known: BTreeMap<(TopicId, u64), BTreeSet<usize>>,
+    /// Topics that are there for all when every shard knows them.
+    spreading: BTreeMap<u64, TopicMeta>,
     groups: Vec<String>,
     tag: u64,
     named: u64,
@@ -42,20 +40,15 @@ impl Admin {
         scene.send(self.tag, Call::Machine(request));
     }
 
-    fn again(&mut self, scene: &mut Scene<'_>, request: Request, shard: Option<usize>) {
-        if scene.closing {
-            return;
-        }
-        self.spread.extend(shard.map(|shard| (self.tag + 1, shard)));
-        self.send(scene, request);
-    }
-
-    /// A change of the catalogue, to every other shard, until each knows of it.
-    fn spread(&mut self, scene: &mut Scene<'_>, request: &Request) {
-        for shard in 1..usize::from(scene.shards) {
-            self.spread.insert(self.tag + 1, shard);
-            self.send(scene, request.clone());
-        }
+    /// The topic is at the catalogue's shard: wait until all know.
+    fn spread(&mut self, scene: &mut Scene<'_>, meta: TopicMeta) {
+        self.tag += 1;
+        let call = Call::WatchSpread {
+            revision: meta.revision,
+            wait_ms: scene.dice.skewed(1, 100) as u32,
+        };
+        self.spreading.insert(self.tag, meta);
+        scene.send(self.tag, call);
     }
 
     fn request(&mut self, scene: &mut Scene<'_>) -> Option<Request> {
@@ -171,62 +164,40 @@ impl Client for Admin {
 
     fn answer(&mut self, scene: &mut Scene<'_>, tag: u64, answer: Answer) {
         let asked = self.flying.remove(&tag);
-        let spread = self.spread.remove(&tag);
-        match (asked, &answer) {
+        let spreading = self.spreading.remove(&tag);
+        match (asked, answer) {
             (
                 Some(Request::ResetOffsets { group, places, .. }),
                 Answer::Reply(Reply::Reset { fences }),
             ) => {
                 // As the broker does: whoever was fenced is given the partition anew.
                 let partitions = places.iter().map(|(partition, _)| *partition);
-                let fenced = partitions.zip(fences.iter().copied()).collect();
+                let fenced = partitions.zip(fences).collect();
                 self.send(scene, Request::ReassignPartitions { group, fenced });
             }
-            (Some(Request::ApplyTopic { meta }), Answer::Reply(_)) => {
-                let known = self.known.entry((meta.id, meta.revision)).or_default();
-                known.extend(spread);
-                if known.len() + 1 == usize::from(scene.shards) {
-                    scene.history.topic_is(&meta);
-                }
-            }
-            // A shard that could not be told is told again.
-            (Some(request), Answer::Error(_)) if spread.is_some() => {
-                self.again(scene, request, spread);
-            }
-            _ => {}
-        }
-        match answer {
-            Answer::Reply(Reply::Topic(meta)) if scene.shards == 1 => scene.history.topic_is(&meta),
-            Answer::Reply(Reply::Topic(meta)) => self.spread(scene, &Request::ApplyTopic { meta }),
-            Answer::Reply(Reply::TopicGone { id }) => {
-                self.spread(scene, &Request::ForgetTopic { id });
-            }
-            Answer::Reply(Reply::Topics(metas)) if scene.shards == 1 => {
-                metas.iter().for_each(|meta| scene.history.topic_is(meta));
-            }
-            // Also those of which the answer was lost.
-            Answer::Reply(Reply::Topics(metas)) => {
+            (_, Answer::Reply(Reply::Topic(meta))) => self.spread(scene, meta),
+            (_, Answer::Reply(Reply::Topics(metas))) => {
+                // Also those of which the answer was lost.
+                let unknown = |meta: &TopicMeta| !scene.history.topics.contains_key(&meta.id);
+                let metas: Vec<_> = metas.into_iter().filter(unknown).collect();
                 for meta in metas {
-                    self.spread(scene, &Request::ApplyTopic { meta });
+                    self.spread(scene, meta);
                 }
             }
+            (_, Answer::Reply(Reply::Spread { behind })) => match spreading {
+                Some(meta) if behind.is_empty() => scene.history.topic_is(&meta),
+                _ => {}
+            },
             _ => {}
         }
     }
 
-    fn lost(&mut self, scene: &mut Scene<'_>, tag: u64) {
-        let asked = self.flying.remove(&tag);
-        let spread = self.spread.remove(&tag);
-        if let (Some(request), Some(_)) = (asked, spread) {
-            self.again(scene, request, spread);
-        }
-    }
-
-    fn shard_of(&self, tag: u64) -> Option<usize> {
-        self.spread.get(&tag).copied()
+    fn lost(&mut self, _scene: &mut Scene<'_>, tag: u64) {
+        self.flying.remove(&tag);
+        self.spreading.remove(&tag);
     }
 
     fn is_idle(&self) -> bool {
-        self.flying.is_empty()
+        self.flying.is_empty() && self.spreading.is_empty()
     }
 }

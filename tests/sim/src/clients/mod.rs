@@ -52,9 +52,4 @@ pub trait Client: std::fmt::Debug {
     fn lost(&mut self, scene: &mut Scene<'_>, tag: u64);
     /// Whether nothing is under way.
     fn is_idle(&self) -> bool;
-
-    /// The shard that a call is for, when it is not the one that decides it.
-    fn shard_of(&self, _tag: u64) -> Option<usize> {
-        None
-    }
 }

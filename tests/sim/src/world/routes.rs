@@ -15,7 +15,13 @@ pub(crate) fn shard_of(call: &Call, shards: u16) -> ShardId {
             group_home(group, shards)
         }
         Call::Machine(request) => of_request(request, shards),
-        Call::WatchCatalog { .. } | Call::TopicTotals | Call::Status | Call::Stop => CATALOG_SHARD,
+        Call::WatchCatalog { .. }
+        | Call::WatchSpread { .. }
+        | Call::Told { .. }
+        | Call::ProducerFloor { .. }
+        | Call::TopicTotals
+        | Call::Status
+        | Call::Stop => CATALOG_SHARD,
     }
 }
 

@@ -177,7 +177,7 @@ async fn open_shards(
 async fn accept(thread: &Rc<Thread>, endpoint: &Endpoint) {
     let shared = &thread.shared;
     let mut phase = shared.phase_watch();
-    // Recovered everywhere and reconciled, before the first client.
+    // Recovered everywhere and settled, before the first client.
     if phase
         .wait_for(|phase| *phase != Phase::Starting)
         .await

@@ -13,7 +13,7 @@ use millstream_log::io::{FileId, Io, IoDone, IoError, IoErrorKind, IoOp, IoOutpu
 use millstream_machine::Row;
 use millstream_machine::request::{Produce, Refusal, Reply, Request};
 use millstream_machine::topics::TopicConfig;
-use millstream_shard::call::{Answer, Call, Error, Fetch};
+use millstream_shard::call::{About, Answer, Call, Error, Fetch, Outcome};
 use millstream_shard::core::{CoreConfig, Effect, Now, ShardCore};
 
 const TOPIC: TopicId = TopicId([7; 16]);
@@ -35,6 +35,8 @@ struct World {
     snapshots: usize,
     /// Messages to other shards, as they were sent.
     sent: Vec<(ShardId, u64)>,
+    /// What other shards were told.
+    told: Vec<(ShardId, About)>,
 }
 
 fn config(sync_each_group: bool) -> CoreConfig {
@@ -66,6 +68,7 @@ impl World {
             allocations: 0,
             snapshots: 0,
             sent: Vec::new(),
+            told: Vec::new(),
         };
         world.settle();
         assert!(world.ready, "recovery ends");
@@ -83,6 +86,7 @@ impl World {
                 Effect::Ready(_) => self.ready = true,
                 Effect::SnapshotPublished(_) => self.snapshots += 1,
                 Effect::Courier { to, k, .. } => self.sent.push((to, k)),
+                Effect::Tell { shard, about, .. } => self.told.push((shard, about)),
                 _ => {}
             }
         }
@@ -820,4 +824,162 @@ fn a_deleted_name_is_free_when_every_shard_has_forgotten_it() {
         matches!(joined, Answer::Reply(Reply::Joined { .. })),
         "{joined:?}"
     );
+}
+
+// --- what other shards are told, from state --------------------------------------------------------
+
+fn revision(revision: u64) -> About {
+    About::Catalogue { revision }
+}
+
+fn answered(shard: u16, about: &About, outcome: Outcome) -> Call {
+    Call::Told {
+        shard: ShardId(shard),
+        about: about.clone(),
+        outcome,
+    }
+}
+
+fn configure(bytes: u64) -> Call {
+    Call::Machine(Request::ConfigureTopic {
+        name: "t".to_owned(),
+        set: vec![("retention.bytes".to_owned(), Some(bytes.to_string()))],
+    })
+}
+
+impl World {
+    /// Time passes until something is told; how long that took, in milliseconds.
+    fn until_told(&mut self) -> u64 {
+        let before = self.now.mono_us;
+        while self.told.is_empty() {
+            self.pass_ms(1);
+            self.settle();
+        }
+        (self.now.mono_us - before) / 1_000
+    }
+
+    fn settled(&mut self, token: u64, call: Call) {
+        self.ask(token, call);
+        self.settle();
+    }
+}
+
+/// Each of the other shards by itself: one that does not answer holds up nobody, and is told what it missed.
+#[test]
+fn a_change_of_the_catalogue_is_told_until_it_is_known() {
+    let mut world = World::open(three_shards(true), BTreeMap::new(), start());
+    let (one, two) = (ShardId(1), ShardId(2));
+    let watch = |revision, wait_ms| Call::WatchSpread { revision, wait_ms };
+    let behind = |answer: Answer| match answer {
+        Answer::Reply(Reply::Spread { behind }) => behind,
+        other => panic!("{other:?}"),
+    };
+    world.ask(1, Call::Machine(create("t", TOPIC)));
+    assert_eq!(world.told, [], "it is not on the disk yet");
+    world.settle();
+    assert_eq!(world.told, [(one, revision(1)), (two, revision(1))]);
+    world.settled(2, watch(1, 60_000));
+    world.told.clear();
+    assert_eq!([world.until_told(), 0], [10, 0]);
+    world.told.clear();
+    assert_eq!(world.until_told(), 20);
+
+    // One of them has it. The other cannot: whoever waits for both waits no more.
+    world.settled(3, answered(1, &revision(1), Outcome::Done));
+    assert!(!world.answers.contains_key(&2));
+    world.settled(4, answered(2, &revision(1), Outcome::Failed));
+    assert_eq!(behind(world.answer(2)), [two]);
+    world.settled(5, watch(1, 60_000));
+    assert_eq!(behind(world.answer(5)), [two], "at once");
+
+    // What changed twice meanwhile is told once, as it is.
+    for (token, bytes) in [(6, 10), (7, 20)] {
+        world.settled(token, configure(bytes));
+    }
+    world.settled(8, answered(1, &revision(2), Outcome::Done));
+    world.settled(9, answered(1, &revision(3), Outcome::Done));
+    let mut world = world.restart_with(three_shards(true), 0);
+    assert_eq!(world.told, [(two, revision(3))], "one of them knows");
+    world.settled(10, answered(2, &revision(3), Outcome::Done));
+    world.settled(11, watch(3, 60_000));
+    assert_eq!(behind(world.answer(11)), []);
+    world.told.clear();
+    world.pass_ms(10_000);
+    world.settle();
+    assert_eq!(world.told, []);
+}
+
+/// Answers come in any order; what is known has no gaps.
+#[test]
+fn what_a_shard_knows_of_the_catalogue_has_no_gaps() {
+    let mut world = World::open(three_shards(true), BTreeMap::new(), start());
+    for n in 1..=3_u8 {
+        let name = format!("t{n}");
+        world.settled(u64::from(n), Call::Machine(create(&name, TopicId([n; 16]))));
+    }
+    let known = |world: &World| world.core.state().catalogue_known(ShardId(1));
+    world.settled(4, answered(1, &revision(3), Outcome::Done));
+    world.settled(5, answered(1, &revision(2), Outcome::Done));
+    assert_eq!(known(&world), 0);
+    world.settled(6, answered(1, &revision(9), Outcome::Done));
+    assert_eq!(known(&world), 0, "nobody was told that");
+    world.settled(7, answered(1, &revision(1), Outcome::Done));
+    assert_eq!(known(&world), 3);
+}
+
+/// Nobody owns a partition any more: where it is kept that is claimed, until the claim is answered.
+#[test]
+fn a_claim_for_nobody_is_asked_until_it_is_answered() {
+    let group = group_of_three();
+    let mut world = World::open(three_shards(true), BTreeMap::new(), start());
+    let six = Request::CreateTopic {
+        id: TOPIC,
+        name: "t".to_owned(),
+        partitions: 6,
+        config: TopicConfig::default(),
+    };
+    world.settled(1, Call::Machine(six));
+    let join = Request::JoinGroup {
+        group: group.clone(),
+        member: millstream_batch::ids::MemberId(0),
+        again: None,
+        client: String::new(),
+        topics: vec![TOPIC],
+        session_timeout_ms: 60_000,
+    };
+    world.settled(2, Call::Machine(join));
+    let Answer::Reply(Reply::Joined { member, assignment }) = world.answer(2) else {
+        panic!("refused");
+    };
+    world.told.clear();
+    let leave = Request::LeaveGroup {
+        group,
+        member,
+        joined: assignment.joined,
+    };
+    world.settled(3, Call::Machine(leave));
+    world.settled(4, Call::Status);
+    let claims = |world: &mut World| -> Vec<(ShardId, About)> {
+        let told = std::mem::take(&mut world.told).into_iter();
+        told.filter(|(_, about)| matches!(about, About::Claim { .. }))
+            .collect()
+    };
+    let asked = claims(&mut world);
+    let elsewhere = assignment.owned.iter();
+    let elsewhere = elsewhere.filter(|(held, _)| held.shard(3) != ShardId(0));
+    assert_eq!(asked.len(), elsewhere.count());
+    assert!(asked.len() > 1);
+    world.pass_ms(20);
+    world.settle();
+    assert_eq!(claims(&mut world), asked, "again");
+    // Refused: somebody claimed it since. That is an answer; that a shard cannot be asked is none.
+    for (token, (shard, about)) in (10..).zip(&asked) {
+        let outcome = [Outcome::Done, Outcome::Refused, Outcome::Failed][token as usize % 3];
+        world.settled(token, answered(shard.0, about, outcome));
+    }
+    let failed = (10..).zip(&asked).filter(|(token, _)| token % 3 == 2);
+    let failed: Vec<_> = failed.map(|(_, asked)| asked.clone()).collect();
+    world.pass_ms(10_000);
+    world.settle();
+    assert_eq!(claims(&mut world), failed);
 }

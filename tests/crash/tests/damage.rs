@@ -238,6 +238,11 @@ fn a_hole_is_told(shards: u16) -> Result<()> {
         assert!(read.is_superset(&with("last", &whole)), "{line}: {read:?}");
         assert!(read.is_disjoint(&with("last", &holed)), "{line}: {read:?}");
     }
+    // One that cannot follow the catalogue refuses nobody a change of it.
+    if holed_shard != 0 {
+        broker.ok("topic create later --partitions 1")?;
+        broker.ok("topic config t --set retention.ms=5d")?;
+    }
     // A group needs its home, which is on a healthy shard if there is one.
     let healthy = (0..)
         .map(|n| format!("new-{n}"))

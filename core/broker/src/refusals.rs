@@ -32,6 +32,10 @@ pub(crate) fn of_shard(error: &Error) -> messages::Error {
         Error::Busy { .. } | Error::NotYet(_) | Error::Limited(_) => {
             wire.retry_after_ms = BUSY_RETRY_MS;
         }
+        // Another shard is waited for, which heals more slowly.
+        Error::Refused(Refusal::GroupBeingDeleted(_) | Refusal::OutboxFull { .. }) => {
+            wire.retry_after_ms = DISK_FULL_RETRY_MS;
+        }
         Error::DiskFull => wire.retry_after_ms = DISK_FULL_RETRY_MS,
         Error::Refused(Refusal::OffsetTruncated { safe, .. }) => wire.safe_offset = Some(safe.0),
         Error::Damaged { to, .. } => wire.next_offset = to.0.checked_add(1),
@@ -59,7 +63,7 @@ fn of_machine(refusal: &Refusal) -> Code {
         Refusal::UnknownMember { .. } => Code::UnknownMember,
         Refusal::MemberFenced { .. } | Refusal::MemberReplaced { .. } => Code::MemberFenced,
         Refusal::GroupBusy(_) => Code::GroupBusy,
-        Refusal::GroupForgotten(_) | Refusal::OutboxFull { .. } => Code::Busy,
+        Refusal::GroupBeingDeleted(_) | Refusal::OutboxFull { .. } => Code::Busy,
         Refusal::OffsetOutOfRange { .. } => Code::OffsetOutOfRange,
         Refusal::OffsetTruncated { .. } => Code::OffsetTruncated,
         Refusal::UnknownFilter(_) => Code::UnknownFilter,

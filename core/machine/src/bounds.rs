@@ -65,6 +65,8 @@ pub const PRODUCER_MARK_MS: i64 = 600_000;
 pub const SURVIVORS_MAX: usize = 4_096;
 /// Deleted topics remembered, so that a late description does not bring one back.
 pub const FORGOTTEN_TOPICS_REMEMBERED: usize = 1_024;
+/// Deleted groups remembered where partitions are kept, so that a late claim does not bring one back.
+pub const FORGOTTEN_GROUPS_REMEMBERED: usize = 1_024;
 /// Leader epochs of one partition that are told apart: unclean ends of the log since the oldest kept record.
 pub const LEADER_EPOCHS_MAX: usize = 64;
 /// A member's session timeout, in milliseconds.

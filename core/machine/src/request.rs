@@ -477,7 +477,7 @@ pub enum Refusal {
     #[error(
         "group `{0}` was deleted, and not every shard has forgotten it yet: try again in a moment"
     )]
-    GroupForgotten(String),
+    GroupBeingDeleted(String),
     #[error("shard {to} has not taken what is queued for it: try again when it answers")]
     OutboxFull { to: ShardId },
     #[error("the shard's state is full: {0}")]

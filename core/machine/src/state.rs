@@ -393,6 +393,20 @@ impl State {
         self.couriers.waiting().map(|(to, row, _)| (to, row))
     }
 
+    /// The last message to a shard that was queued; 0: none yet.
+    #[must_use]
+    pub fn courier_queued(&self, to: ShardId, row: Row) -> u64 {
+        self.couriers
+            .outbox(to, row)
+            .map_or(0, |outbox| outbox.next - 1)
+    }
+
+    /// The last message of a shard that was applied; 0: none yet.
+    #[must_use]
+    pub fn courier_applied(&self, from: ShardId, row: Row) -> u64 {
+        self.couriers.applied(from, row)
+    }
+
     /// Messages to a shard that it has not acknowledged, behind this one, in order.
     pub fn outbox(
         &self,
@@ -406,6 +420,12 @@ impl State {
             let messages = outbox.messages.range(from..);
             messages.map(|(k, message)| (*k, message))
         })
+    }
+
+    /// What every group has here in a partition: the epoch of the last claim.
+    pub fn fences(&self) -> impl Iterator<Item = (&str, PartitionSlot, GroupEpoch)> + '_ {
+        let held = self.offsets.iter();
+        held.map(|(group, slot, held)| (group, slot, held.epoch))
     }
 
     pub(crate) fn partition_count(&self, topic: TopicId) -> u32 {

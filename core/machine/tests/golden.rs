@@ -199,7 +199,7 @@ fn samples() -> Vec<(&'static str, Fact)> {
         (
             "080-courier-queued",
             Fact::CourierQueued(Box::new(CourierQueued {
-                to: 0,
+                to: 2,
                 row: 0,
                 k: 1,
                 kind: 1,
@@ -217,7 +217,7 @@ fn samples() -> Vec<(&'static str, Fact)> {
         (
             "082-courier-trimmed",
             Fact::CourierTrimmed(CourierTrimmed {
-                to: 0,
+                to: 2,
                 row: 0,
                 last: 1,
             }),
@@ -326,7 +326,7 @@ fn old_deletions_decode() {
 
 /// The state that the samples make.
 fn sample_state() -> State {
-    let mut state = State::new(ShardId(0), 1, Limits::default());
+    let mut state = State::new(ShardId(0), 3, Limits::default());
     let order = ["018", "001", "002", "003", "032", "048", "049", "064"];
     let mut samples = samples();
     samples.sort_by_key(|(name, _)| {
@@ -338,12 +338,22 @@ fn sample_state() -> State {
     for (lsn, (_, fact)) in (1..).zip(&samples) {
         install(&mut state, Lsn(lsn), std::slice::from_ref(fact));
     }
+    // One message that is not acknowledged.
+    let queued = Fact::CourierQueued(Box::new(CourierQueued {
+        to: 1,
+        row: 0,
+        k: 1,
+        kind: 1,
+        body: message(),
+    }));
+    let lsn = state.installed().next();
+    install(&mut state, lsn, &[queued]);
     state
 }
 
 fn restored(state: &State, bytes: &[u8]) -> State {
     let begin = state.installed();
-    State::restore(ShardId(0), 1, Limits::default(), begin, [bytes]).unwrap()
+    State::restore(ShardId(0), 3, Limits::default(), begin, [bytes]).unwrap()
 }
 
 #[test]

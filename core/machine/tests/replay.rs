@@ -391,8 +391,10 @@ fn snapshot(
 
 #[test]
 fn a_snapshot_in_slices_and_the_tail_give_the_live_state() {
-    for seed in 0..150 {
-        let mut world = World::new(0, 1, Limits::default());
+    for seed in 0..200 {
+        // With others, messages go to them and come from them.
+        let shards = if seed % 2 == 0 { 1 } else { 3 };
+        let mut world = World::new(0, shards, Limits::default());
         let mut asker = Asker::new(1_000 + seed);
         for _ in 0..asker.rng.below(400) {
             asker.step(&mut world);
@@ -405,7 +407,8 @@ fn a_snapshot_in_slices_and_the_tail_give_the_live_state() {
         }
         assert!(begin <= as_of && as_of <= world.lsn());
         let state = world.state.clone();
-        let restored = State::restore(state.shard(), 1, Limits::default(), begin, &parts).unwrap();
+        let restored =
+            State::restore(state.shard(), shards, Limits::default(), begin, &parts).unwrap();
         let restored = world.replay_onto(restored, begin);
         assert!(
             restored == state,
@@ -417,7 +420,7 @@ fn a_snapshot_in_slices_and_the_tail_give_the_live_state() {
         assert_eq!(restored.installed(), state.installed());
 
         // What was restored goes on as the live one would.
-        let (mut live, mut other) = (world, World::new(0, 1, Limits::default()));
+        let (mut live, mut other) = (world, World::new(0, shards, Limits::default()));
         other.state = restored;
         other.log.clone_from(&live.log);
         (other.now, other.term) = (live.now, live.term);

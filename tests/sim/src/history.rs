@@ -61,6 +61,8 @@ pub struct History {
     /// Groups of which a deletion was asked, with the epoch that they had: what was done under no higher one
     /// may be gone at any time from then on.
     pub deleted: BTreeMap<String, GroupEpoch>,
+    /// Groups of which every shard was said to have forgotten all up to an epoch.
+    pub forgotten: BTreeMap<String, GroupEpoch>,
     pub violations: Vec<Violation>,
     /// Bits flipped at rest.
     pub flips: u64,
@@ -491,6 +493,12 @@ impl History {
     pub fn deleting(&mut self, group: &str, epoch: GroupEpoch) {
         self.counts.deletions += 1;
         let known = self.deleted.entry(group.to_owned()).or_default();
+        *known = epoch.max(*known);
+    }
+
+    /// Every shard is said to have forgotten the group as it was when this deletion was asked.
+    pub fn is_forgotten(&mut self, group: &str, epoch: GroupEpoch) {
+        let known = self.forgotten.entry(group.to_owned()).or_default();
         *known = epoch.max(*known);
     }
 

@@ -3,6 +3,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use millstream_batch::ids::{Offset, Partition, ShardId, Term, TopicId};
+use millstream_machine::Row;
 use millstream_machine::request::{Reply, Request};
 use millstream_shard::call::{Answer, Call, Error, Fetch};
 
@@ -97,6 +98,7 @@ impl World {
             }
             self.compare_live();
             self.compare_catalogues();
+            self.compare_couriers();
         }
         self.audit("live");
         self.auditing = true;
@@ -142,6 +144,48 @@ impl World {
         let untold =
             others.filter(|shard| state.catalogue_known(*shard) < state.catalogue_revision());
         untold.count() as u64
+    }
+
+    /// `couriers_kept`: every message was applied, once; and of a group that is forgotten nothing is left.
+    fn compare_couriers(&mut self) {
+        let mut wrong = Vec::new();
+        for (from, source) in self.shards.iter().enumerate() {
+            for (to, destination) in self.shards.iter().enumerate() {
+                let (Some(source), Some(destination)) = (&source.core, &destination.core) else {
+                    continue;
+                };
+                let queued = source
+                    .state()
+                    .courier_queued(ShardId(to as u16), Row::Control);
+                let applied = destination
+                    .state()
+                    .courier_applied(ShardId(from as u16), Row::Control);
+                if queued != applied {
+                    wrong.push(format!(
+                        "shard {from} queued {queued} messages for {to}, which applied {applied}"
+                    ));
+                }
+            }
+        }
+        for (at, shard) in self.shards.iter().enumerate() {
+            let fences = shard.core.iter().flat_map(|core| core.state().fences());
+            for (group, slot, epoch) in fences {
+                let forgotten = self.history.forgotten.get(group).copied();
+                // Epoch 0 is that of consumers without a group: they may have committed since.
+                if epoch.0 > 0 && forgotten.is_some_and(|forgotten| epoch <= forgotten) {
+                    wrong.push(format!(
+                        "group {group} is forgotten up to {forgotten:?}, and has {epoch} in slot {slot} of shard {at}"
+                    ));
+                }
+            }
+        }
+        for what in wrong {
+            self.history.violation("couriers_kept", what);
+        }
+        if self.history.violations.is_empty() && self.undurable() > 0 {
+            let what = "something waits for ever to be known by another shard".to_owned();
+            self.history.violation("couriers_kept", what);
+        }
     }
 
     /// `catalogue_spread`: what the catalogue's shard decided, every other one has applied.

@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use millstream_batch::ids::{Lsn, PartitionSlot, ShardId, Term};
 use millstream_log::format::{EntryHeader, GROUP_HEADER_BYTES, GroupHeader};
 use millstream_log::io::{FileId, Io, IoDone, IoId, IoOp};
-use millstream_machine::fact::{self, Class, kind};
+use millstream_machine::fact::kind;
 use millstream_machine::{Fact, Limits, State, batch_meta, install};
 
 /// Where a group was written: what bits may be flipped in.
@@ -61,6 +61,8 @@ pub struct Shadow {
     facts: BTreeMap<u64, Vec<(u16, Vec<u8>)>>,
     /// Lsns of units with a fact of class `State`.
     others: BTreeSet<u64>,
+    /// Messages by destination and number: the unit that queued each.
+    queued: BTreeMap<(u16, u64), Lsn>,
     /// By slot and base offset.
     batches: BTreeMap<(PartitionSlot, u64), Place>,
     asked: BTreeMap<IoId, Asked>,
@@ -82,6 +84,7 @@ impl Shadow {
         Self {
             facts: BTreeMap::new(),
             others: BTreeSet::new(),
+            queued: BTreeMap::new(),
             batches: BTreeMap::new(),
             asked: BTreeMap::new(),
             waiting: VecDeque::new(),
@@ -156,8 +159,12 @@ impl Shadow {
             };
             self.batches.insert((meta.slot, meta.base_offset.0), place);
         }
-        if fact::class(entry.kind) == Some(Class::State) {
+        // A list of its own: what the product takes for which is what is checked.
+        if !matches!(entry.kind, kind::BATCH_APPENDED | kind::PRODUCER_ADVANCED) {
             self.others.insert(entry.lsn.0);
+        }
+        if let Ok(Fact::CourierQueued(queued)) = Fact::decode(entry.kind, bytes) {
+            self.queued.insert((queued.to, queued.k), entry.lsn);
         }
     }
 
@@ -234,6 +241,12 @@ impl Shadow {
             .next_back()
             .copied()
             .unwrap_or(0))
+    }
+
+    /// The unit that queued a message.
+    #[must_use]
+    pub fn queued(&self, to: u16, k: u64) -> Option<Lsn> {
+        self.queued.get(&(to, k)).copied()
     }
 
     /// The batch that begins at this offset.

@@ -433,6 +433,7 @@ impl World {
                 message,
             } => {
                 self.history.counts.messages += 1;
+                self.check_sent(at, to, k);
                 let from = ShardId(at as u16);
                 let call = || {
                     Call::Machine(Request::ApplyCourier {
@@ -450,6 +451,17 @@ impl World {
                     self.mail(to, || Call::ProducerFloor { shard, floor }, &To::Heard);
                 }
             }
+        }
+    }
+
+    /// `couriers_kept`: a message leaves only when what decided it is on the disk.
+    fn check_sent(&mut self, at: usize, to: ShardId, k: u64) {
+        let shadow = &self.shards[at].shadow;
+        let (lsn, synced) = (shadow.queued(to.0, k), shadow.synced());
+        if lsn.is_none_or(|lsn| lsn > synced) {
+            let what =
+                format!("shard {at} sends message {k} to {to}, of lsn {lsn:?}; {synced} is synced");
+            self.history.violation("couriers_kept", what);
         }
     }
 

@@ -121,6 +121,11 @@ fn catalogue_spread() {
 }
 
 #[test]
+fn couriers_kept() {
+    kept("couriers_kept");
+}
+
+#[test]
 fn no_panic() {
     kept("no_panic");
 }

@@ -2,8 +2,10 @@
 //! the home sends word. Members of a group that is gone are told so by their streams, which end.
 
 use millstream_machine::request::{Reply, Request};
+use millstream_protocol::Code;
 use millstream_protocol::messages::{self, DeleteGroupRequest, DeleteGroupResponse};
 use millstream_shard::call::{Answer, Call};
+use millstream_shard::handle::ShardHandle;
 
 use super::describe_group::gather;
 use crate::authority::Right;
@@ -19,18 +21,33 @@ pub(super) async fn handle(
     request: DeleteGroupRequest,
 ) -> Result<DeleteGroupResponse, messages::Error> {
     session.principal().check(Right::Admin, &request.group)?;
-    gather(session, &request.group).await?.whole()?; // a group that no shard knows is an error
     let home = session.shared.shards.home(&request.group);
+    // A deletion that was asked before may not be over: it is waited for, so that this one finds all there is.
+    let before = forgotten(home, &request.group, 0).await;
+    if before.is_err() {
+        forgotten(home, &request.group, FORGOTTEN_MS_MAX).await?;
+    }
+    match gather(session, &request.group).await {
+        Ok(_) => {}
+        // That was this one, answered with BUSY then.
+        Err(error) if error.code == Code::UnknownGroup.number() && before.is_err() => {
+            return Ok(DeleteGroupResponse {});
+        }
+        Err(error) => return Err(error), // a group that no shard knows is an error
+    }
     let group = request.group.clone();
     let force = request.force;
     ask(home, Request::DeleteGroup { group, force }).await?;
     // It is done from here on, whatever happens; its name is free when no shard knows it any more.
-    let call = Call::WatchForgotten {
-        group: request.group,
-        wait_ms: FORGOTTEN_MS_MAX,
-    };
-    match home.call(call).await {
-        Answer::Reply(Reply::Done) => Ok(DeleteGroupResponse {}),
+    forgotten(home, &request.group, FORGOTTEN_MS_MAX).await?;
+    Ok(DeleteGroupResponse {})
+}
+
+/// That every shard has forgotten what was deleted of this name, or BUSY.
+async fn forgotten(home: &ShardHandle, group: &str, wait_ms: u32) -> Result<(), messages::Error> {
+    let group = group.to_owned();
+    match home.call(Call::WatchForgotten { group, wait_ms }).await {
+        Answer::Reply(Reply::Done) => Ok(()),
         other => Err(refusals::unexpected(&other)),
     }
 }

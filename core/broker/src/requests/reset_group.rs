@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use millstream_batch::ids::{Offset, Partition, ShardId, TopicId};
+use millstream_batch::ids::{GroupEpoch, Offset, Partition, ShardId, TopicId};
 use millstream_machine::request::{RESETS_MAX, Reply, Request};
 use millstream_machine::topics::TopicMeta;
 use millstream_protocol::Code;
@@ -53,7 +53,7 @@ pub(super) async fn handle(
         }
     }
     if !request.dry_run {
-        set(session, request.group, &places).await?;
+        set(session, request.group, &mut places, at).await?;
     }
     let row = |place: &Place| {
         let committed = Some((place.offset, String::new()));
@@ -120,35 +120,31 @@ async fn place(
 
 /// Set all places of a shard together, [`RESETS_MAX`] at a time. The first error ends it; the group's home is
 /// told of what was set before.
-async fn set(session: &Session, group: String, places: &[Place]) -> Result<(), messages::Error> {
+async fn set(
+    session: &Session,
+    group: String,
+    places: &mut [Place],
+    at: At,
+) -> Result<(), messages::Error> {
     let shards = &session.shared.shards;
-    let mut by_shard: BTreeMap<ShardId, Vec<(Partition, Offset)>> = BTreeMap::new();
+    let mut by_shard: BTreeMap<ShardId, Vec<&mut Place>> = BTreeMap::new();
     for place in places {
-        let shard = place.partition.shard(session.shared.meta.shards);
-        let of_shard = by_shard.entry(shard).or_default();
-        of_shard.push((place.partition, place.offset));
+        let shard = place.partition.shard(shards.count());
+        by_shard.entry(shard).or_default().push(place);
     }
-    let mut fenced = Vec::with_capacity(places.len());
+    let mut fenced = Vec::new();
     let mut outcome = Ok(());
-    let together = by_shard.values().flat_map(|all| all.chunks(RESETS_MAX));
-    for together in together {
-        // The group is empty, or was to be overruled: a claim that its last owner left behind is
-        // nobody's, and is fenced.
-        let request = Request::ResetOffsets {
-            group: group.clone(),
-            places: together.to_vec(),
-            force: true,
-        };
-        match ask(shards.of(together[0].0), request).await {
-            Ok(Reply::Reset { fences }) => {
-                let partitions = together.iter().map(|(partition, _)| *partition);
+    let together = by_shard.values_mut();
+    for together in together.flat_map(|all| all.chunks_mut(RESETS_MAX)) {
+        match set_together(session, &group, together, at).await {
+            Ok(fences) => {
+                let partitions = together.iter().map(|place| place.partition);
                 fenced.extend(partitions.zip(fences));
             }
-            Ok(other) => outcome = Err(unexpected(&other)),
-            Err(error) => outcome = Err(error),
-        }
-        if outcome.is_err() {
-            break;
+            Err(error) => {
+                outcome = Err(error);
+                break;
+            }
         }
     }
     if !fenced.is_empty() {
@@ -156,6 +152,39 @@ async fn set(session: &Session, group: String, places: &[Place]) -> Result<(), m
         ask(home, Request::ReassignPartitions { group, fenced }).await?;
     }
     outcome
+}
+
+/// Set these places of one shard. Where retention has passed one since it was looked up, all are looked up once
+/// more.
+async fn set_together(
+    session: &Session,
+    group: &str,
+    places: &mut [&mut Place],
+    at: At,
+) -> Result<Vec<GroupEpoch>, messages::Error> {
+    let shard = session.shared.shards.of(places[0].partition);
+    for last in [false, true] {
+        let wanted = places.iter().map(|place| (place.partition, place.offset));
+        // The group is empty, or was to be overruled: a claim that its last owner left behind is
+        // nobody's, and is fenced.
+        let request = Request::ResetOffsets {
+            group: group.to_owned(),
+            places: wanted.collect(),
+            force: true,
+        };
+        match ask(shard, request).await {
+            Ok(Reply::Reset { fences }) => return Ok(fences),
+            Ok(other) => return Err(unexpected(&other)),
+            Err(error) if last || error.code != Code::OffsetOutOfRange.number() => {
+                return Err(error);
+            }
+            Err(_) => {}
+        }
+        for looked_up in places.iter_mut() {
+            **looked_up = place(shard, looked_up.partition, at).await?;
+        }
+    }
+    unreachable!("the second time is the last")
 }
 
 /// The partitions that are meant: those that are named, each once, or all.

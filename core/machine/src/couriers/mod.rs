@@ -72,9 +72,7 @@ pub(crate) fn apply(
     let mut draft = Draft::new(state);
     match message {
         Message::ForgetGroup { group, epoch } => {
-            if let Some(fact) = offsets::forget_part(state, group, *epoch) {
-                draft.add(fact);
-            }
+            draft.add(offsets::forget_part(group, *epoch));
         }
     }
     draft.add(Fact::CourierApplied(CourierApplied {

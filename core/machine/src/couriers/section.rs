@@ -93,7 +93,7 @@ impl Section for OutboxSection {
     }
 
     fn bytes((.., outbox): Self::Cell<'_>) -> usize {
-        32 + outbox.messages.len() * 64
+        32 + outbox.messages.len() * 160
     }
 
     fn restore(state: &mut State, record: OutboxRecord) -> Result<(), &'static str> {

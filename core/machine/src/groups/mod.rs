@@ -92,7 +92,7 @@ pub(crate) fn join(
         ));
     }
     if group.is_none() && state.is_forgetting(name) {
-        return Err(Refusal::GroupForgotten(name.to_owned()));
+        return Err(Refusal::GroupBeingDeleted(name.to_owned()));
     }
     if group.is_none() && state.groups.len() >= state.limits.groups {
         return Err(full("groups", state.groups.len() + 1, state.limits.groups));
@@ -250,7 +250,7 @@ pub(crate) fn delete(state: &State, name: &str, force: bool) -> Result<Decision,
         return Err(Refusal::GroupBusy(name.to_owned()));
     }
     if group.is_none() && state.is_forgetting(name) {
-        return Ok(Decision::look(Reply::Done)); // asked again
+        return Err(Refusal::GroupBeingDeleted(name.to_owned()));
     }
     // Of one that is not at home there can be what its namesakes left, and what nobody's consumers committed.
     let epoch = state.group_epoch(name);
@@ -261,9 +261,7 @@ pub(crate) fn delete(state: &State, name: &str, force: bool) -> Result<Decision,
             epoch: epoch.0,
         })));
     }
-    if let Some(fact) = offsets::forget_part(state, name, epoch) {
-        draft.add(fact);
-    }
+    draft.add(offsets::forget_part(name, epoch));
     let message = Message::ForgetGroup {
         group: name.to_owned(),
         epoch,

@@ -1,9 +1,10 @@
 //! The cells of groups' offsets, by group and slot.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use millstream_batch::ids::{GroupEpoch, MemberId, Offset, PartitionSlot, TimestampMs};
 
+use crate::bounds::FORGOTTEN_GROUPS_REMEMBERED;
 use crate::fact::archive::{OffsetCommitted, OffsetReset};
 
 /// What a group has in one partition.
@@ -22,6 +23,8 @@ pub(crate) struct Held {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Offsets {
     groups: BTreeMap<Box<str>, BTreeMap<PartitionSlot, Held>>,
+    /// The groups deleted last, oldest first, each with the epoch that it had.
+    pub(super) forgotten: VecDeque<(Box<str>, GroupEpoch)>,
     /// Counted, not archived.
     count: usize,
     metadata_bytes: usize,
@@ -39,6 +42,20 @@ impl Offsets {
     /// Bytes of metadata of all commits.
     pub(crate) fn metadata_bytes(&self) -> usize {
         self.metadata_bytes
+    }
+
+    /// The epoch that a deleted group of this name had; 0 when none is remembered.
+    pub(super) fn forgotten(&self, group: &str) -> GroupEpoch {
+        let known = self.forgotten.iter().filter(|(name, _)| **name == *group);
+        known.map(|(_, epoch)| *epoch).max().unwrap_or_default()
+    }
+
+    pub(super) fn remember_forgotten(&mut self, group: &str, epoch: GroupEpoch) {
+        self.forgotten.retain(|(name, _)| **name != *group);
+        if self.forgotten.len() == FORGOTTEN_GROUPS_REMEMBERED {
+            self.forgotten.pop_front();
+        }
+        self.forgotten.push_back((group.into(), epoch));
     }
 
     pub(crate) fn groups_after(&self, after: &str) -> impl Iterator<Item = &str> + '_ {

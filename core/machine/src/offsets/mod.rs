@@ -23,8 +23,8 @@ use crate::request::{Commit, RESETS_MAX, Refusal, Reply};
 use crate::state::State;
 use crate::unit::{Draft, View};
 pub(crate) use cell::{Held, Offsets};
-pub(crate) use section::OffsetsSection;
-use section::key;
+pub(crate) use section::{ForgottenSection, OffsetsSection};
+use section::{forgotten_key, key};
 
 /// Fences whoever held the partition before. Repeating the claim that holds changes nothing.
 pub(crate) fn claim(
@@ -51,11 +51,12 @@ pub(crate) fn claim(
             });
         }
         Some(_) => {}
-        None if epoch.0 == 0 => {
+        // Epoch 0, or a late claim of a member of a group that was deleted.
+        None if epoch <= state.offsets.forgotten(group) => {
             return Err(Refusal::MemberFenced {
                 member,
                 sent: epoch,
-                current: GroupEpoch(0),
+                current: state.offsets.forgotten(group),
             });
         }
         None => room(View::plain(state))?,
@@ -262,16 +263,12 @@ fn reset_part(
     Ok((Fact::OffsetReset(Box::new(fact)), fence))
 }
 
-/// What a deleted group has here, as part of a unit; nothing when it has nothing under this epoch or an
-/// older one.
-pub(crate) fn forget_part(state: &State, group: &str, epoch: GroupEpoch) -> Option<Fact> {
-    let mut held = state.offsets.of_group(group);
-    held.any(|(_, held)| held.epoch <= epoch).then(|| {
-        Fact::GroupOffsetsForgotten(Box::new(GroupOffsetsForgotten {
-            group: group.to_owned(),
-            epoch: epoch.0,
-        }))
-    })
+/// What a deleted group has here goes, as part of a unit; and whoever joined it before claims nothing more.
+pub(crate) fn forget_part(group: &str, epoch: GroupEpoch) -> Fact {
+    Fact::GroupOffsetsForgotten(Box::new(GroupOffsetsForgotten {
+        group: group.to_owned(),
+        epoch: epoch.0,
+    }))
 }
 
 pub(crate) fn install_claimed(state: &mut State, lsn: Lsn, fact: &PartitionClaimed) {
@@ -303,6 +300,10 @@ pub(crate) fn install_reset(state: &mut State, lsn: Lsn, fact: &OffsetReset) {
 }
 
 pub(crate) fn install_forgotten(state: &mut State, lsn: Lsn, fact: &GroupOffsetsForgotten) {
+    if !state.guard.holds(lsn, forgotten_key) {
+        let epoch = GroupEpoch(fact.epoch);
+        state.offsets.remember_forgotten(&fact.group, epoch);
+    }
     let slots: Vec<_> = state
         .offsets
         .of_group(&fact.group)

@@ -7,7 +7,7 @@
 
 use millstream_batch::ids::{GroupEpoch, MemberId, Offset, PartitionSlot, TimestampMs};
 
-use super::cell::Held;
+use super::cell::{Held, Offsets};
 use crate::fact::archive::archived;
 use crate::snapshot::key::{self, Key};
 use crate::snapshot::table::Section;
@@ -23,6 +23,20 @@ archived! {
         pub metadata: String,
         pub committed_ms: i64,
     }
+
+    pub struct ForgottenRecord {
+        /// Oldest first.
+        pub groups: Vec<ForgottenGroup>,
+    }
+
+    pub struct ForgottenGroup {
+        pub name: String,
+        pub epoch: u64,
+    }
+}
+
+pub(super) fn forgotten_key() -> Key {
+    key::of::<ForgottenSection>(&[])
 }
 
 pub(super) fn key(group: &str, slot: PartitionSlot) -> Key {
@@ -80,6 +94,46 @@ impl Section for OffsetsSection {
                 committed: TimestampMs(record.committed_ms),
             };
         });
+        Ok(())
+    }
+}
+
+/// One cell: the groups that were deleted last.
+pub(crate) struct ForgottenSection;
+
+impl Section for ForgottenSection {
+    type Cell<'a> = &'a Offsets;
+    type Record = ForgottenRecord;
+
+    fn after<'a>(
+        state: &'a State,
+        last: Option<&[u8]>,
+    ) -> impl Iterator<Item = Self::Cell<'a>> + 'a {
+        last.is_none().then_some(&state.offsets).into_iter()
+    }
+
+    fn key(_: &Offsets) -> Key {
+        forgotten_key()
+    }
+
+    fn record(cell: &Offsets) -> ForgottenRecord {
+        let groups = cell.forgotten.iter().map(|(name, epoch)| ForgottenGroup {
+            name: name.to_string(),
+            epoch: epoch.0,
+        });
+        ForgottenRecord {
+            groups: groups.collect(),
+        }
+    }
+
+    fn bytes(cell: &Offsets) -> usize {
+        16 + cell.forgotten.len() * 48
+    }
+
+    fn restore(state: &mut State, record: ForgottenRecord) -> Result<(), &'static str> {
+        let groups = record.groups.iter();
+        let groups = groups.map(|group| (group.name.as_str().into(), GroupEpoch(group.epoch)));
+        state.offsets.forgotten = groups.collect();
         Ok(())
     }
 }

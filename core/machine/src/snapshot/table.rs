@@ -114,6 +114,7 @@ sections! {
     3 v 1 producers::IdentitiesSection;
     4 v 1 producers::FloorSection;
     5 v 1 groups::FloorSection;
+    6 v 1 offsets::ForgottenSection;
     16 v 1 topics::TopicsSection;
     17 v 1 partitions::PartitionsSection;
     18 v 1 producers::ProducersSection;

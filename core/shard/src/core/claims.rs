@@ -71,6 +71,10 @@ impl ShardCore {
     }
 
     pub(super) fn claims_tick(&mut self) {
+        if !self.may_write() {
+            self.claiming.again_us = None; // a start asks again
+            return;
+        }
         let is_due = |at: u64| at <= self.now.mono_us;
         if !self.claiming.again_us.is_some_and(is_due) {
             return;

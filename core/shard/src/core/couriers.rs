@@ -28,6 +28,8 @@ struct Sent {
     durable: u64,
     /// Those up to this one are on their way, or were.
     upto: u64,
+    /// How many may be at a time.
+    window: u64,
     /// When they are sent again, in monotonic microseconds, and after how long that was.
     again_us: u64,
     after_ms: u64,
@@ -47,6 +49,7 @@ impl ShardCore {
         let sent = self.sending.rows.entry((to, row)).or_insert(Sent {
             durable: 0,
             upto: 0,
+            window: WINDOW,
             again_us,
             after_ms: AGAIN_MS,
         });
@@ -56,6 +59,11 @@ impl ShardCore {
 
     /// After recovery: all that is left to send is durable, and may have been sent before.
     pub(super) fn look_at_outboxes(&mut self) {
+        // A start that could not make its end safe sends nothing: what is found there may yet be cut. One that
+        // is read-only could note no answer.
+        if !self.may_write() {
+            return;
+        }
         let rows: Vec<_> = self.state.outboxes().collect();
         for (to, row) in rows {
             if let Some((last, _)) = self.state.outbox(to, row, 0).last() {
@@ -69,18 +77,22 @@ impl ShardCore {
         if self.state.outbox(to, row, 0).next().is_none() {
             self.sending.rows.remove(&(to, row));
         } else if let Some(sent) = self.sending.rows.get_mut(&(to, row)) {
-            sent.after_ms = AGAIN_MS;
+            (sent.window, sent.after_ms) = (WINDOW, AGAIN_MS);
             sent.again_us = self.now.after_ms(AGAIN_MS);
             self.send_couriers(to, row);
         }
     }
 
-    /// What was not acknowledged in time is sent again, from the oldest on.
+    /// What was not acknowledged in time is asked about: the oldest is sent again, and its answer says how far
+    /// the destination is.
     pub(super) fn couriers_tick(&mut self) {
+        if !self.may_write() {
+            return self.sending.rows.clear(); // a start sends them again
+        }
         let due = |sent: &&mut Sent| sent.again_us <= self.now.mono_us;
         let rows = self.sending.rows.iter_mut();
         let rows = rows.filter(|(_, sent)| due(sent)).map(|(key, sent)| {
-            sent.upto = 0;
+            (sent.upto, sent.window) = (0, 1);
             sent.after_ms = (sent.after_ms * 2).min(AGAIN_MS_MAX);
             sent.again_us = self.now.after_ms(sent.after_ms);
             *key
@@ -95,7 +107,7 @@ impl ShardCore {
             return;
         };
         let first = self.state.outbox(to, row, 0).next().map_or(0, |(k, _)| k);
-        let end = sent.durable.min(first + WINDOW - 1);
+        let end = sent.durable.min(first + sent.window - 1);
         for (k, message) in self.state.outbox(to, row, sent.upto) {
             if k > end {
                 break;

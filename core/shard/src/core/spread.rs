@@ -93,6 +93,9 @@ impl ShardCore {
 
     /// What was not answered in time is told again, from what is known on.
     pub(super) fn spread_tick(&mut self) {
+        if !self.may_write() {
+            return self.stop_telling();
+        }
         let now_us = self.now.mono_us;
         let due = |told: &&mut Told| told.again_us.is_some_and(|at| at <= now_us);
         let mut again = Vec::new();
@@ -185,7 +188,16 @@ impl ShardCore {
         });
     }
 
+    /// Nothing is told that could not be noted, or may yet be cut; a start tells it.
+    fn stop_telling(&mut self) {
+        let shards = self.spreading.shards.values_mut();
+        shards.for_each(|told| told.again_us = None);
+    }
+
     fn tell(&mut self, shard: ShardId) {
+        if !self.may_write() {
+            return self.stop_telling();
+        }
         let Some(told) = self.spreading.shards.get_mut(&shard) else {
             return;
         };

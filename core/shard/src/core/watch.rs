@@ -50,7 +50,7 @@ impl ShardCore {
             return self.forgotten(token);
         }
         if wait_ms == 0 {
-            return self.refuse(token, Refusal::GroupForgotten(group));
+            return self.refuse(token, Refusal::GroupBeingDeleted(group));
         }
         self.wait(token, wait_ms, Wait::Forgotten { group });
     }
@@ -123,7 +123,7 @@ impl ShardCore {
                 Wait::Records { fetch, .. } => self.nothing_to_read(token, fetch),
                 Wait::Catalog { .. } => self.show_catalog(token),
                 Wait::Spread { revision } => self.expired_spread(token, revision),
-                Wait::Forgotten { group } => self.refuse(token, Refusal::GroupForgotten(group)),
+                Wait::Forgotten { group } => self.refuse(token, Refusal::GroupBeingDeleted(group)),
                 Wait::Assignment {
                     group,
                     member,

@@ -304,7 +304,11 @@ impl ShardCore {
         // A start that readers were told of, and bytes that were let go, do not come back either.
         let is_told = matches!(
             held,
-            Held::Answer { .. } | Held::Start { .. } | Held::Gone { .. } | Held::Courier { .. }
+            Held::Answer { .. }
+                | Held::Start { .. }
+                | Held::Gone { .. }
+                | Held::Courier { .. }
+                | Held::Acknowledged { .. }
         );
         if !self.config.log.sync_each_group && is_told {
             self.gate

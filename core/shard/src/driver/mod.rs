@@ -68,8 +68,8 @@ impl Peers {
         Arc::new(Self(handles))
     }
 
-    fn of(&self, shard: ShardId) -> &ShardHandle {
-        &self.0[usize::from(shard.0)]
+    fn of(&self, shard: ShardId) -> Option<&ShardHandle> {
+        self.0.get(usize::from(shard.0))
     }
 }
 
@@ -378,14 +378,13 @@ impl<C: Fn() -> Now> Task<C> {
                 request,
                 about,
             } => {
-                if let Some(peers) = &self.config.peers {
-                    let source = peers.of(self.config.core.shard).clone();
+                if let Some((source, peer)) = self.peers(shard) {
                     let reply = ReplyTo::Told {
                         source,
                         shard,
                         about,
                     };
-                    peers.of(shard).send(Call::Machine(request), reply);
+                    peer.send(Call::Machine(request), reply);
                 }
             }
             Effect::Courier {
@@ -394,17 +393,15 @@ impl<C: Fn() -> Now> Task<C> {
                 k,
                 message,
             } => {
-                if let Some(peers) = &self.config.peers {
-                    let from = self.config.core.shard;
-                    let source = peers.of(from).clone();
+                if let Some((source, peer)) = self.peers(to) {
                     let request = Request::ApplyCourier {
-                        from,
+                        from: source.shard(),
                         row,
                         k,
                         message,
                     };
                     let reply = ReplyTo::Courier { source, to, row };
-                    peers.of(to).send(Call::Machine(request), reply);
+                    peer.send(Call::Machine(request), reply);
                 }
             }
             Effect::ProducerFloor(floor) => {
@@ -419,6 +416,13 @@ impl<C: Fn() -> Now> Task<C> {
                 self.stopped = true;
             }
         }
+    }
+
+    /// This shard and another one.
+    fn peers(&self, other: ShardId) -> Option<(ShardHandle, ShardHandle)> {
+        let peers = self.config.peers.as_ref()?;
+        let this = peers.of(self.config.core.shard)?;
+        Some((this.clone(), peers.of(other)?.clone()))
     }
 
     fn reply(&mut self, token: u64, mut answer: Answer) {

@@ -185,6 +185,24 @@ pub const BUGS: &[Bug] = &[
         plant: || Box::new(network::Zombie::default()),
     },
     Bug {
+        name: "message_is_acknowledged_early",
+        stands_for: "a shard answers for another's message that a crash then takes back",
+        caught_by: &["couriers_kept", "told_is_kept"],
+        plant: || Box::new(network::EarlyReceipt),
+    },
+    Bug {
+        name: "message_does_nothing",
+        stands_for: "a message leaves its receipt and not its effect",
+        caught_by: &["couriers_kept"],
+        plant: || Box::new(network::EmptyMessage),
+    },
+    Bug {
+        name: "change_is_not_told",
+        stands_for: "a shard is taken to know a change of the catalogue that it never heard of",
+        caught_by: &["catalogue_spread"],
+        plant: || Box::new(network::UntoldChange::default()),
+    },
+    Bug {
         name: "damage_is_swallowed",
         stands_for: "a fetch passes over damaged offsets without a word",
         caught_by: &[

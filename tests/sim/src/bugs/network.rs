@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use millstream_batch::ids::{Offset, Partition, ProducerId, TimestampMs};
-use millstream_machine::State;
 use millstream_machine::request::{Produced, Reply, Request};
+use millstream_machine::{Message, State};
 use millstream_shard::call::{Answer, Call, Error, Fetched, Served};
 
 use crate::disk::SimDisk;
@@ -239,6 +239,52 @@ impl Layer for CutNotTold {
             Call::Fetch(fetch) => fetch.leader_epoch = None,
             Call::Machine(Request::Commit(commit)) => commit.leader_epoch = None,
             _ => {}
+        }
+        call
+    }
+}
+
+/// A message is acknowledged before its effect is on the disk.
+#[derive(Debug)]
+pub(super) struct EarlyReceipt;
+
+impl Layer for EarlyReceipt {
+    fn early(&mut self, call: &Call, state: &State) -> Option<Answer> {
+        let Call::Machine(Request::ApplyCourier { from, row, k, .. }) = call else {
+            return None;
+        };
+        let last = state.courier_applied(*from, *row);
+        (*k == last + 1).then_some(Answer::Reply(Reply::CourierTaken { last: *k }))
+    }
+}
+
+/// A message is taken, and does nothing.
+#[derive(Debug)]
+pub(super) struct EmptyMessage;
+
+impl Layer for EmptyMessage {
+    fn call(&mut self, mut call: Call, _state: &State) -> Call {
+        if let Call::Machine(Request::ApplyCourier { message, .. }) = &mut call {
+            let Message::ForgetGroup { epoch, .. } = message;
+            *epoch = millstream_batch::ids::GroupEpoch(0);
+        }
+        call
+    }
+}
+
+/// A change of the catalogue is said to be known, and is not.
+#[derive(Debug, Default)]
+pub(super) struct UntoldChange {
+    changes: u64,
+}
+
+impl Layer for UntoldChange {
+    fn call(&mut self, call: Call, _state: &State) -> Call {
+        if let Call::Machine(Request::ApplyTopic { .. }) = &call {
+            self.changes += 1;
+            if self.changes.is_multiple_of(5) {
+                return Call::Machine(Request::ListTopics);
+            }
         }
         call
     }

@@ -4,7 +4,8 @@
 //! shipped code after a restart), and says what does not fit. More promises are checked where they are
 //! at home: `rebuilt_equals_live` in the shadow, `same_seed_same_bytes` by running twice, and at each
 //! answer `told_is_kept` (the world), `truncation_told` (the history), after each input
-//! `logged_time_steps` (the world), and at the end of a run `catalogue_spread` (the run).
+//! `logged_time_steps` (the world), and at the end of a run `catalogue_spread` and
+//! `couriers_kept` (the run, and the world when a message is sent).
 //!
 //! How the log is flushed decides what may be lost. `durable`: nothing that was acknowledged or read.
 //! `interval`: batches that were not synced, which the world takes out of the history at the start that

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use millstream_batch::ids::{Offset, Partition, TopicId};
+use millstream_batch::ids::{GroupEpoch, Offset, Partition, TopicId};
 use millstream_machine::request::{Reply, Request};
 use millstream_machine::topics::{TopicConfig, TopicMeta};
 use millstream_shard::call::{Answer, Call};
@@ -15,6 +15,8 @@ pub struct Admin {
     flying: BTreeMap<u64, Request>,
     /// Topics that are there for all when every shard knows them.
     spreading: BTreeMap<u64, TopicMeta>,
+    /// Deletions that are waited for: the epoch that the group had at least.
+    forgetting: BTreeMap<u64, (String, GroupEpoch)>,
     groups: Vec<String>,
     tag: u64,
     named: u64,
@@ -165,6 +167,7 @@ impl Client for Admin {
     fn answer(&mut self, scene: &mut Scene<'_>, tag: u64, answer: Answer) {
         let asked = self.flying.remove(&tag);
         let spreading = self.spreading.remove(&tag);
+        let forgetting = self.forgetting.remove(&tag);
         match (asked, answer) {
             (
                 Some(Request::ResetOffsets { group, places, .. }),
@@ -174,6 +177,26 @@ impl Client for Admin {
                 let partitions = places.iter().map(|(partition, _)| *partition);
                 let fenced = partitions.zip(fences).collect();
                 self.send(scene, Request::ReassignPartitions { group, fenced });
+            }
+            (Some(Request::DeleteGroup { group, .. }), Answer::Reply(Reply::Done)) => {
+                // Of the epoch at the deletion more is known than of one that came since.
+                self.tag += 1;
+                let epoch = scene.history.deleted.get(&group).copied();
+                let epoch = epoch.unwrap_or_default();
+                let wait_ms = scene.dice.skewed(1, 200) as u32;
+                scene.send(
+                    self.tag,
+                    Call::WatchForgotten {
+                        group: group.clone(),
+                        wait_ms,
+                    },
+                );
+                self.forgetting.insert(self.tag, (group, epoch));
+            }
+            (None, Answer::Reply(Reply::Done)) => {
+                if let Some((group, epoch)) = forgetting {
+                    scene.history.is_forgotten(&group, epoch);
+                }
             }
             (_, Answer::Reply(Reply::Topic(meta))) => self.spread(scene, meta),
             (_, Answer::Reply(Reply::Topics(metas))) => {
@@ -195,9 +218,10 @@ impl Client for Admin {
     fn lost(&mut self, _scene: &mut Scene<'_>, tag: u64) {
         self.flying.remove(&tag);
         self.spreading.remove(&tag);
+        self.forgetting.remove(&tag);
     }
 
     fn is_idle(&self) -> bool {
-        self.flying.is_empty() && self.spreading.is_empty()
+        self.flying.is_empty() && self.spreading.is_empty() && self.forgetting.is_empty()
     }
 }

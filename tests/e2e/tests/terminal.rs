@@ -26,7 +26,9 @@ struct Terminal {
 
 impl Terminal {
     fn run(broker: &Broker, command: &str) -> Result<Self> {
-        let mut child = Command::new("script")
+        // Whoever runs the tests in the background has Ctrl-C ignored, which a command would inherit.
+        let mut child = Command::new("env")
+            .args(["--default-signal=INT,QUIT", "script"])
             .args(["--quiet", "--return", "--flush", "--command"])
             .arg(command.replace("millstream ", &format!("{} ", binary().display())))
             .arg("/dev/null")

@@ -442,7 +442,7 @@ fn a_snapshot_in_slices_and_the_tail_give_the_live_state() {
         let whole = live.state.snapshot(None, usize::MAX);
         let again = State::restore(
             state.shard(),
-            1,
+            shards,
             Limits::default(),
             live.lsn(),
             [&whole.bytes],

@@ -393,6 +393,13 @@ impl State {
         self.couriers.waiting().map(|(to, row, _)| (to, row))
     }
 
+    /// Messages to other shards that are not acknowledged.
+    #[must_use]
+    pub fn messages_waiting(&self) -> usize {
+        let outboxes = self.couriers.waiting();
+        outboxes.map(|(.., outbox)| outbox.messages.len()).sum()
+    }
+
     /// The last message to a shard that was queued; 0: none yet.
     #[must_use]
     pub fn courier_queued(&self, to: ShardId, row: Row) -> u64 {

@@ -331,6 +331,8 @@ pub struct Status {
     pub why: Option<String>,
     /// Ranges found damaged, at the start and by reads since.
     pub damaged: usize,
+    /// Messages that other shards have not acknowledged, and shards that do not know the whole catalogue.
+    pub untold: usize,
     /// Why the wall clock is in doubt, and what to do about it.
     pub clock: Option<String>,
     pub log_bytes: u64,

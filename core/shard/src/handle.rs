@@ -144,7 +144,7 @@ impl ShardHandle {
     /// A handle and the shard's end of its queue. `waiting_max` bounds the calls not yet taken up.
     #[must_use]
     pub fn new(shard: ShardId, waiting_max: usize) -> (Self, mpsc::UnboundedReceiver<Message>) {
-        let (inbox, outbox) = mpsc::unbounded_channel();
+        let (inbox, received) = mpsc::unbounded_channel();
         (
             Self {
                 shard,
@@ -152,7 +152,7 @@ impl ShardHandle {
                 waiting: Arc::default(),
                 waiting_max,
             },
-            outbox,
+            received,
         )
     }
 

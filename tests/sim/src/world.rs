@@ -416,6 +416,7 @@ impl World {
                 self.say(|_| "the wall clock is believed again".to_owned());
                 self.shards[at].doubted = None;
             }
+            Effect::OutOfStep(words) => self.history.violation("couriers_kept", words),
             Effect::Stopped => self.shards[at].stopped = true,
             Effect::Tell {
                 shard,

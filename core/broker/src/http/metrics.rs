@@ -271,7 +271,7 @@ fn shard_label(status: &Status) -> (&'static str, String) {
 
 fn shards(shards: &[Status]) -> impl Iterator<Item = Family> + '_ {
     type Column = (&'static str, &'static str, fn(&Status) -> u64);
-    let columns: [Column; 21] = [
+    let columns: [Column; 22] = [
         (
             "millstream_shard_serving",
             "1 when the shard takes writes",
@@ -286,6 +286,11 @@ fn shards(shards: &[Status]) -> impl Iterator<Item = Family> + '_ {
             "millstream_shard_damaged_ranges",
             "Ranges of the log found damaged since the start, by it and by reads",
             |s| s.damaged as u64,
+        ),
+        (
+            "millstream_shard_untold",
+            "Messages that other shards have not acknowledged, and shards that do not know the whole catalogue",
+            |s| s.untold as u64,
         ),
         (
             "millstream_clock_doubted",

@@ -90,17 +90,16 @@ pub(crate) fn acknowledged(
     row: Row,
     last: u64,
 ) -> Result<Decision, Refusal> {
-    let Some(outbox) = state.couriers.outbox(to, row) else {
-        return Ok(Decision::look(Reply::Done));
-    };
-    if last <= outbox.trimmed {
+    let outbox = state.couriers.outbox(to, row);
+    let (trimmed, next) = outbox.map_or((0, 1), |outbox| (outbox.trimmed, outbox.next));
+    if last <= trimmed {
         return Ok(Decision::look(Reply::Done)); // said before
     }
-    if last >= outbox.next {
+    if last >= next {
         return Err(Refusal::BadConfig(format!(
             "shard {to} acknowledges message {last}, and {} was the last sent: one of the two directories is not of \
              this broker, or was restored from a copy",
-            outbox.next - 1
+            next - 1
         )));
     }
     let fact = CourierTrimmed {

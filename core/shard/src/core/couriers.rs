@@ -3,10 +3,11 @@
 //! What is to be sent stands in the state's outboxes; here is only how far each was sent, which a crash may
 //! forget. Absent on purpose: what messages say and what they do (the machine), the wire (the driver).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use millstream_batch::ids::ShardId;
 use millstream_machine::Row;
+use millstream_machine::request::Request;
 
 use super::{Effect, ShardCore};
 
@@ -20,6 +21,8 @@ const AGAIN_MS_MAX: u64 = 1_000;
 #[derive(Debug, Default)]
 pub(super) struct Sending {
     rows: BTreeMap<(ShardId, Row), Sent>,
+    /// It was said of these that they are ahead of what was sent.
+    out_of_step: BTreeSet<(ShardId, Row)>,
 }
 
 #[derive(Debug)]
@@ -70,6 +73,19 @@ impl ShardCore {
                 self.courier_durable(to, row, last);
             }
         }
+    }
+
+    /// What a destination says of how far it is.
+    pub(super) fn courier_answered(&mut self, token: u64, to: ShardId, row: Row, last: u64) {
+        let sent = self.state.courier_queued(to, row);
+        if last > sent && self.sending.out_of_step.insert((to, row)) {
+            self.effects.push_back(Effect::OutOfStep(format!(
+                "shard {to} has applied message {last} of this shard, which sent {sent}: one of the two directories \
+                 is not of this broker, or is an older copy. What is sent from now on may be taken for what was \
+                 sent before: stop, and restore both from the same copy"
+            )));
+        }
+        self.machine(token, &Request::CourierAcknowledged { to, row, last });
     }
 
     /// The destination is further: go on behind that.

@@ -97,6 +97,9 @@ pub enum Effect {
         k: u64,
         message: Message,
     },
+    /// A shard acknowledges messages that were never sent to it, in words: one of the two directories is not of
+    /// this broker, or is an older copy. Once a start.
+    OutOfStep(String),
     /// Tell every other shard, with `Call::ProducerFloor`: no producer id below this lives here.
     ProducerFloor(ProducerId),
     /// The end of a `Call::Stop`: nothing more will happen.
@@ -252,6 +255,9 @@ impl ShardCore {
             Call::Produce { request, raw } => self.produce(token, request, raw),
             Call::Fetch(fetch) => self.fetch(token, fetch),
             Call::Machine(Request::AcceptClock) => self.accept_clock(token),
+            Call::Machine(Request::CourierAcknowledged { to, row, last }) => {
+                self.courier_answered(token, to, row, last);
+            }
             Call::Machine(request) => self.machine(token, &request),
             Call::OffsetAt { partition, at } => self.offset_at(token, partition, at),
             Call::WatchAssignment {

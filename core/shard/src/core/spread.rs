@@ -159,6 +159,12 @@ impl ShardCore {
         self.wait(token, wait_ms, Wait::Spread { revision });
     }
 
+    /// Shards that are not known to know the whole catalogue.
+    pub(super) fn shards_behind(&self) -> usize {
+        let (behind, _) = self.spreading.behind(self.state.catalogue_revision());
+        behind.len()
+    }
+
     pub(super) fn wake_spread(&mut self) {
         for token in self.waiting.of_spread() {
             let Some(Wait::Spread { revision }) = self.waiting.wait(token) else {

@@ -73,6 +73,7 @@ impl ShardCore {
             state: state.to_owned(),
             why,
             damaged: c.damaged.len() + self.damaged_at_start(),
+            untold: self.state.messages_waiting() + self.shards_behind(),
             clock: self.clock_words(),
             log_bytes: stats.disk_bytes,
             log_files: stats.wal_files as usize,

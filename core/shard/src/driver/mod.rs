@@ -404,6 +404,7 @@ impl<C: Fn() -> Now> Task<C> {
                     peer.send(Call::Machine(request), reply);
                 }
             }
+            Effect::OutOfStep(words) => tracing::error!(shard, "{words}"),
             Effect::ProducerFloor(floor) => {
                 let shard = self.config.core.shard;
                 let peers = self.config.peers.iter().flat_map(|peers| peers.0.iter());

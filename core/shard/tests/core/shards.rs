@@ -104,6 +104,29 @@ fn a_start_that_cannot_make_its_end_safe_sends_nothing() {
     assert_eq!((&world.sent[..], &world.told[..]), (&[][..], &[][..]));
 }
 
+/// A directory that was restored from an older copy than its neighbour's: somebody is told, once.
+#[test]
+fn a_shard_that_is_out_of_step_is_named() {
+    let mut world = World::open(three_shards(true), BTreeMap::new(), start());
+    for token in 1..4 {
+        world.ask(token, acknowledged(2, 7));
+        world.settle();
+        let refused = world.answer(token);
+        let error = Answer::Error(Error::Refused(Refusal::BadConfig(String::new())));
+        assert_eq!(
+            std::mem::discriminant(&refused),
+            std::mem::discriminant(&error)
+        );
+    }
+    let [words] = &world.trouble[..] else {
+        panic!("{:?}", world.trouble);
+    };
+    assert!(
+        words.contains("shard 2") && words.contains("older copy"),
+        "{words}"
+    );
+}
+
 #[test]
 fn a_deleted_name_is_free_when_every_shard_has_forgotten_it() {
     let group = group_of_three();

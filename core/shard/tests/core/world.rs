@@ -35,6 +35,8 @@ pub(crate) struct World {
     pub(crate) sent: Vec<(ShardId, u64)>,
     /// What other shards were told.
     pub(crate) told: Vec<(ShardId, About)>,
+    /// Shards that are out of step, in words.
+    pub(crate) trouble: Vec<String>,
 }
 
 pub(crate) fn config(sync_each_group: bool) -> CoreConfig {
@@ -74,6 +76,7 @@ impl World {
             snapshots: 0,
             sent: Vec::new(),
             told: Vec::new(),
+            trouble: Vec::new(),
         }
     }
 
@@ -88,6 +91,7 @@ impl World {
                 Effect::Ready(_) => self.ready = true,
                 Effect::SnapshotPublished(_) => self.snapshots += 1,
                 Effect::Courier { to, k, .. } => self.sent.push((to, k)),
+                Effect::OutOfStep(words) => self.trouble.push(words),
                 Effect::Tell { shard, about, .. } => self.told.push((shard, about)),
                 _ => {}
             }

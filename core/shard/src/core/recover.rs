@@ -75,10 +75,10 @@ impl ShardCore {
         self.anchor_clock();
         self.upkeep.start(self.now, &self.config);
         self.look_at_all_groups();
-        self.look_at_outboxes();
-        self.start_spreading();
         self.recovery = Some(Box::new(recovery.clone()));
         self.effects.push_back(Effect::Ready(Box::new(recovery)));
+        self.look_at_outboxes();
+        self.start_spreading();
     }
 
     /// What the state knows is shown; what only the log still knows is dropped.

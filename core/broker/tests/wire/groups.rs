@@ -280,6 +280,49 @@ fn members_are_told_while_partitions_move() {
     }
 }
 
+/// What a member that died had yet to let go is waited for as well.
+#[test]
+fn a_member_that_exits_at_the_end_reads_what_a_dead_one_had_yet_to_let_go() {
+    for shards in [1, 3] {
+        let world = World::new(|config| config.shards = Some(shards));
+        world.run(async {
+            let client = world.connect().await;
+            produced(&client, 6).await;
+            let mut lets_go = client.subscribe(&member("t")).await;
+            assigned(&mut lets_go, &mut Vec::new(), 6).await;
+            let other = world.connect().await;
+            let of_short_life = Subscribe {
+                session_timeout_ms: 1_000,
+                ..member("t")
+            };
+            let mut dies = other.subscribe(&of_short_life).await;
+            let handles = revoked(&mut lets_go).await;
+            lets_go.frame(Kind::Released, &Released { handles }).await;
+            assigned(&mut dies, &mut Vec::new(), 3).await;
+            let to_the_end = Subscribe {
+                stop_at_end: true,
+                ..member("t")
+            };
+            let mut third = client.subscribe(&to_the_end).await;
+            assert_eq!(revoked(&mut dies).await.len(), 1);
+            let handles = revoked(&mut lets_go).await;
+            lets_go.frame(Kind::Released, &Released { handles }).await;
+            let mut caught_up = 0;
+            while let Some(frame) = third.next().await {
+                match frame.known() {
+                    Some(Kind::CaughtUp) => caught_up += 1,
+                    Some(Kind::Error | Kind::PartitionError) => panic!("{frame:?}"),
+                    _ => {}
+                }
+                if caught_up == 1 {
+                    other.connection.close(0_u32.into(), b"");
+                }
+            }
+            assert_eq!(caught_up, 3, "{shards} shards: its half of six");
+        });
+    }
+}
+
 /// The handles that a member is asked for next.
 async fn revoked(stream: &mut Stream) -> Vec<u32> {
     loop {

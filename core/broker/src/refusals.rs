@@ -25,7 +25,6 @@ pub(crate) fn of_shard(error: &Error) -> messages::Error {
         Error::Busy { .. } | Error::NotYet(_) | Error::Limited(_) => Code::Busy,
         Error::Stopping => Code::Stopping,
         Error::Read(_) => Code::ReadFailed,
-        Error::Fenced(_) => Code::MemberFenced,
     };
     let mut wire = code.error(error.to_string());
     match error {

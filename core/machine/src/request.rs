@@ -332,6 +332,9 @@ pub struct Assignment {
     pub owned: Vec<(Partition, GroupEpoch)>,
     /// Still owned, but to be released: another member waits for these.
     pub revoking: Vec<Partition>,
+    /// The group is [`Rebalancing`](Standing::Rebalancing): more may be coming to this member. No change of this
+    /// alone raises `version`.
+    pub moves: bool,
 }
 
 impl Assignment {

@@ -847,11 +847,16 @@ fn groups_are_listed_with_how_they_stand() {
         [(TopicId([1; 16]), 12)],
         "2 of one, all of the other"
     );
-    join(&mut world, 0, &[1]).unwrap();
+    assert!(!assignment(&mut world, a).moves);
+    let (b, of_b) = join(&mut world, 0, &[1]).unwrap();
     assert_eq!(
         list(&mut world, "").0[0].home,
         Some((Standing::Rebalancing, 2))
     );
+    assert!(of_b.moves && assignment(&mut world, a).moves);
+    let asked_back = assignment(&mut world, a).revoking;
+    release(&mut world, a, asked_back);
+    assert!(!assignment(&mut world, a).moves && !assignment(&mut world, b).moves);
     for n in 0..250 {
         let group = format!("x{n:03}");
         world

@@ -97,35 +97,9 @@ impl<'a> View<'a> {
     }
 }
 
-/// What a deployment has done since it was made. For `/metrics`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Stats {
-    /// Batches judged or tried.
-    pub batches: u64,
-    /// Records in them.
-    pub records: u64,
-    /// Records kept.
-    pub records_kept: u64,
-    /// Records that it could not judge.
-    pub refused: u64,
-    /// Instances killed.
-    pub kills: u64,
-    /// Time in the component, copies included, in nanoseconds.
-    pub time_ns: u64,
-    /// Moving average of the time for one batch, in nanoseconds.
-    pub batch_ns_average: u64,
-    /// Whether calls are refused.
-    pub paused: bool,
-}
-
 #[derive(Debug, Default)]
 struct Meter {
-    batches: AtomicU64,
-    records: AtomicU64,
-    records_kept: AtomicU64,
-    refused: AtomicU64,
     kills: AtomicU64,
-    time_ns: AtomicU64,
     batch_ns_average: AtomicU64,
     batches_here: AtomicU64,
 }
@@ -190,11 +164,10 @@ impl Deployment {
         }
         let (start, records) = (Instant::now(), view.timestamps.len());
         let answer = self.ask(filter, view, 0..records);
-        self.meter.batch(start.elapsed(), records);
+        self.meter.batch(start.elapsed());
         self.settle(0);
         match answer {
             Ok(kept) => {
-                add(&self.meter.records_kept, kept.kept() as u64);
                 if self.has_kills.load(Ordering::Relaxed) {
                     self.kills().judged();
                 }
@@ -220,7 +193,7 @@ impl Deployment {
         view: &View<'_>,
         error: FilterError,
     ) -> Result<Verdict, FilterError> {
-        let (start, first) = (Instant::now(), error.clone());
+        let first = error.clone();
         let budget = Duration::from_millis(self.budget.batch_ms_max.into());
         let found = Search::new(view.timestamps.len(), error).and_then(|search| {
             let mut search = search.of_calls_within(budget);
@@ -232,13 +205,9 @@ impl Deployment {
             }
             Ok(search.verdict())
         });
-        // What a batch costs is known from the call before; this is beside it.
-        add(&self.meter.time_ns, nanos(start.elapsed()));
         match &found {
             Err(error) => self.failed_whole(view, error),
             Ok(verdict) => {
-                add(&self.meter.records_kept, verdict.kept.kept() as u64);
-                add(&self.meter.refused, verdict.failed.len() as u64);
                 self.failed_in_part(view, verdict, &first);
             }
         }
@@ -287,22 +256,6 @@ impl Deployment {
     #[must_use]
     pub fn is_retired(&self) -> bool {
         self.retired.load(Ordering::Relaxed)
-    }
-
-    /// The accounts.
-    #[must_use]
-    pub fn stats(&self) -> Stats {
-        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        Stats {
-            batches: read(&self.meter.batches),
-            records: read(&self.meter.records),
-            records_kept: read(&self.meter.records_kept),
-            refused: read(&self.meter.refused),
-            kills: read(&self.meter.kills),
-            time_ns: read(&self.meter.time_ns),
-            batch_ns_average: read(&self.meter.batch_ns_average),
-            paused: self.is_paused(),
-        }
     }
 
     /// One call about a part of a batch.
@@ -468,12 +421,9 @@ fn placement_of(number: u8) -> Placement {
 }
 
 impl Meter {
-    fn batch(&self, cost: Duration, records: usize) {
+    fn batch(&self, cost: Duration) {
         let cost = nanos(cost);
-        add(&self.batches, 1);
         add(&self.batches_here, 1);
-        add(&self.records, records as u64);
-        add(&self.time_ns, cost);
         let old = self.batch_ns_average.load(Ordering::Relaxed);
         self.batch_ns_average
             .store(average(old, cost), Ordering::Relaxed);

@@ -32,7 +32,7 @@ mod verdict;
 
 pub use bitmap::Bitmap;
 pub use component::{Component, Digest, Origin, PlugPoint};
-pub use deployment::{Deployment, LastError, Stats, View};
+pub use deployment::{Deployment, LastError, View};
 pub use engine::{Engine, EngineConfig};
 pub use error::{CompileError, EngineError, Erred, FilterError, StartError};
 pub use filter::{Budget, Context, Filter, Stage};

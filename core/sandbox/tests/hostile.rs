@@ -415,9 +415,6 @@ fn what_only_crashes_is_paused() {
         "what led there: {}",
         last.text
     );
-    let stats = deployment.stats();
-    assert_eq!((stats.kills, stats.refused, stats.records_kept), (3, 3, 0));
-    assert!(stats.paused && stats.time_ns > 0 && stats.batch_ns_average > 0);
 }
 
 #[test]

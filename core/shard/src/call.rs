@@ -28,14 +28,14 @@ pub enum Call {
         partition: Partition,
         at: Position,
     },
-    /// Answered when the member's assignment is newer than `seen`, or after `wait_ms` with what
+    /// Answered when the member's assignment is another than `seen`, or after `wait_ms` with what
     /// holds. Counts as a sign of life of the member. Refused when the member joined again.
     WatchAssignment {
         group: String,
         member: MemberId,
         /// The epoch of the join that asks.
         joined: GroupEpoch,
-        seen: u64,
+        seen: Seen,
         wait_ms: u32,
     },
     /// Answered when the catalog on this shard is newer than `seen`, or after `wait_ms`.
@@ -76,6 +76,29 @@ pub enum Call {
     Status,
     /// Stop taking calls, flush, seal and snapshot; answered when that is durable.
     Stop,
+}
+
+/// What a member knows of its assignment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Seen {
+    pub version: u64,
+    /// Whether the group moved partitions.
+    pub moves: bool,
+}
+
+impl Seen {
+    #[must_use]
+    pub fn of(assignment: &Assignment) -> Self {
+        Self {
+            version: assignment.version,
+            moves: assignment.moves,
+        }
+    }
+
+    /// Whether this assignment is news.
+    pub(crate) fn is_behind(&self, assignment: &Assignment) -> bool {
+        assignment.version > self.version || assignment.moves != self.moves
+    }
 }
 
 /// What one shard asks of another again and again, until it is so.
@@ -311,8 +334,6 @@ pub enum Error {
     Stopping,
     #[error("reading failed: {0}")]
     Read(String),
-    #[error("a newer owner (epoch {0}) holds this partition")]
-    Fenced(GroupEpoch),
 }
 
 /// A shard's health and counters, for operators.

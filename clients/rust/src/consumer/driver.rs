@@ -41,6 +41,8 @@ pub(super) enum Change {
     Lost(Vec<Arc<Assignment>>),
     /// Nothing more comes but what has arrived.
     Ended(Option<Error>),
+    /// More comes after all.
+    GoesOn,
 }
 
 /// From the task, in the order of the wire.
@@ -131,8 +133,10 @@ pub(super) struct Driver {
     pub(super) held: Vec<Held>,
     pub(super) by_handle: HashMap<u32, usize>,
     pub(super) member: u64,
-    /// Partitions that are ours and that the broker is still opening.
+    /// Partitions that are yet to be assigned to us.
     pub(super) opening: u32,
+    /// With a group: the application heard that nothing more comes.
+    pub(super) has_ended: bool,
     /// Came with the member id: shown to be that member again.
     pub(super) member_token: Bytes,
     /// Bytes in the queue to the application.
@@ -170,6 +174,7 @@ impl Driver {
             by_handle: HashMap::new(),
             member: 0,
             opening: 0,
+            has_ended: false,
             member_token: Bytes::new(),
             queued,
             changes,

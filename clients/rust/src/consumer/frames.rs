@@ -178,9 +178,17 @@ impl Driver {
     }
 
     /// With a group that is read to the end: end when everything that was given has.
-    fn end_if_read(&self) {
-        if self.ends_here() && self.all_ended() {
+    fn end_if_read(&mut self) {
+        if self.ends_here() && self.all_ended() && !self.has_ended {
+            self.has_ended = true;
             let _ = self.changes.send(Change::Ended(None));
+        }
+    }
+
+    /// More is coming, and the application may still be at work on what it was given before.
+    fn go_on(&mut self) {
+        if std::mem::take(&mut self.has_ended) {
+            let _ = self.changes.send(Change::GoesOn);
         }
     }
 
@@ -279,6 +287,9 @@ impl Driver {
     fn assigned(&mut self, assigned: wire::Assigned) {
         self.opening = assigned.opening;
         let _ = self.changes.send(Change::Opening(assigned.opening));
+        if assigned.opening > 0 || !assigned.partitions.is_empty() {
+            self.go_on();
+        }
         let mut fresh = Vec::new();
         for partition in assigned.partitions {
             let same = |held: &Held| {

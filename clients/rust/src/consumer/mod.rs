@@ -175,8 +175,9 @@ impl Consumer {
             .collect()
     }
 
-    /// How many partitions are to be [`Assigned`](ConsumerEvent::Assigned) yet, as of the last event: the broker is
-    /// still opening them. Until it is none, what was assigned is not all there is to read.
+    /// How many partitions are to be [`Assigned`](ConsumerEvent::Assigned) yet, as of the last event: those that the
+    /// broker is still opening, and one while the group moves any, which may come here. Until it is none, what was
+    /// assigned is not all there is to read.
     #[must_use]
     pub fn opening(&self) -> u32 {
         self.opening
@@ -455,7 +456,7 @@ impl Consumer {
                     Poll::Ready(Some(arrival)) => arrival,
                     // Pending alone says nothing: the runtime makes busy tasks yield.
                     Poll::Ready(None) | Poll::Pending
-                        if self.ending && self.arrivals.is_empty() =>
+                        if self.ending && self.arrivals.is_empty() && self.changes.is_empty() =>
                     {
                         self.over = true;
                         return Poll::Ready(self.last_words.take().map(Err));
@@ -543,6 +544,10 @@ impl Consumer {
             Change::Ended(error) => {
                 self.ending = true;
                 self.last_words = error;
+                None
+            }
+            Change::GoesOn => {
+                self.ending = false;
                 None
             }
         }

@@ -215,7 +215,8 @@ impl ConsumerBuilder {
         self
     }
 
-    /// End each partition where it ends now, and the consumer with the last of them.
+    /// End each partition where it ends now, and the consumer with the last of them. With a group: when this
+    /// member's have come to their end once, and the group has moved what may be coming to it.
     #[must_use]
     pub fn stop_at_end(mut self) -> Self {
         self.plan.stop_at_end = true;

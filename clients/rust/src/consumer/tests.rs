@@ -126,6 +126,26 @@ async fn the_last_word_comes_after_the_last_record() {
     assert!(consumer.next().await.is_none());
 }
 
+/// A member whose partitions are read to the end may be given another one while the application is at work.
+#[tokio::test]
+async fn what_came_after_the_end_is_given_too() {
+    let (mut consumer, task) = consumer(true);
+    let (first, second) = (assignment(0), assignment(1));
+    task.assign(&[&first]);
+    task.give(batch(&first, 0..1));
+    task.changes.send(Change::Ended(None)).unwrap();
+    assert_eq!(consumer.next().await.unwrap().unwrap().partition, 0);
+    task.changes.send(Change::GoesOn).unwrap();
+    task.assign(&[&second]);
+    let mut next = Box::pin(consumer.next());
+    let poll = std::future::poll_fn(|cx| Poll::Ready(next.as_mut().poll(cx)));
+    assert!(poll.await.is_pending(), "it goes on");
+    task.give(batch(&second, 0..1));
+    assert_eq!(next.await.unwrap().unwrap().partition, 1);
+    task.changes.send(Change::Ended(None)).unwrap();
+    assert!(consumer.next().await.is_none());
+}
+
 #[tokio::test]
 async fn a_record_is_processed_when_the_application_comes_back() {
     let (mut consumer, task) = consumer(true);

@@ -12,7 +12,7 @@ use millstream_machine::request::{Assignment, Refusal, Reply, Request};
 use millstream_machine::topics::TopicMeta;
 use millstream_protocol::messages::{self, Assigned, Revoke};
 use millstream_protocol::{Code, Kind};
-use millstream_shard::call::{Answer, Call, Error, Position};
+use millstream_shard::call::{Answer, Call, Error, Position, Seen};
 use millstream_shard::handle::{ReplyTo, ShardHandle};
 use rustc_hash::FxHashMap;
 use tokio::time::Instant;
@@ -50,15 +50,13 @@ pub(super) struct Membership {
     pub(super) joins: bool,
     /// The epoch under which it joined: this stream, and no other under the same id.
     pub(super) joined: GroupEpoch,
-    /// The newest assignment that was taken up.
-    version: u64,
-    /// The assignment with which the group was seen to move nothing more.
-    pub(super) settled_at: Option<u64>,
+    /// Of the newest assignment that was taken up.
+    seen: Seen,
     owned: Vec<Owned>,
     /// Of these, what is not open yet and the client was not told of; since when.
     unopened: BTreeMap<Partition, Instant>,
-    /// How many the client was told that there are of those.
-    told_opening: u32,
+    /// How many the client was told that it is yet to be assigned, if it was told.
+    told_opening: Option<u32>,
     /// The number of the newest watch; answers to others are stale.
     watch: u32,
     /// The earliest time at which a partition that was asked back must be released.
@@ -112,9 +110,11 @@ impl Membership {
         self.member
     }
 
-    /// Who it is, under which join, and the version of what it knows of its partitions.
-    pub(super) fn stands(&self) -> (MemberId, GroupEpoch, u64) {
-        (self.member, self.joined, self.version)
+    /// How many partitions the client is yet to be assigned: those that are not open, and one while the group
+    /// moves any, which may be coming to this member.
+    pub(super) fn opening(&self) -> u32 {
+        let unopened = u32::try_from(self.unopened.len()).unwrap_or(u32::MAX);
+        unopened.saturating_add(u32::from(self.seen.moves))
     }
 }
 
@@ -158,11 +158,10 @@ impl Subscription {
             joining,
             joins: false,
             joined: assignment.joined,
-            version: assignment.version,
-            settled_at: None,
+            seen: Seen::of(&assignment),
             owned: Vec::new(),
             unopened: BTreeMap::new(),
-            told_opening: 0,
+            told_opening: None,
             watch: 0,
             release_by: None,
         });
@@ -185,7 +184,7 @@ impl Subscription {
         let present = self.present(group, member, assignment.joined);
         if let Some(membership) = &mut self.membership {
             membership.joined = assignment.joined;
-            membership.version = assignment.version;
+            membership.seen = Seen::of(&assignment);
             membership._present = present;
         }
         self.take_assignment(assignment);
@@ -202,7 +201,7 @@ impl Subscription {
             group: group.to_string(),
             member: membership.member,
             joined: membership.joined,
-            seen: membership.version,
+            seen: membership.seen,
             wait_ms: (membership.session_timeout_ms() / 3).clamp(1, WATCH_MS_MAX),
         };
         membership.home.send(
@@ -226,23 +225,31 @@ impl Subscription {
         match answer {
             Answer::Assignment(assignment) => {
                 let newer = self.membership.as_mut().is_some_and(|membership| {
-                    let newer = assignment.version > membership.version;
-                    membership.version = membership.version.max(assignment.version);
+                    let newer = assignment.version > membership.seen.version;
+                    membership.seen.moves = assignment.moves;
+                    membership.seen.version = membership.seen.version.max(assignment.version);
                     newer
                 });
                 if newer {
                     self.take_assignment(assignment);
+                } else {
+                    self.tell_opening();
                 }
                 self.watch();
                 Ok(())
             }
             Answer::Error(
-                Error::Busy { .. }
+                error @ (Error::Busy { .. }
                 | Error::NotYet(_)
                 | Error::Limited(_)
                 | Error::Stopped(_)
-                | Error::DiskFull,
+                | Error::DiskFull),
             ) => {
+                // A home that stopped moves nothing more, and keeps nobody.
+                if let (Error::Stopped(_), Some(membership)) = (error, &mut self.membership) {
+                    membership.seen.moves = false;
+                    self.tell_opening();
+                }
                 self.jobs.spawn_local(async {
                     tokio::time::sleep(RETRY).await;
                     Event::Watch
@@ -348,22 +355,23 @@ impl Subscription {
         }
     }
 
-    /// How many partitions are being opened for the client, which is told so now.
+    /// How many partitions the client is yet to be assigned, which it is told now.
     pub(super) fn opening(&mut self) -> u32 {
         let Some(membership) = &mut self.membership else {
             return u32::try_from(self.feeds.opening()).unwrap_or(u32::MAX);
         };
-        membership.told_opening = u32::try_from(membership.unopened.len()).unwrap_or(u32::MAX);
-        membership.told_opening
+        let opening = membership.opening();
+        membership.told_opening = Some(opening);
+        opening
     }
 
-    /// Fewer partitions are being opened than the client believes, and none of them opened.
+    /// More or fewer partitions are yet to be assigned than the client believes, and none of them opened.
     pub(super) fn tell_opening(&mut self) {
-        let believes_more = self
+        let is_wrong = self
             .membership
             .as_ref()
-            .is_some_and(|membership| membership.unopened.len() < membership.told_opening as usize);
-        if believes_more {
+            .is_some_and(|membership| membership.told_opening != Some(membership.opening()));
+        if is_wrong {
             let opening = self.opening();
             let partitions = Vec::new();
             self.outbox.frame(

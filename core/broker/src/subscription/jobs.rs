@@ -71,8 +71,6 @@ pub(super) enum Event {
     Watch,
     /// Tell the home that the partitions' shards shut this member out under these epochs.
     Reassign(Vec<(Partition, GroupEpoch)>),
-    /// A member that read all it has asked whether more is coming; `None`: it may be.
-    Settled { at: Option<u64> },
     /// The member joined for the topics that bear its names now.
     JoinedAnew {
         joining: Joining,
@@ -311,11 +309,6 @@ impl Subscription {
                     judged,
                     end,
                 } => self.filtered(handle, fetch, &topic, judged, end),
-                Event::Settled { at } => {
-                    if let Some(membership) = &mut self.membership {
-                        membership.settled_at = at;
-                    }
-                }
                 Event::Released => {}
                 Event::Release(partitions) => {
                     self.to_release.extend(partitions);

@@ -105,6 +105,7 @@ fn a_subscription_and_a_principal_read_no_more_partitions_than_they_may() {
         };
         let mut joined = other.subscribe(&member).await;
         joined.expect(Kind::Subscribed).await;
+        joined.expect(Kind::Assigned).await; // how many are coming
         assert_eq!(joined.error().await.code, Code::Busy.number());
         // What is over is given back.
         drop(first.send.finish());

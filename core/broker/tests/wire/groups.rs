@@ -196,12 +196,7 @@ fn a_member_that_exits_at_the_end_waits_for_what_is_coming_to_it() {
                 ..member("t")
             };
             let mut second = client.subscribe(&to_the_end).await;
-            let revoked = loop {
-                let frame = first.next().await.expect("a frame");
-                if frame.known() == Some(Kind::Revoke) {
-                    break frame.message::<Revoke>().expect("REVOKE").handles;
-                }
-            };
+            let revoked = revoked(&mut first).await;
             assert_eq!(revoked.len(), 2);
             // One is let go, and read to its end, before the other is.
             for handle in revoked {
@@ -218,6 +213,123 @@ fn a_member_that_exits_at_the_end_waits_for_what_is_coming_to_it() {
             }
             while second.next().await.is_some() {}
         });
+    }
+}
+
+/// Until an ASSIGNED says that so many are yet to come.
+async fn opening(stream: &mut Stream, wanted: u32) {
+    loop {
+        let frame = stream.next().await.expect("a frame");
+        match frame.known() {
+            Some(Kind::Assigned) => {
+                let assigned: Assigned = frame.message().expect("ASSIGNED");
+                if assigned.opening == wanted {
+                    return;
+                }
+            }
+            Some(Kind::Error) => panic!("{frame:?}"),
+            _ => {}
+        }
+    }
+}
+
+/// A client that ends by itself, because it commits first, knows while the group moves partitions that one may be
+/// coming to it: also a member that gives none and is given none.
+#[test]
+fn members_are_told_while_partitions_move() {
+    for shards in [1, 3] {
+        let world = World::new(|config| config.shards = Some(shards));
+        world.run(async {
+            let client = world.connect().await;
+            produced(&client, 5).await;
+            let mut first = client.subscribe(&member("t")).await;
+            assigned(&mut first, &mut Vec::new(), 5).await;
+            let mut second = client.subscribe(&member("t")).await;
+            let revoked = revoked(&mut first).await;
+            opening(&mut first, 1).await;
+            assert_eq!(revoked.len(), 2);
+            // One is let go, and read to its end, before the other is.
+            let mut believed = 0;
+            for (let_go, handle) in (1..).zip(revoked) {
+                let handles = vec![handle];
+                first.frame(Kind::Released, &Released { handles }).await;
+                let mut caught_up = false;
+                while !caught_up {
+                    let frame = second.next().await.expect("a frame");
+                    match frame.known() {
+                        Some(Kind::Assigned) => {
+                            believed = frame.message::<Assigned>().expect("ASSIGNED").opening;
+                        }
+                        Some(Kind::CaughtUp) => caught_up = true,
+                        Some(Kind::Error | Kind::PartitionError) => panic!("{frame:?}"),
+                        _ => {}
+                    }
+                }
+                let coming = u32::from(let_go == 1);
+                assert_eq!(believed, coming, "{shards} shards, {let_go} let go");
+            }
+            opening(&mut first, 0).await;
+            // A third takes one of the first's three: the second has no part in it, and is told.
+            let mut third = client.subscribe(&member("t")).await;
+            opening(&mut second, 1).await;
+            let handles = self::revoked(&mut first).await;
+            first.frame(Kind::Released, &Released { handles }).await;
+            opening(&mut second, 0).await;
+            assigned(&mut third, &mut Vec::new(), 1).await;
+        });
+    }
+}
+
+/// What a member that died had yet to let go is waited for as well.
+#[test]
+fn a_member_that_exits_at_the_end_reads_what_a_dead_one_had_yet_to_let_go() {
+    for shards in [1, 3] {
+        let world = World::new(|config| config.shards = Some(shards));
+        world.run(async {
+            let client = world.connect().await;
+            produced(&client, 6).await;
+            let mut lets_go = client.subscribe(&member("t")).await;
+            assigned(&mut lets_go, &mut Vec::new(), 6).await;
+            let other = world.connect().await;
+            let of_short_life = Subscribe {
+                session_timeout_ms: 1_000,
+                ..member("t")
+            };
+            let mut dies = other.subscribe(&of_short_life).await;
+            let handles = revoked(&mut lets_go).await;
+            lets_go.frame(Kind::Released, &Released { handles }).await;
+            assigned(&mut dies, &mut Vec::new(), 3).await;
+            let to_the_end = Subscribe {
+                stop_at_end: true,
+                ..member("t")
+            };
+            let mut third = client.subscribe(&to_the_end).await;
+            assert_eq!(revoked(&mut dies).await.len(), 1);
+            let handles = revoked(&mut lets_go).await;
+            lets_go.frame(Kind::Released, &Released { handles }).await;
+            let mut caught_up = 0;
+            while let Some(frame) = third.next().await {
+                match frame.known() {
+                    Some(Kind::CaughtUp) => caught_up += 1,
+                    Some(Kind::Error | Kind::PartitionError) => panic!("{frame:?}"),
+                    _ => {}
+                }
+                if caught_up == 1 {
+                    other.connection.close(0_u32.into(), b"");
+                }
+            }
+            assert_eq!(caught_up, 3, "{shards} shards: its half of six");
+        });
+    }
+}
+
+/// The handles that a member is asked for next.
+async fn revoked(stream: &mut Stream) -> Vec<u32> {
+    loop {
+        let frame = stream.next().await.expect("a frame");
+        if frame.known() == Some(Kind::Revoke) {
+            return frame.message::<Revoke>().expect("REVOKE").handles;
+        }
     }
 }
 

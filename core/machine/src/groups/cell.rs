@@ -70,11 +70,16 @@ impl Group {
                 .any(is_new)
     }
 
-    pub(super) fn assignment(&self, id: MemberId) -> Assignment {
+    pub(super) fn assignment(
+        &self,
+        id: MemberId,
+        partition_count: impl Fn(TopicId) -> u32,
+    ) -> Assignment {
         let member = &self.members[&id];
         let mut assignment = Assignment {
             version: member.version,
             joined: member.joined,
+            moves: self.standing(partition_count) == Standing::Rebalancing,
             ..Assignment::default()
         };
         for (partition, hold) in self.holds.iter().filter(|(_, hold)| hold.member == id) {

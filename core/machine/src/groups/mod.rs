@@ -124,7 +124,7 @@ pub(crate) fn join(
     });
     Ok(change.decide(|after| Reply::Joined {
         member,
-        assignment: after.assignment(member),
+        assignment: after.assignment(member, |topic| state.partition_count(topic)),
     }))
 }
 
@@ -237,7 +237,8 @@ pub(crate) fn assignment(
 ) -> Result<Decision, Refusal> {
     home(state, name)?;
     let group = incarnation(state, name, id, joined)?;
-    Ok(Decision::look(Reply::Assignment(group.assignment(id))))
+    let assignment = group.assignment(id, |topic| state.partition_count(topic));
+    Ok(Decision::look(Reply::Assignment(assignment)))
 }
 
 /// With `force` its members are out of it with the group. Its offsets here go in the same unit, and the other

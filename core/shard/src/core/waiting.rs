@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use millstream_batch::ids::{GroupEpoch, MemberId, PartitionSlot};
 use rustc_hash::FxHashMap;
 
-use crate::call::Fetch;
+use crate::call::{Fetch, Seen};
 
 /// What a call waits for.
 #[derive(Debug)]
@@ -16,12 +16,12 @@ pub(crate) enum Wait {
         fetch: Fetch,
         started_us: u64,
     },
-    /// A newer assignment of this member.
+    /// Another assignment of this member.
     Assignment {
         group: String,
         member: MemberId,
         joined: GroupEpoch,
-        seen: u64,
+        seen: Seen,
     },
     /// A newer catalog.
     Catalog { seen: u64 },

@@ -7,7 +7,7 @@ use millstream_machine::request::{Assignment, Refusal, Reply, Request};
 use super::gate::Held;
 use super::waiting::Wait;
 use super::{ShardCore, Writes};
-use crate::call::{Answer, Error};
+use crate::call::{Answer, Error, Seen};
 
 impl ShardCore {
     pub(super) fn watch_assignment(
@@ -16,7 +16,7 @@ impl ShardCore {
         group: String,
         member: MemberId,
         joined: GroupEpoch,
-        seen: u64,
+        seen: Seen,
         wait_ms: u32,
     ) {
         let assignment = match self.assignment(&group, member, joined) {
@@ -24,7 +24,7 @@ impl ShardCore {
             Err(error) => return self.refuse_or_fail(token, error),
         };
         self.upkeep.seen(&group, member, self.now);
-        if assignment.version > seen || wait_ms == 0 {
+        if seen.is_behind(&assignment) || wait_ms == 0 {
             return self.assigned(token, assignment);
         }
         let wait = Wait::Assignment {
@@ -92,7 +92,7 @@ impl ShardCore {
             };
             let (member, joined, seen) = (*member, *joined, *seen);
             match self.assignment(group, member, joined) {
-                Ok(assignment) if assignment.version <= seen => {}
+                Ok(assignment) if !seen.is_behind(&assignment) => {}
                 Ok(assignment) => {
                     self.waiting.remove(token);
                     self.assigned(token, assignment);

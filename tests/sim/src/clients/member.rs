@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use millstream_batch::ids::{GroupEpoch, MemberId, Offset, Partition};
 use millstream_machine::request::{Assignment, Commit, Refusal, Reply, Request};
-use millstream_shard::call::{Answer, Call, Error};
+use millstream_shard::call::{Answer, Call, Error, Seen};
 
 use crate::clients::{Client, Scene};
 
@@ -25,7 +25,7 @@ pub struct Member {
     member: MemberId,
     /// The epoch of the join that the rest rests on.
     joined: GroupEpoch,
-    version: u64,
+    seen: Seen,
     /// Claimed: the epoch and the next offset to commit.
     holds: BTreeMap<Partition, (GroupEpoch, u64)>,
     revoking: Vec<Partition>,
@@ -45,7 +45,7 @@ impl Member {
             group: group.to_owned(),
             member: MemberId(0),
             joined: GroupEpoch(0),
-            version: 0,
+            seen: Seen::default(),
             holds: BTreeMap::new(),
             revoking: Vec::new(),
             claiming: Vec::new(),
@@ -64,7 +64,7 @@ impl Member {
 
     fn out_of_group(&mut self) {
         self.member = MemberId(0);
-        self.version = 0;
+        self.seen = Seen::default();
         self.holds.clear();
         self.overruled.clear();
         self.claiming.clear();
@@ -72,7 +72,7 @@ impl Member {
     }
 
     fn assigned(&mut self, assignment: Assignment) {
-        self.version = assignment.version;
+        self.seen = Seen::of(&assignment);
         self.joined = assignment.joined;
         let owned = assignment.owned.iter();
         let owned: Vec<_> = owned
@@ -188,7 +188,7 @@ impl Member {
                     group,
                     member,
                     joined,
-                    seen: self.version,
+                    seen: self.seen,
                     wait_ms,
                 };
                 self.send(scene, Step::Watch, call);

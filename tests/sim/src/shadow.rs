@@ -63,6 +63,8 @@ pub struct Shadow {
     others: BTreeSet<u64>,
     /// Messages by destination and number: the unit that queued each.
     queued: BTreeMap<(u16, u64), Lsn>,
+    /// Changes of the catalogue by revision: the unit of each.
+    changes: BTreeMap<u64, Lsn>,
     /// By slot and base offset.
     batches: BTreeMap<(PartitionSlot, u64), Place>,
     asked: BTreeMap<IoId, Asked>,
@@ -85,6 +87,7 @@ impl Shadow {
             facts: BTreeMap::new(),
             others: BTreeSet::new(),
             queued: BTreeMap::new(),
+            changes: BTreeMap::new(),
             batches: BTreeMap::new(),
             asked: BTreeMap::new(),
             waiting: VecDeque::new(),
@@ -163,8 +166,17 @@ impl Shadow {
         if !matches!(entry.kind, kind::BATCH_APPENDED | kind::PRODUCER_ADVANCED) {
             self.others.insert(entry.lsn.0);
         }
-        if let Ok(Fact::CourierQueued(queued)) = Fact::decode(entry.kind, bytes) {
-            self.queued.insert((queued.to, queued.k), entry.lsn);
+        match Fact::decode(entry.kind, bytes) {
+            Ok(Fact::CourierQueued(queued)) => {
+                self.queued.insert((queued.to, queued.k), entry.lsn);
+            }
+            Ok(Fact::TopicApplied(applied)) => {
+                self.changes.insert(applied.topic.revision, entry.lsn);
+            }
+            Ok(Fact::TopicDeleted(deleted)) => {
+                self.changes.insert(deleted.revision, entry.lsn);
+            }
+            _ => {}
         }
     }
 
@@ -241,6 +253,12 @@ impl Shadow {
             .next_back()
             .copied()
             .unwrap_or(0))
+    }
+
+    /// The unit that changed the catalogue to this revision.
+    #[must_use]
+    pub fn change(&self, revision: u64) -> Option<Lsn> {
+        self.changes.get(&revision).copied()
     }
 
     /// The unit that queued a message.

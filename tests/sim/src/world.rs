@@ -424,6 +424,10 @@ impl World {
                 about,
             } => {
                 self.history.counts.messages += 1;
+                if let About::Catalogue { revision } = about {
+                    let lsn = self.shards[at].shadow.change(revision);
+                    self.check_sent(at, lsn, || format!("revision {revision} to {shard}"));
+                }
                 let call = || Call::Machine(request.clone());
                 self.mail(usize::from(shard.0), call, &To::Teller(at, about));
             }
@@ -434,7 +438,8 @@ impl World {
                 message,
             } => {
                 self.history.counts.messages += 1;
-                self.check_sent(at, to, k);
+                let lsn = self.shards[at].shadow.queued(to.0, k);
+                self.check_sent(at, lsn, || format!("message {k} to {to}"));
                 let from = ShardId(at as u16);
                 let call = || {
                     Call::Machine(Request::ApplyCourier {
@@ -455,13 +460,14 @@ impl World {
         }
     }
 
-    /// `couriers_kept`: a message leaves only when what decided it is on the disk.
-    fn check_sent(&mut self, at: usize, to: ShardId, k: u64) {
-        let shadow = &self.shards[at].shadow;
-        let (lsn, synced) = (shadow.queued(to.0, k), shadow.synced());
+    /// `couriers_kept`: what is told leaves only when what decided it is on the disk.
+    fn check_sent(&mut self, at: usize, lsn: Option<Lsn>, what: impl Fn() -> String) {
+        let synced = self.shards[at].shadow.synced();
         if lsn.is_none_or(|lsn| lsn > synced) {
-            let what =
-                format!("shard {at} sends message {k} to {to}, of lsn {lsn:?}; {synced} is synced");
+            let what = format!(
+                "shard {at} sends {}, of lsn {lsn:?}; {synced} is synced",
+                what()
+            );
             self.history.violation("couriers_kept", what);
         }
     }

@@ -49,6 +49,8 @@ pub(crate) enum Held {
     Bytes(usize),
     /// The group's assignments may have changed.
     Group { group: String },
+    /// A change of the catalogue, for the other shards.
+    Change { revision: u64 },
     /// A message to another shard.
     Courier { to: ShardId, row: Row, k: u64 },
     /// A shard has acknowledged messages.

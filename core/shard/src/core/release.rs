@@ -111,12 +111,12 @@ impl ShardCore {
                 Held::Catalog => {
                     self.catalog_version = catalog_version(lsn);
                     self.wake_catalog();
-                    self.catalogue_durable();
                 }
                 Held::Group { group } => {
                     self.wake_group(&group);
                     self.claiming.group_changed(group);
                 }
+                Held::Change { revision } => self.change_durable(revision),
                 Held::Courier { to, row, k } => self.courier_durable(to, row, k),
                 Held::Acknowledged { to, row } => {
                     self.courier_acknowledged(to, row);
@@ -176,6 +176,7 @@ impl ShardCore {
                 | Held::Gone { .. }
                 | Held::Catalog
                 | Held::Group { .. }
+                | Held::Change { .. }
                 | Held::Courier { .. }
                 | Held::Acknowledged { .. } => {}
             }

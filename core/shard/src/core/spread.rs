@@ -79,12 +79,12 @@ impl ShardCore {
             };
             self.spreading.shards.insert(shard, told);
         }
-        self.catalogue_durable();
+        self.change_durable(self.state.catalogue_revision());
     }
 
-    /// The catalogue as it is now is durable.
-    pub(super) fn catalogue_durable(&mut self) {
-        self.spreading.durable = self.state.catalogue_revision();
+    /// The catalogue is durable up to this revision; the state may be further.
+    pub(super) fn change_durable(&mut self, revision: u64) {
+        self.spreading.durable = revision;
         let shards: Vec<_> = self.spreading.shards.keys().copied().collect();
         for shard in shards {
             self.tell(shard);

@@ -1,7 +1,9 @@
 //! Calls that change something: decide, append, install, hold the answer.
 
 use millstream_batch::Parts;
-use millstream_batch::ids::{Lsn, Offset, Partition, PartitionSlot, ShardId, TopicId};
+use millstream_batch::ids::{
+    CATALOG_SHARD, Lsn, Offset, Partition, PartitionSlot, ShardId, TopicId,
+};
 use millstream_log::io::{IoError, IoErrorKind};
 use millstream_log::{Append, IndexKey, Refused};
 use millstream_machine::fact::{BatchPlace, Class};
@@ -255,6 +257,11 @@ impl ShardCore {
         if fact.touches_topics() {
             self.upkeep.catalog_changed = true;
             self.hold(Held::Catalog);
+            if self.config.shard == CATALOG_SHARD && self.config.shards > 1 {
+                // As it is now: what is installed after this is not durable with it.
+                let revision = self.state.catalogue_revision();
+                self.hold(Held::Change { revision });
+            }
         }
         match fact {
             Fact::CourierQueued(queued) => {
@@ -307,6 +314,7 @@ impl ShardCore {
             Held::Answer { .. }
                 | Held::Start { .. }
                 | Held::Gone { .. }
+                | Held::Change { .. }
                 | Held::Courier { .. }
                 | Held::Acknowledged { .. }
         );

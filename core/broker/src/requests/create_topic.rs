@@ -1,4 +1,4 @@
-//! CREATE_TOPIC: decided at shard 0, answered when every shard knows the topic.
+//! CREATE_TOPIC: decided at shard 0, answered when every shard that answers knows the topic.
 
 use millstream_batch::ids::TopicId;
 use millstream_machine::request::{Reply, Request};

@@ -1,4 +1,4 @@
-//! DELETE_TOPIC: decided at shard 0, answered when every shard has let go.
+//! DELETE_TOPIC: decided at shard 0, answered when every shard that answers has let go.
 
 use millstream_machine::request::{Reply, Request};
 use millstream_protocol::messages::{self, DeleteTopicRequest, DeleteTopicResponse};

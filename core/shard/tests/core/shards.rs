@@ -262,6 +262,22 @@ fn a_change_of_the_catalogue_is_told_until_it_is_known() {
     assert_eq!(world.told, []);
 }
 
+/// One change is on the disk, the next is installed and is not: only the first is told.
+#[test]
+fn a_change_is_told_when_it_is_durable_whatever_is_installed_since() {
+    let mut world = World::open(three_shards(true), BTreeMap::new(), start());
+    world.ask(1, Call::Machine(create("a", TOPIC)));
+    world.ask(2, Call::Machine(create("b", TopicId([8; 16]))));
+    assert_eq!(world.core.state().catalogue_revision(), 2);
+    while world.told.is_empty() {
+        world.step();
+    }
+    let (one, two) = (ShardId(1), ShardId(2));
+    assert_eq!(world.told, [(one, revision(1)), (two, revision(1))]);
+    world.settle();
+    assert_eq!(world.told[2..], [(one, revision(2)), (two, revision(2))]);
+}
+
 /// Answers come in any order; what is known has no gaps.
 #[test]
 fn what_a_shard_knows_of_the_catalogue_has_no_gaps() {
